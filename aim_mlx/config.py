@@ -1,0 +1,159 @@
+"""Sizes and preprocessing of a model as frozen, checked values."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from aim_mlx.errors import CheckpointError
+
+HEAD_DIM = 128  # of every published model; what heads are counted by when no config says otherwise
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Far above any published size, far below what could exhaust a machine before a tensor is read.
+_LARGEST = {"embed_dim": 65_536, "mlp_hidden_dim": 262_144, "num_blocks": 1_024, "num_heads": 1_024}
+_LARGEST |= {"patch_size": 256, "image_size": 8_192}
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of an AIMv2 vision encoder; `image_size` None means native resolution (sin-cos positions).
+
+    Raises CheckpointError for sizes that are not positive whole numbers or do not fit each other.
+    """
+
+    embed_dim: int
+    mlp_hidden_dim: int
+    num_blocks: int
+    num_heads: int
+    patch_size: int = 14
+    image_size: int | None = None
+    rms_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        for name, largest in _LARGEST.items():
+            value = getattr(self, name)
+            if name == "image_size" and value is None:
+                continue
+            if type(value) is not int or not 1 <= value <= largest:
+                raise CheckpointError(
+                    f"{name} must be a whole number from 1 to {largest}, got {value!r}: "
+                    "correct config.json"
+                )
+        if self.embed_dim % self.num_heads:
+            raise CheckpointError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}: "
+                "correct config.json"
+            )
+        if self.embed_dim % 4 and self.image_size is None:
+            raise CheckpointError(
+                f"embed_dim {self.embed_dim} is not a multiple of 4, which sin-cos positions need"
+            )
+        if self.image_size is not None and self.image_size % self.patch_size:
+            raise CheckpointError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: "
+                "correct config.json"
+            )
+        if not _is_real(self.rms_norm_eps) or not 0 < self.rms_norm_eps < 1:
+            raise CheckpointError(
+                f"rms_norm_eps must be between 0 and 1, got {self.rms_norm_eps!r}: "
+                "correct config.json"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def grid(self) -> int | None:
+        """Patches along one side of the trained image, or None for native resolution."""
+        return None if self.image_size is None else self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How an image becomes pixels: resize, crop, scale to [0, 1], normalise with mean and std.
+
+    `shortest_edge` and `crop_size` None (both) mean native resolution: the image keeps its size,
+    cut down to whole patches of `patch_size`, and only sizes out of range are scaled.
+    """
+
+    shortest_edge: int | None
+    crop_size: int | None
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    patch_size: int = 14
+
+    def __post_init__(self):
+        if (self.shortest_edge is None) != (self.crop_size is None):
+            raise CheckpointError(
+                "shortest_edge and crop_size must both be given (fixed size) or both be absent "
+                f"(native), got {self.shortest_edge!r} and {self.crop_size!r}"
+            )
+        for name in ("shortest_edge", "crop_size"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not 1 <= value <= 16_384):
+                raise CheckpointError(
+                    f"{name} must be a whole number from 1 to 16384, got {value!r}"
+                )
+        if self.shortest_edge is not None and self.crop_size is not None:
+            if self.crop_size > self.shortest_edge:
+                raise CheckpointError(
+                    f"crop_size {self.crop_size} is larger than shortest_edge {self.shortest_edge}"
+                )
+        if type(self.patch_size) is not int or not 1 <= self.patch_size <= 256:
+            raise CheckpointError(f"patch_size must be from 1 to 256, got {self.patch_size!r}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not isinstance(values, (tuple, list)) or len(values) != 3 or not all(
+                _is_real(v) for v in values
+            ):
+                raise CheckpointError(f"{name} must be three finite numbers, got {values!r}")
+            object.__setattr__(self, name, tuple(float(v) for v in values))
+        if any(v <= 0 for v in self.std):
+            raise CheckpointError(f"std must be three positive numbers, got {self.std!r}")
+
+    @property
+    def native(self) -> bool:
+        return self.crop_size is None
+
+    @classmethod
+    def hub(cls, image_size: int | None, patch_size: int = 14) -> "PreprocessConfig":
+        """What the published preprocessor_config.json files say (Hub, timm)."""
+        return cls(image_size, image_size, CLIP_MEAN, CLIP_STD, patch_size)
+
+    @classmethod
+    def imagenet(cls, image_size: int, patch_size: int = 14) -> "PreprocessConfig":
+        """What the paper's evaluation code does: resize to ceil(size / 0.875), ImageNet mean and std."""
+        resized = math.ceil(image_size / 0.875)
+        return cls(resized, image_size, IMAGENET_MEAN, IMAGENET_STD, patch_size)
+
+
+Config = TypeVar("Config", VisionConfig, PreprocessConfig)
+
+
+def to_dict(config: VisionConfig | PreprocessConfig) -> dict[str, Any]:
+    """Plain values for JSON."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def from_dict(kind: type[Config], values: Any) -> Config:
+    """Builds a config from parsed JSON; raises CheckpointError for unknown, missing or bad fields."""
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"expected an object with the fields of {kind.__name__}, got {values!r:.80}")
+    known = {f.name for f in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise CheckpointError(
+            f"unknown field {unknown[0]!r} for {kind.__name__}: known are {', '.join(sorted(known))}"
+        )
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise CheckpointError(f"{kind.__name__}: {error}") from error
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,41 @@
+"""The errors of the package: each kind knows the exit code that the command line ends with."""
+
+
+class AimError(Exception):
+    """Base of every error raised on purpose; its text says what was expected, what came, what to do."""
+
+    exit_code = 1
+
+
+class UsageError(AimError):
+    """An argument that cannot be served: an unknown name, a bad size, a missing path."""
+
+    exit_code = 2
+
+
+class CheckpointError(AimError):
+    """A model, checkpoint or configuration that is rejected before any work is done."""
+
+    exit_code = 4
+
+
+class OutputError(AimError):
+    """A result that could not be written or read back."""
+
+    exit_code = 5
+
+
+class BackendError(AimError):
+    """No usable MLX back end on this machine."""
+
+
+class ImageError(AimError):
+    """One image that cannot be embedded; `reason` is a fixed word, `detail` a sentence for people."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self):
+        return type(self), (self.reason, self.detail)
