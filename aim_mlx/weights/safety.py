@@ -1,0 +1,249 @@
+"""A safetensors file, checked before a tensor is read, and read without trusting it to stay so.
+
+- The header is checked here byte by byte, then by safetensors' own parser; both must agree. MLX's
+  reader does not defend itself and is not used.
+- Tensors are read by position into memory of their own, never mapped: a mapped file that shrinks
+  kills the process, a read that ends early is an error.
+"""
+
+import math
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors
+
+from aim_mlx.errors import CheckpointError
+from aim_mlx.weights.foreign import refuse_foreign, refuse_suffix
+from aim_mlx.weights.strict_json import parse_object, show
+
+LARGEST_HEADER = 2 * 2**20  # bytes; the largest published one has 64 thousand
+LARGEST_DIM = 2**40
+LARGEST_RANK = 8
+
+# What numpy reads each stored type as. bfloat16 has no numpy type: its raw bits.
+NUMPY_DTYPES = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "F8_E4M3": "u1", "F8_E5M2": "u1", "U16": "<u2",
+    "I16": "<i2", "F16": "<f2", "BF16": "<u2", "U32": "<u4", "I32": "<i4", "F32": "<f4",
+    "U64": "<u8", "I64": "<i8", "F64": "<f8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor as its file's header states it; `offset` counts from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """A safetensors file whose header was found sound: its tensors in the order of their bytes."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    size: int
+    # Device, inode and time of the last change: a file replaced after the check is not read.
+    stamp: tuple[int, int, int] = field(default=(0, 0, 0), repr=False)
+
+
+def check_file(path: str | os.PathLike[str]) -> CheckedFile:
+    """Checks the header of a safetensors file, reading nothing else.
+
+    Raises CheckpointError for whatever is not a sound safetensors file; the message names the file
+    and the tensor.
+    """
+    path = Path(path)
+    refuse_suffix(path)
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
+        header, data_start = _read_header(path, file, status.st_size)
+    values = parse_object(header, f"the header of {path}")
+    metadata = _metadata(path, values.pop("__metadata__", None))
+    tensors = {name: _tensor(path, name, entry, data_start) for name, entry in values.items()}
+    tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)))
+    _check_offsets(path, tensors, data_start, status.st_size)
+    _check_agreement(path, tensors)
+    return CheckedFile(path, tensors, metadata, status.st_size, _stamp(status))
+
+
+class TensorReader:
+    """Reads tensors of one checked file through one handle: a replaced file is not mixed in.
+
+    A context manager. Raises CheckpointError when the file is not the one that was checked.
+    """
+
+    def __init__(self, checked: CheckedFile):
+        self.checked = checked
+        self._file = open_regular(checked.path)
+        status = os.fstat(self._file.fileno())
+        if status.st_size != checked.size or _stamp(status) != checked.stamp:
+            self._file.close()
+            raise CheckpointError(
+                f"{checked.path} changed after it was checked (expected {checked.size} bytes, now "
+                f"{status.st_size}): wait until it is complete, then load it again"
+            )
+
+    def __enter__(self) -> "TensorReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor as stored, bfloat16 as its uint16 bits; CheckpointError if it is cut short."""
+        info = self.checked.tensors[name]
+        array = np.empty(info.shape, dtype=NUMPY_DTYPES[info.dtype])
+        view = array.reshape(-1).view(np.uint8).data
+        done = 0
+        try:
+            self._file.seek(info.offset)
+            while done < info.nbytes:
+                count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+                if not count:
+                    raise CheckpointError(
+                        f"{self.checked.path} was cut short while tensor {show(name)} was read: "
+                        f"expected {info.nbytes} bytes, got {done}; restore the file"
+                    )
+                done += count
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.checked.path} cannot be read at tensor {show(name)}: {error.strerror}"
+            ) from error
+        return array
+
+
+def read_tensor(checked: CheckedFile, name: str) -> np.ndarray:
+    """One tensor of a checked file, as TensorReader.read gives it."""
+    with TensorReader(checked) as reader:
+        return reader.read(name)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file unbuffered; never a FIFO or device, whose opening could wait for ever.
+
+    Raises CheckpointError.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise CheckpointError(f"{path} is not a regular file: expected a safetensors file")
+        return open(path, "rb", buffering=0)  # type: ignore[return-value]
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{show(str(path))} cannot be opened: {reason}") from error
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[bytes, int]:
+    """The header's bytes and where the data starts."""
+    if size == 0:
+        raise CheckpointError(f"{path} is empty: download it again")
+    start = file.read(512)
+    length = int.from_bytes(start[:8], "little")
+    if not (len(start) > 9 and 2 <= length <= size - 8 and start[8:9] == b"{"):
+        refuse_foreign(path, start)
+        if len(start) < 10:
+            raise CheckpointError(f"{path} has only {size} bytes: download it again")
+        if start[8:9] == b"{" and size - 8 < length <= LARGEST_HEADER:
+            raise CheckpointError(
+                f"{path} is truncated: its header has {length} bytes, the file {size}; "
+                "download it again"
+            )
+        raise CheckpointError(
+            f"{path} is not a safetensors file: expected a header of 2 to {size - 8} bytes that "
+            f"starts with '{{', got length {length} and {show(start[8:9])}; download it again"
+        )
+    if length > LARGEST_HEADER:
+        raise CheckpointError(
+            f"{path} states a header of {length} bytes, expected at most {LARGEST_HEADER}: "
+            "no published encoder needs as much"
+        )
+    file.seek(8)
+    header = file.read(length)
+    if len(header) != length:
+        raise CheckpointError(f"{path} was cut short while its header was read")
+    return header, 8 + length
+
+
+def _metadata(path: Path, values: Any) -> dict[str, str]:
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
+        raise CheckpointError(f"the metadata of {path} must be an object of texts")
+    return values
+
+
+def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    """One entry of the header; offsets become positions in the file."""
+
+    def bad(expected: str, got: object) -> CheckpointError:
+        return CheckpointError(
+            f"tensor {show(name)} of {path}: expected {expected}, got {show(got)}; "
+            "download it again"
+        )
+
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise bad("an object with dtype, shape and data_offsets", entry)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
+        raise bad(f"a dtype of {', '.join(NUMPY_DTYPES)}", dtype)
+    if not isinstance(shape, list) or len(shape) > LARGEST_RANK:
+        raise bad(f"a shape of at most {LARGEST_RANK} dimensions", shape)
+    if not all(type(n) is int and 0 <= n <= LARGEST_DIM for n in shape):
+        raise bad(f"dimensions as whole numbers from 0 to {LARGEST_DIM}", shape)
+    if not isinstance(offsets, list) or len(offsets) != 2:
+        raise bad("two data_offsets", offsets)
+    begin, end = offsets
+    if not (type(begin) is int and type(end) is int and 0 <= begin <= end):
+        raise bad("data_offsets as whole numbers in order", offsets)
+    nbytes = math.prod(shape) * np.dtype(NUMPY_DTYPES[dtype]).itemsize
+    if nbytes != end - begin:
+        raise bad(f"{nbytes} bytes for {dtype} of shape {shape}", end - begin)
+    return TensorInfo(dtype, tuple(shape), data_start + begin, nbytes)
+
+
+def _check_offsets(path: Path, tensors: dict[str, TensorInfo], start: int, size: int) -> None:
+    """Tensors must follow one another from the end of the header to the end of the file."""
+    for name, info in tensors.items():
+        if info.offset != start:
+            fault = "a hole before it" if info.offset > start else "bytes shared with another"
+            raise CheckpointError(
+                f"tensor {show(name)} of {path}: expected at byte {start}, got {info.offset} "
+                f"({fault}); download it again"
+            )
+        start += info.nbytes
+    if start > size:
+        raise CheckpointError(
+            f"{path} is truncated: expected {start} bytes, got {size}; download it again"
+        )
+    if start < size:
+        raise CheckpointError(
+            f"{path} has {size - start} bytes after its last tensor: expected {start} bytes, "
+            f"got {size}; download it again"
+        )
+
+
+def _check_agreement(path: Path, tensors: dict[str, TensorInfo]) -> None:
+    """safetensors' own parser must read the same header, or the file is ambiguous."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            theirs = {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is rejected by the safetensors parser ({error!s:.200}): download it again"
+        ) from error
+    if theirs != {name: (info.dtype, info.shape) for name, info in tensors.items()}:
+        raise CheckpointError(
+            f"{path} reads differently by two parsers: download it again from its publisher"
+        )

@@ -1,0 +1,80 @@
+"""JSON that came with a checkpoint: one object, read without surprises or not at all."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from aim_mlx.errors import CheckpointError
+
+LARGEST_JSON = 4 * 2**20  # bytes; an index of a hundred thousand tensors is smaller
+
+
+def parse_object(data: bytes, what: str) -> dict[str, Any]:
+    """The one JSON object in `data`, which `what` names in messages.
+
+    Raises CheckpointError for what is not plain UTF-8 JSON, and for duplicate keys, NaN, infinities
+    and nesting too deep, which other parsers read differently.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            seen: set[str] = set()
+            twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+            raise CheckpointError(
+                f"{what} states the key {show(twice)} twice: expected once; download it again"
+            )
+        return values
+
+    def constant(name: str) -> Any:
+        raise CheckpointError(f"{what} holds {name}, which is not JSON: write a finite number")
+
+    if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        raise CheckpointError(
+            f"{what} starts with a byte-order mark: save it as plain UTF-8 without one"
+        )
+    try:
+        values = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+    except RecursionError:
+        raise CheckpointError(f"{what} is nested too deeply: not a checkpoint's JSON") from None
+    except ValueError as error:  # also UnicodeDecodeError, and numbers of thousands of digits
+        raise CheckpointError(
+            f"{what} is not valid JSON ({error!s:.100}): download it again"
+        ) from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{what} must be a JSON object, got {type(values).__name__}")
+    return values
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a small file; its size is checked before a byte is read.
+
+    Raises CheckpointError.
+    """
+    data = read_bytes(path, LARGEST_JSON)
+    return parse_object(data, str(path))
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """The bytes of a regular file of at most `largest` bytes; raises CheckpointError."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path} is not a regular file")
+        if status.st_size > largest:
+            raise CheckpointError(
+                f"{path} has {status.st_size} bytes, expected at most {largest}: "
+                "not a checkpoint's JSON"
+            )
+        with open(path, "rb") as file:
+            return file.read(largest)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def show(name: object) -> str:
+    """A name from an untrusted file, quoted, escaped and cut for one line of a message."""
+    text = ascii(name)
+    return text if len(text) <= 120 else f"{text[:117]}..."
