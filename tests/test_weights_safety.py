@@ -11,11 +11,11 @@ import pytest
 import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from weights_files import DATA, crafted, entry, read_tensors, write_tensors
 
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.safety import LARGEST_HEADER, TensorReader, check_file, read_tensor
 from aim_mlx.weights.strict_json import parse_object
+from tests.weights_files import DATA, crafted, entry, read_tensors, write_tensors
 
 GOOD = {"a": entry("F32", [2, 3], 0, 24), "b": entry("BF16", [4], 24, 32)}
 GOOD_DATA = bytes(range(32))

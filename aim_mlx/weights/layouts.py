@@ -1,0 +1,236 @@
+"""The layouts in which AIMv2 weights are published, as rows of data.
+
+Our names and shapes are those of the reference's MLX files. A row says which tensors of a layout
+make one of ours, and by which operation; `{i}` stands for a block's number. The operations are a
+closed set, each with its inverse:
+
+- keep   as it is
+- conv   (out, in, kh, kw) -> (out, kh, kw, in)
+- join   q, k, v of equal shapes -> one tensor, along axis 0
+- axis   (N, D) -> (1, N, D)
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from aim_mlx.errors import CheckpointError
+from aim_mlx.weights.safety import TensorInfo
+from aim_mlx.weights.strict_json import show
+
+KEEP, CONV, JOIN, AXIS = "keep", "conv", "join", "axis"
+
+_BLOCK = re.compile(r"(.*\b(?:blocks|layers))\.(0|[1-9][0-9]{0,3})\.(.+)", re.ASCII)
+_PATCH_CONV = "preprocessor.patchifier.proj.weight"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row: the tensors `theirs` become our tensor `ours` by `operation`."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    operation: str = KEEP
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of model ("vision" or "lit") is laid out by one publisher."""
+
+    name: str
+    kind: str
+    rules: tuple[Rule, ...]
+
+    def rule_for(self, key: str) -> Rule | None:
+        """The one rule that a source key matches."""
+        return _BY_SOURCE[self.name, self.kind].get(split(key)[0])
+
+    def rule_of(self, ours: str) -> Rule | None:
+        """The rule that makes our tensor."""
+        return _BY_OURS[self.name, self.kind].get(split(ours)[0])
+
+    def source_names(self, ours: str) -> tuple[str, ...]:
+        """The names that our tensor has in this layout, () for a name that is not ours."""
+        rule = self.rule_of(ours)
+        return () if rule is None else tuple(fill(name, split(ours)[1]) for name in rule.theirs)
+
+
+def detect_layout(tensors: Mapping[str, TensorInfo]) -> Layout:
+    """The layout and kind of a checkpoint, from its keys and the exact shape of its patch conv.
+
+    Raises CheckpointError for keys of two layouts, of none, and for an orientation that the shapes
+    leave open.
+    """
+    if not tensors:
+        raise CheckpointError("no tensors in the checkpoint: expected an AIMv2 encoder")
+    # The two ml-aim layouts share their keys; the first stands for both until the shapes decide.
+    candidates = [layout for layout in LAYOUTS if layout.name != "ml-aim-torch"]
+    known = {id(c): {k for k in tensors if c.rule_for(k) is not None} for c in candidates}
+    best = max(candidates, key=lambda c: len(known[id(c)]))
+    rest = [key for key in tensors if key not in known[id(best)]]
+    if len(rest) == len(tensors):
+        raise CheckpointError(
+            f"no known layout has the tensor {show(rest[0])}{others(rest)}: expected an AIMv2 "
+            f"encoder as published ({', '.join(dict.fromkeys(c.name for c in LAYOUTS))})"
+        )
+    for other in candidates:
+        foreign = [key for key in rest if key in known[id(other)]]
+        if foreign:
+            ours = next(iter(k for k in tensors if k in known[id(best)]))
+            raise CheckpointError(
+                f"tensors of two layouts in one checkpoint: {show(ours)} is {best.name} "
+                f"({best.kind}), {show(foreign[0])}{others(foreign)} is {other.name} "
+                f"({other.kind}); expected one layout"
+            )
+    if rest:
+        raise unexpected(best, rest)
+    return _oriented(best, tensors)
+
+
+def layout_named(name: str, kind: str = "vision") -> Layout:
+    """A row of the table by name and kind; raises CheckpointError naming the known ones."""
+    for layout in LAYOUTS:
+        if (layout.name, layout.kind) == (name, kind):
+            return layout
+    known = ", ".join(f"{layout.name} ({layout.kind})" for layout in LAYOUTS)
+    raise CheckpointError(f"layout must be one of {known}, got {name} ({kind})")
+
+
+def _oriented(layout: Layout, tensors: Mapping[str, TensorInfo]) -> Layout:
+    """Decides between the two ml-aim layouts: (D, p, p, 3) is MLX's, (D, 3, p, p) PyTorch's."""
+    if layout.name != "ml-aim-mlx":
+        return layout
+    key = _PATCH_CONV if layout.kind == "vision" else f"image_encoder.{_PATCH_CONV}"
+    if key not in tensors:
+        raise CheckpointError(f"missing tensor {key}: expected in every AIMv2 encoder")
+    shape = tensors[key].shape
+    last = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3
+    first = len(shape) == 4 and shape[2] == shape[3] and shape[1] == 3
+    if last and first:
+        raise CheckpointError(
+            f"tensor {key} of shape {list(shape)} can be read in two ways: with patches of 3 "
+            "pixels, save the weights in the transformers layout"
+        )
+    if not last and not first:
+        raise CheckpointError(
+            f"wrong shape of tensor {key}: expected (D, p, p, 3) or (D, 3, p, p), got {list(shape)}"
+        )
+    return layout if last else layout_named("ml-aim-torch", layout.kind)
+
+
+def split(key: str) -> tuple[str, str]:
+    """A key as its pattern and block: trunk.blocks.7.norm -> trunk.blocks.{i}.norm, "7" (or "")."""
+    if "{" in key:  # a literal "{i}" in a file must not pass for a pattern
+        return "", ""
+    match = _BLOCK.fullmatch(key)
+    return (f"{match[1]}.{{i}}.{match[3]}", match[2]) if match else (key, "")
+
+
+def fill(template: str, index: str) -> str:
+    return template.replace("{i}", index)
+
+
+def unexpected(layout: Layout, keys: list[str]) -> CheckpointError:
+    """The error for keys that no rule of a layout knows."""
+    return CheckpointError(
+        f"unexpected tensor {show(keys[0])}{others(keys)} in the {layout.name} layout "
+        f"({layout.kind}): expected only the encoder's tensors"
+    )
+
+
+def others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} others)" if len(names) > 1 else ""
+
+
+def _ml_aim(rules: Iterable[Rule], conv: str) -> tuple[Rule, ...]:
+    """The same tensors under our own names; only the patch conv differs, by `conv`."""
+    return tuple(
+        Rule(rule.ours, (rule.ours,), conv if rule.operation == CONV else KEEP) for rule in rules
+    )
+
+
+def _within(ours: str, theirs: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The rules with prefixes, for a tower of a larger model."""
+    return tuple(
+        Rule(ours + r.ours, tuple(theirs + name for name in r.theirs), r.operation) for r in rules
+    )
+
+
+_TRANSFORMERS_TRUNK = (
+    Rule(
+        "trunk.blocks.{i}.attn.qkv.weight",
+        (
+            "encoder.layers.{i}.attention.q_proj.weight",
+            "encoder.layers.{i}.attention.k_proj.weight",
+            "encoder.layers.{i}.attention.v_proj.weight",
+        ),
+        JOIN,
+    ),
+    Rule("trunk.blocks.{i}.attn.proj.weight", ("encoder.layers.{i}.attention.out_proj.weight",)),
+    Rule("trunk.blocks.{i}.mlp.fc1.weight", ("encoder.layers.{i}.ffn.gate_proj.weight",)),
+    Rule("trunk.blocks.{i}.mlp.fc3.weight", ("encoder.layers.{i}.ffn.up_proj.weight",)),
+    Rule("trunk.blocks.{i}.mlp.fc2.weight", ("encoder.layers.{i}.ffn.down_proj.weight",)),
+    Rule("trunk.blocks.{i}.norm_1.weight", ("encoder.layers.{i}.rms_norm1.weight",)),
+    Rule("trunk.blocks.{i}.norm_2.weight", ("encoder.layers.{i}.rms_norm2.weight",)),
+    Rule("trunk.post_trunk_norm.weight", ("rms_norm.weight",)),
+)
+
+_TRANSFORMERS_VISION = (
+    Rule("preprocessor.patchifier.proj.weight", ("embeddings.patch_embed.weight",), CONV),
+    Rule("preprocessor.patchifier.proj.bias", ("embeddings.patch_embed.bias",)),
+    Rule("preprocessor.patchifier.norm.weight", ("embeddings.rms_norm.weight",)),
+    Rule("preprocessor.pos_embed", ("embeddings.position_embedding.weight",), AXIS),
+    *_TRANSFORMERS_TRUNK,
+)
+
+_TIMM_VISION = (
+    Rule("preprocessor.patchifier.proj.weight", ("patch_embed.proj.weight",), CONV),
+    Rule("preprocessor.patchifier.proj.bias", ("patch_embed.proj.bias",)),
+    Rule("preprocessor.patchifier.norm.weight", ("patch_embed.norm.weight",)),
+    Rule("preprocessor.pos_embed", ("pos_embed",)),
+    Rule("trunk.blocks.{i}.attn.qkv.weight", ("blocks.{i}.attn.qkv.weight",)),
+    Rule("trunk.blocks.{i}.attn.proj.weight", ("blocks.{i}.attn.proj.weight",)),
+    Rule("trunk.blocks.{i}.mlp.fc1.weight", ("blocks.{i}.mlp.fc1_g.weight",)),
+    Rule("trunk.blocks.{i}.mlp.fc3.weight", ("blocks.{i}.mlp.fc1_x.weight",)),
+    Rule("trunk.blocks.{i}.mlp.fc2.weight", ("blocks.{i}.mlp.fc2.weight",)),
+    Rule("trunk.blocks.{i}.norm_1.weight", ("blocks.{i}.norm1.weight",)),
+    Rule("trunk.blocks.{i}.norm_2.weight", ("blocks.{i}.norm2.weight",)),
+    Rule("trunk.post_trunk_norm.weight", ("norm.weight",)),
+)
+
+# What LiT adds around its two towers.
+_TRANSFORMERS_TEXT = (
+    Rule("preprocessor.text_embedding.weight", ("embeddings.token_embedding.weight",)),
+    Rule("preprocessor.positional_embedding", ("embeddings.position_embedding.weight",)),
+    *_TRANSFORMERS_TRUNK,
+)
+_TRANSFORMERS_LIT = (
+    Rule("image_encoder.head.cls_token", ("vision_model.head.cls_token",)),
+    Rule("image_encoder.head.k.weight", ("vision_model.head.k_proj.weight",)),
+    Rule("image_encoder.head.v.weight", ("vision_model.head.v_proj.weight",)),
+    Rule("image_encoder.head.linear.weight", ("vision_model.head.output_proj.weight",)),
+    Rule("image_encoder.head.linear.bias", ("vision_model.head.output_proj.bias",)),
+    Rule("image_projector.weight", ("visual_projection.weight",)),
+    Rule("text_projector.weight", ("text_projection.weight",)),
+    Rule("log_logit_scale", ("logit_scale",)),
+    *_within("image_encoder.", "vision_model.", _TRANSFORMERS_VISION),
+    *_within("text_encoder.", "text_model.", _TRANSFORMERS_TEXT),
+)
+
+
+LAYOUTS = (
+    Layout("ml-aim-mlx", "vision", _ml_aim(_TRANSFORMERS_VISION, KEEP)),
+    Layout("ml-aim-torch", "vision", _ml_aim(_TRANSFORMERS_VISION, CONV)),
+    Layout("transformers", "vision", _TRANSFORMERS_VISION),
+    Layout("timm", "vision", _TIMM_VISION),
+    Layout("ml-aim-mlx", "lit", _ml_aim(_TRANSFORMERS_LIT, KEEP)),
+    Layout("ml-aim-torch", "lit", _ml_aim(_TRANSFORMERS_LIT, CONV)),
+    Layout("transformers", "lit", _TRANSFORMERS_LIT),
+)
+_BY_SOURCE = {
+    (layout.name, layout.kind): {name: rule for rule in layout.rules for name in rule.theirs}
+    for layout in LAYOUTS
+}
+_BY_OURS = {
+    (layout.name, layout.kind): {rule.ours: rule for rule in layout.rules} for layout in LAYOUTS
+}
