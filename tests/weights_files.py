@@ -46,12 +46,12 @@ def read_tensors(path: Path) -> Tensors:
 
 def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> None:
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    data = b""
+    data, end = [], 0
     for name, (dtype, values) in tensors.items():
-        bits = np.asarray(values, NUMPY[dtype]).tobytes()
-        header[name] = entry(dtype, list(values.shape), len(data), len(data) + len(bits))
-        data += bits
-    path.write_bytes(crafted(header, data))
+        data.append(np.asarray(values, NUMPY[dtype]).tobytes())
+        header[name] = entry(dtype, list(values.shape), end, end + len(data[-1]))
+        end += len(data[-1])
+    path.write_bytes(crafted(header, b"".join(data)))
 
 
 def copy_case(tmp_path: Path, case: str, layout: str) -> Path:
@@ -92,3 +92,15 @@ def shard(folder: Path, count: int = 2) -> dict[str, str]:
 def write_index(folder: Path, weight_map: Mapping[str, Any]) -> None:
     index = {"metadata": {"total_size": 1}, "weight_map": dict(weight_map)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+# Run in a process of its own: defines `peak()`, bytes of memory at the highest. On Linux ru_maxrss
+# would not do: a new process starts with that of the one that made it.
+PEAK = """
+import resource, sys
+def peak():
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+"""

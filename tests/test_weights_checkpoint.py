@@ -1,0 +1,577 @@
+"""A checkpoint is opened only when its files, names, shapes and config.json all agree."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aim_mlx.config import PreprocessConfig, VisionConfig
+from aim_mlx.errors import CheckpointError
+from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
+from aim_mlx.weights.sizes import expected_shapes
+from tests.weights_files import (
+    DATA,
+    VISION_LAYOUTS,
+    copy_case,
+    edit_json,
+    read_tensors,
+    shard,
+    weight_file,
+    write_index,
+    write_tensors,
+)
+
+ABSOLUTE = VisionConfig(64, 176, 3, 2, 14, 56)
+NATIVE = VisionConfig(64, 176, 3, 2, 14, None)
+LIT_IMAGE = VisionConfig(64, 176, 2, 2, 14, 56)
+
+
+def rejected(path: Path, config: VisionConfig | None = None) -> str:
+    with pytest.raises(CheckpointError) as error:
+        open_checkpoint(path, config)
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 900
+    return text
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The reference case as transformers publishes it: the layout with the most operations."""
+    return copy_case(tmp_path, "vision_absolute", "transformers")
+
+
+# What is accepted
+
+
+@pytest.mark.parametrize("layout", VISION_LAYOUTS)
+def test_a_published_folder_opens_with_its_sizes(layout: str):
+    checkpoint = open_checkpoint(DATA / "vision_absolute" / layout)
+    assert checkpoint.layout == VISION_LAYOUTS[layout]
+    assert checkpoint.kind == "vision"
+    assert checkpoint.config == ABSOLUTE
+    assert checkpoint.preprocess == PreprocessConfig.hub(56)
+    assert checkpoint.dtype == "float32"
+    assert checkpoint.parameters == 189_760
+    assert checkpoint.nbytes == 4 * 189_760
+    assert checkpoint.trained and checkpoint.provenance == {}
+
+
+@pytest.mark.parametrize("layout", ["ml_aim_mlx", "ml_aim_torch", "transformers"])
+def test_no_position_tensor_means_native_resolution(layout: str):
+    checkpoint = open_checkpoint(DATA / "vision_native_5x3" / layout)
+    assert checkpoint.config == NATIVE
+    assert checkpoint.preprocess == PreprocessConfig.hub(None)
+
+
+@pytest.mark.parametrize("layout", ["ml_aim_mlx", "ml_aim_torch", "transformers"])
+def test_a_lit_folder_opens_with_the_sizes_of_its_image_tower(layout: str):
+    given_sizes = None if layout == "transformers" else LIT_IMAGE
+    checkpoint = open_checkpoint(DATA / "lit" / layout, given_sizes)
+    assert (checkpoint.kind, checkpoint.config) == ("lit", LIT_IMAGE)
+
+
+def test_bfloat16_weights_open_and_say_so():
+    assert open_checkpoint(DATA / "vision_absolute" / "transformers_bf16").dtype == "bfloat16"
+
+
+def test_weights_of_two_dtypes_are_mixed(folder: Path):
+    tensors = read_tensors(weight_file(folder))
+    tensors["rms_norm.weight"] = ("F16", tensors["rms_norm.weight"][1].astype(np.float16))
+    write_tensors(weight_file(folder), tensors)
+    assert open_checkpoint(folder).dtype == "mixed"
+
+
+def test_a_single_file_uses_the_configs_beside_it(folder: Path):
+    checkpoint = open_checkpoint(weight_file(folder))
+    assert checkpoint.config == ABSOLUTE
+    assert checkpoint.preprocess.crop_size == 56
+
+
+def test_a_bare_file_takes_its_sizes_from_config(tmp_path: Path):
+    source = weight_file(DATA / "vision_absolute" / "timm")
+    bare = Path(shutil.copy(source, tmp_path / "any-name.safetensors"))
+    assert open_checkpoint(bare, ABSOLUTE).config == ABSOLUTE
+    assert open_checkpoint(bare, ABSOLUTE).preprocess == PreprocessConfig.hub(56)
+    assert "128 channels" in rejected(bare)
+
+
+def test_a_bare_file_counts_heads_of_128_channels(tmp_path: Path):
+    config = VisionConfig(256, 24, 1, 2, 4, 8)
+    tensors = {n: ("F32", np.ones(s, np.float32)) for n, s in expected_shapes(config).items()}
+    write_tensors(tmp_path / "x.safetensors", tensors)
+    assert open_checkpoint(tmp_path / "x.safetensors").config == config
+
+
+def test_sizes_given_take_the_place_of_config_json(folder: Path):
+    (folder / "config.json").write_text("not JSON")
+    assert open_checkpoint(folder, ABSOLUTE).config == ABSOLUTE
+
+
+def test_the_mlx_file_is_preferred_to_the_other(tmp_path: Path):
+    folder = copy_case(tmp_path, "vision_absolute", "ml_aim_mlx")
+    shutil.copy(weight_file(DATA / "vision_absolute" / "transformers"), folder)
+    assert open_checkpoint(folder).layout == "ml-aim-mlx"
+
+
+def test_shards_open_as_the_whole(folder: Path):
+    whole = open_checkpoint(folder)
+    shard(folder, 3)
+    sharded = open_checkpoint(folder)
+    assert len(sharded.files) == 3
+    assert sharded.config == whole.config and sharded.parameters == whole.parameters
+
+
+def test_a_hub_snapshot_of_links_into_its_blobs_opens(folder: Path, tmp_path: Path):
+    shard(folder)
+    repo = tmp_path / "models--apple--x"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    for i, file in enumerate(sorted(folder.iterdir())):
+        file.rename(repo / "blobs" / str(i))
+        (repo / "snapshots" / "abc" / file.name).symlink_to(f"../../blobs/{i}")
+    assert open_checkpoint(repo / "snapshots" / "abc").config == ABSOLUTE
+
+
+def test_class_defaults_that_mislead_and_remote_code_are_passed_over(folder: Path):
+    edit_json(folder / "config.json", use_head=True, projection_dim=512, num_queries=256)
+    edit_json(folder / "config.json", auto_map={"AutoModel": "evil.Model"})
+    assert open_checkpoint(folder).config == ABSOLUTE
+
+
+def test_a_native_config_may_repeat_the_default_image_size(tmp_path: Path):
+    folder = copy_case(tmp_path, "vision_native_5x3", "transformers")
+    edit_json(folder / "config.json", image_size=224)
+    assert open_checkpoint(folder).config.image_size is None
+
+
+def test_silent_configs_leave_the_sizes_to_the_tensors(folder: Path):
+    text = {"model_type": "aimv2", "num_attention_heads": 4}
+    (folder / "config.json").write_text(json.dumps(text))
+    config = open_checkpoint(folder).config
+    assert config == VisionConfig(64, 176, 3, 4, 14, 56)
+
+
+def test_the_epsilon_comes_from_config_json(folder: Path):
+    edit_json(folder / "config.json", rms_norm_eps=1e-6)
+    assert open_checkpoint(folder).config.rms_norm_eps == 1e-6
+
+
+def test_timm_states_the_preprocessing_where_no_other_file_does(tmp_path: Path):
+    folder = copy_case(tmp_path, "vision_absolute", "timm")
+    (folder / "preprocessor_config.json").unlink()
+    edit_json(
+        folder / "config.json",
+        pretrained_cfg={"input_size": [3, 56, 56], "crop_pct": 0.875, "mean": [0.5] * 3},
+    )
+    preprocess = open_checkpoint(folder).preprocess
+    assert (preprocess.shortest_edge, preprocess.crop_size) == (64, 56)
+    assert preprocess.mean == (0.5, 0.5, 0.5)
+
+
+def test_the_published_preprocessing_is_used_where_no_file_states_one(folder: Path):
+    (folder / "preprocessor_config.json").unlink()
+    assert open_checkpoint(folder).preprocess == PreprocessConfig.hub(56)
+
+
+# Tensors that do not make an encoder
+
+
+def change(folder: Path, name: str, dtype: str = "F32", shape: tuple[int, ...] | None = None):
+    """Takes a tensor away (shape None) or puts in one of a dtype and shape."""
+    tensors = read_tensors(weight_file(folder))
+    tensors.pop(name, None)
+    if shape is not None:
+        tensors[name] = (dtype, np.zeros(shape))
+    write_tensors(weight_file(folder), tensors)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F8_E4M3", "I32", "I64"])
+def test_a_weight_of_another_dtype_is_refused(folder: Path, dtype: str):
+    change(folder, "rms_norm.weight", dtype, (64,))
+    text = rejected(folder)
+    assert "'rms_norm.weight'" in text and dtype in text and "BF16" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rms_norm.weight",
+        "embeddings.patch_embed.bias",
+        "embeddings.patch_embed.weight",
+        "embeddings.rms_norm.weight",
+        "encoder.layers.0.ffn.gate_proj.weight",
+        "encoder.layers.1.rms_norm2.weight",
+        "encoder.layers.2.attention.v_proj.weight",
+    ],
+)
+def test_a_missing_tensor_is_refused_by_its_name_in_the_file(folder: Path, name: str):
+    change(folder, name)
+    text = rejected(folder)
+    assert f"missing tensor '{name}'" in text
+
+
+def test_missing_positions_contradict_a_config_that_states_a_size(folder: Path):
+    change(folder, "embeddings.position_embedding.weight")
+    edit_json(folder / "config.json", is_native=None)
+    assert "image_size 56" in rejected(folder)
+
+
+def test_a_missing_block_is_refused_naming_its_first_tensor(folder: Path):
+    tensors = read_tensors(weight_file(folder))
+    kept = {k: v for k, v in tensors.items() if "layers.1." not in k}
+    write_tensors(weight_file(folder), kept)
+    text = rejected(folder)
+    assert "layers.1.attention.q_proj" in text and "6 others" in text
+
+
+@pytest.mark.parametrize("name", ["head.weight", "rms_norm.bias", "encoder.layers.0.extra"])
+def test_an_unexpected_tensor_is_refused_by_name(folder: Path, name: str):
+    change(folder, name, shape=(64,))
+    assert f"unexpected tensor '{name}'" in rejected(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("rms_norm.weight", (65,)),
+        ("rms_norm.weight", (64, 1)),
+        ("encoder.layers.1.ffn.down_proj.weight", (176, 64)),
+        ("encoder.layers.1.ffn.gate_proj.weight", (175, 64)),
+        ("encoder.layers.1.attention.q_proj.weight", (63, 64)),
+        ("embeddings.position_embedding.weight", (1, 16, 64)),
+        ("embeddings.position_embedding.weight", (16, 65)),
+        ("embeddings.patch_embed.weight", (64, 14, 14, 3)),
+        ("embeddings.patch_embed.weight", (64, 588)),
+    ],
+)
+def test_a_wrong_shape_is_refused_with_both_shapes(folder: Path, name: str, shape):
+    change(folder, name, shape=shape)
+    text = rejected(folder)
+    assert "shape" in text and name in text
+
+
+def test_positions_that_make_no_square_are_refused(folder: Path):
+    change(folder, "embeddings.position_embedding.weight", shape=(15, 64))
+    assert "15 positions" in rejected(folder)
+
+
+def test_an_absurd_block_number_is_refused(folder: Path):
+    change(folder, "encoder.layers.9999.rms_norm1.weight", shape=(64,))
+    assert "num_blocks" in rejected(folder)
+
+
+def test_tensors_of_two_layouts_are_refused(folder: Path):
+    change(folder, "trunk.post_trunk_norm.weight", shape=(64,))
+    assert "two layouts" in rejected(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["text_projection.weight", "logit_scale", "vision_model.head.k_proj.weight"]
+)
+def test_a_lit_model_that_lacks_a_tensor_is_refused(tmp_path: Path, name: str):
+    folder = copy_case(tmp_path, "lit", "transformers")
+    change(folder, name)
+    assert f"missing tensor '{name}'" in rejected(folder)
+
+
+# Files of a folder
+
+
+def test_a_folder_without_weights_says_what_was_expected(tmp_path: Path):
+    assert "mlx_model.safetensors" in rejected(tmp_path)
+
+
+def test_a_missing_path_is_refused(tmp_path: Path):
+    assert "does not exist" in rejected(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "model.pkl"])
+def test_a_folder_of_pickles_is_refused_naming_the_converter(tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
+    assert "python -m convert" in rejected(tmp_path)
+
+
+def test_an_unsound_preferred_file_does_not_fall_back_to_another(folder: Path):
+    (folder / "mlx_model.safetensors").write_text("<html></html>")
+    assert "web page" in rejected(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.safetensors",
+        "/etc/outside.safetensors",
+        "sub/inside.safetensors",
+        "..\\outside.safetensors",
+        "C:outside.safetensors",
+        ".hidden.safetensors",
+        "shard.bin",
+        "nul\0.safetensors",
+        "",
+        7,
+        None,
+        ["a.safetensors"],
+    ],
+)
+def test_an_index_that_leaves_the_folder_is_refused(folder: Path, name: Any):
+    weight_map: dict[str, Any] = dict(shard(folder))
+    weight_map["rms_norm.weight"] = name
+    write_index(folder, weight_map)
+    assert "'rms_norm.weight'" in rejected(folder)
+
+
+def test_a_shard_that_is_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path):
+    name = shard(folder)["rms_norm.weight"]
+    (folder / name).rename(tmp_path / "outside.safetensors")
+    (folder / name).symlink_to(tmp_path / "outside.safetensors")
+    assert "leaves" in rejected(folder)
+
+
+def test_a_shard_that_is_a_link_within_the_folder_is_accepted(folder: Path):
+    name = shard(folder)["rms_norm.weight"]
+    (folder / name).rename(folder / "real.safetensors")
+    (folder / name).symlink_to("real.safetensors")
+    assert open_checkpoint(folder).config == ABSOLUTE
+
+
+def test_a_missing_shard_is_named(folder: Path):
+    name = shard(folder)["rms_norm.weight"]
+    (folder / name).unlink()
+    assert f"missing shard '{name}'" in rejected(folder)
+
+
+def test_a_tensor_in_two_shards_is_named(folder: Path):
+    weight_map = shard(folder)
+    name, other = (
+        "rms_norm.weight",
+        next(s for s in weight_map.values() if s != weight_map["rms_norm.weight"]),
+    )
+    tensors = read_tensors(folder / other)
+    write_tensors(folder / other, tensors | {name: ("F32", np.zeros(64, np.float32))})
+    text = rejected(folder)
+    assert f"'{name}' is in two shards" in text
+
+
+def test_a_tensor_that_its_shard_lacks_is_named(folder: Path):
+    weight_map = shard(folder)
+    write_index(folder, weight_map | {"ghost": next(iter(weight_map.values()))})
+    assert "'ghost'" in rejected(folder)
+
+
+def test_a_tensor_that_the_index_lacks_is_named(folder: Path):
+    weight_map = shard(folder)
+    del weight_map["rms_norm.weight"]
+    write_index(folder, weight_map)
+    assert "'rms_norm.weight'" in rejected(folder)
+
+
+@pytest.mark.parametrize("weight_map", [{}, [], None, "x"])
+def test_an_index_without_a_map_is_refused(folder: Path, weight_map: Any):
+    shard(folder)
+    text = json.dumps({"weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(text)
+    assert "weight_map" in rejected(folder)
+
+
+# config.json
+
+
+@pytest.mark.parametrize("layout", ["ml_aim_mlx", "transformers"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 128},
+        {"intermediate_size": 177},
+        {"num_hidden_layers": 2},
+        {"num_hidden_layers": 24},
+        {"patch_size": 16},
+        {"image_size": 224},
+        {"is_native": True},
+        {"hidden_act": "gelu"},
+        {"num_channels": 1},
+        {"qkv_bias": True},
+        {"use_bias": True},
+        {"mlp_bias": True},
+    ],
+)
+def test_a_config_that_contradicts_the_weights_is_refused(tmp_path: Path, layout: str, changes):
+    folder = copy_case(tmp_path, "vision_absolute", layout)
+    edit_json(folder / "config.json", **changes)
+    assert "config.json" in rejected(folder)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(folder: Path):
+    edit_json(folder / "config.json", num_attention_heads=3)
+    assert "num_heads 3" in rejected(folder)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"embed_dim": 65}, {"depth": 2}, {"img_size": 224}, {"patch_size": 16}, {"mlp_ratio": 4.0}],
+)
+def test_timm_arguments_that_contradict_the_weights_are_refused(tmp_path: Path, arguments):
+    folder = copy_case(tmp_path, "vision_absolute", "timm")
+    edit_json(folder / "config.json", model_args=arguments | {"num_heads": 2})
+    assert "config.json" in rejected(folder)
+
+
+@pytest.mark.parametrize(
+    "pretrained",
+    [
+        {"input_size": [3, 224, 224]},
+        {"input_size": [1, 56, 56]},
+        {"input_size": [3, 56, 28]},
+        {"input_size": 56},
+        {"input_size": [3, 56, 56], "interpolation": "bilinear"},
+        {"input_size": [3, 56, 56], "crop_pct": 0},
+        {"input_size": [3, 56, 56], "crop_pct": 1e-5},
+        {"input_size": [3, 56, 56], "std": [0, 1, 1]},
+        {"input_size": [3, 56, 56], "mean": "x"},
+    ],
+)
+def test_timm_preprocessing_that_cannot_be_kept_is_refused(tmp_path: Path, pretrained):
+    folder = copy_case(tmp_path, "vision_absolute", "timm")
+    (folder / "preprocessor_config.json").unlink()
+    edit_json(folder / "config.json", pretrained_cfg=pretrained, model_args={"num_heads": 2})
+    rejected(folder)
+
+
+def test_a_vision_config_beside_lit_weights_is_refused(tmp_path: Path, folder: Path):
+    lit = copy_case(tmp_path, "lit", "transformers")
+    shutil.copy(folder / "config.json", lit)
+    assert "vision encoder" in rejected(lit)
+
+
+@pytest.mark.parametrize(
+    "name", ["hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size"]
+)
+@pytest.mark.parametrize("value", [0, -1, 10**12, 10**400, 1.5, "64", True, [64, 32], {}, 1e308])
+def test_an_absurd_size_is_refused(folder: Path, name: str, value: Any):
+    edit_json(folder / "config.json", **{name: value})
+    rejected(folder)
+
+
+@pytest.mark.parametrize("value", [0, -1e-5, 2, "1e-5", True, 1e400])
+def test_an_absurd_epsilon_is_refused(folder: Path, value: Any):
+    edit_json(folder / "config.json", rms_norm_eps=value)
+    rejected(folder)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["clip", "siglip_vision_model", "aimv2_text_model", "", 7, ["aimv2"], None]
+)
+def test_a_wrong_model_type_is_refused(folder: Path, model_type: Any):
+    edit_json(folder / "config.json", model_type=model_type)
+    assert "model_type" in rejected(folder)
+
+
+def test_a_wrong_timm_architecture_is_refused(tmp_path: Path):
+    folder = copy_case(tmp_path, "vision_absolute", "timm")
+    edit_json(folder / "config.json", architecture="vit_large_patch14")
+    assert "vit_large_patch14" in rejected(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xef\xbb\xbf{}", "byte-order mark"),
+        (b'\xff\xfe{\x00"\x00', "byte-order mark"),
+        (b"", "not valid JSON"),
+        (b"hidden_size: 64", "not valid JSON"),
+        (b"\x80\x81", "not valid JSON"),
+        (b"[]", "must be a JSON object"),
+        (b"7", "must be a JSON object"),
+        (b'{"model_type":"aimv2","model_type":"aimv2"}', "twice"),
+        (b'{"model_type":"aimv2","rms_norm_eps":NaN}', "NaN"),
+        (b'{"a":' * 10_000, "nested too deeply"),
+        (b"[" * 10_000, "nested too deeply"),
+        (b'{"hidden_size":' + b"9" * 5000 + b"}", "not valid JSON"),
+    ],
+)
+def test_a_config_that_is_no_plain_json_object_is_refused(folder: Path, content: bytes, words: str):
+    (folder / "config.json").write_bytes(content)
+    text = rejected(folder)
+    assert words in text and "config.json" in text
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_json_file_of_100_megabytes_is_refused_before_it_is_read(folder: Path, name: str):
+    os.truncate(folder / name, 100_000_000)
+    assert "100000000 bytes" in rejected(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_json_file_that_is_a_pipe_or_broken_link_is_refused(folder: Path, name: str):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    rejected(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to("absent")
+    rejected(folder)
+
+
+def test_sizes_given_that_contradict_the_weights_are_refused(folder: Path):
+    rejected(folder, VisionConfig(64, 176, 2, 2, 14, 56))
+    rejected(folder, VisionConfig(64, 176, 3, 2, 14, 70))
+    rejected(folder, NATIVE)
+
+
+# Fuzzing: the outcome is a Checkpoint or a CheckpointError.
+
+fuzz = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+odd = odd | st.lists(odd, max_size=3) | st.dictionaries(st.text(max_size=3), odd, max_size=2)
+
+
+@pytest.mark.parametrize("layout", ["ml_aim_torch", "transformers", "timm"])
+@fuzz
+@given(data=st.data())
+def test_any_config_opens_or_is_refused(tmp_path: Path, layout: str, data: st.DataObject):
+    folder = tmp_path / "case"
+    if not folder.exists():
+        shutil.copytree(DATA / "vision_absolute" / layout, folder)
+    values = json.loads((DATA / "vision_absolute" / layout / "config.json").read_text())
+    for place in [values, values.get("model_args"), values.get("pretrained_cfg")]:
+        if isinstance(place, dict) and data.draw(st.booleans()):
+            place[data.draw(st.sampled_from(sorted(place)))] = data.draw(odd)
+    (folder / "config.json").write_text(json.dumps(values))
+    opens_or_refuses(folder)
+
+
+@fuzz
+@given(data=st.data())
+def test_any_set_of_tensors_opens_or_is_refused(tmp_path: Path, data: st.DataObject):
+    tensors = read_tensors(weight_file(DATA / "vision_absolute" / "transformers"))
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(sorted(tensors)))
+        dtype, values = tensors.pop(name)
+        action = data.draw(st.sampled_from(["drop", "rename", "reshape", "retype"]))
+        if action == "rename":
+            number = data.draw(st.sampled_from(["0", "1", "2", "3", "02", "99999"]))
+            tensors[name.replace(".1.", f".{number}.")] = dtype, values
+        elif action == "reshape":
+            shape = tuple(data.draw(st.lists(st.integers(0, 5), max_size=5)))
+            tensors[name] = dtype, np.zeros(shape, values.dtype)
+        elif action == "retype":
+            tensors[name] = data.draw(st.sampled_from(["F16", "F64", "I32"])), values
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, tensors)
+    opens_or_refuses(path, data.draw(st.sampled_from([None, ABSOLUTE])))
+
+
+def opens_or_refuses(path: Path, config: VisionConfig | None = None) -> None:
+    try:
+        assert isinstance(open_checkpoint(path, config), Checkpoint)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
