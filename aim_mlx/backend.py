@@ -1,31 +1,18 @@
-"""The MLX back end: which device and dtype, and a fast BLAS on Linux. Import `mx` and `nn` from here.
+"""The MLX back end: device, dtype, and a fast BLAS on Linux. Import `mx` and `nn` from here.
 
 MLX's Linux CPU wheel bundles the reference BLAS; OpenBLAS, loaded into the process before MLX,
 takes its place and multiplies matrices 17 to 35 times faster. The order matters, so this is the
 only module that imports `mlx.core` by name.
 """
 
-import ctypes
 import importlib.util
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from aim_mlx import openblas
 from aim_mlx.errors import BackendError, UsageError
-
-OPENBLAS = "libopenblas.so.0"
-INSTALL_OPENBLAS = "sudo apt-get install libopenblas0-pthread"
-
-
-def _load_openblas() -> str:
-    """Loads OpenBLAS for the symbols MLX is about to bind; returns what happened, for `doctor`."""
-    if sys.platform != "linux":
-        return "not needed"
-    if "mlx.core" in sys.modules:
-        return "too late"
-    try:
-        ctypes.CDLL(OPENBLAS, mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        return "missing"
-    return "loaded"
 
 
 def _require_mlx() -> None:
@@ -42,14 +29,24 @@ def _require_mlx() -> None:
         raise BackendError(f"MLX has no back end on this machine ({error}); {advice}") from error
 
 
-openblas = _load_openblas()
+BLAS = openblas.load()
 _require_mlx()
 
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
 
-__all__ = ["DTYPES", "device_name", "dtype_named", "mx", "nn", "on_gpu", "openblas", "tree_flatten"]
+__all__ = [
+    "BLAS",
+    "DTYPES",
+    "cpu_streams",
+    "device_name",
+    "dtype_named",
+    "mx",
+    "nn",
+    "on_gpu",
+    "tree_flatten",
+]
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -60,7 +57,7 @@ def on_gpu() -> bool:
 
 
 def device_name() -> str:
-    """"metal", "cuda" or "cpu": where MLX computes."""
+    """ "metal", "cuda" or "cpu": where MLX computes."""
     if not on_gpu():
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
@@ -75,3 +72,25 @@ def dtype_named(name: str | None) -> mx.Dtype:
         return DTYPES[name or "float32"]
     except KeyError:
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}") from None
+
+
+@contextmanager
+def cpu_streams(count: int) -> Iterator[list[mx.Stream]]:
+    """At most `count` MLX streams that share the cores between them; one on a GPU.
+
+    Only matrix products use several cores of their own accord; everything else in MLX's CPU back
+    end is one thread a stream. Independent work in as many streams as there are cores, each with
+    a single-threaded BLAS, keeps all of them busy.
+    """
+    count = 1 if on_gpu() else max(1, min(count, BLAS.threads))
+    if count == 1:
+        yield [mx.default_stream(mx.default_device())]
+        return
+    streams = _streams.__dict__.setdefault("cpu", [])
+    streams += [mx.new_stream(mx.cpu) for _ in range(count - len(streams))]
+    with BLAS.limited_to(BLAS.threads // count):
+        yield streams[:count]
+
+
+# A stream belongs to the thread that made it, and lives as long as the process: kept for reuse.
+_streams = threading.local()

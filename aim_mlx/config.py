@@ -20,7 +20,7 @@ _LARGEST |= {"patch_size": 256, "image_size": 8_192}
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of an AIMv2 vision encoder; `image_size` None means native resolution (sin-cos positions).
+    """Sizes of an AIMv2 vision encoder; `image_size` None means native resolution.
 
     Raises CheckpointError for sizes that are not positive whole numbers or do not fit each other.
     """
@@ -108,8 +108,10 @@ class PreprocessConfig:
             raise CheckpointError(f"patch_size must be from 1 to 256, got {self.patch_size!r}")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if not isinstance(values, (tuple, list)) or len(values) != 3 or not all(
-                _is_real(v) for v in values
+            if (
+                not isinstance(values, (tuple, list))
+                or len(values) != 3
+                or not all(_is_real(v) for v in values)
             ):
                 raise CheckpointError(f"{name} must be three finite numbers, got {values!r}")
             object.__setattr__(self, name, tuple(float(v) for v in values))
@@ -127,7 +129,7 @@ class PreprocessConfig:
 
     @classmethod
     def imagenet(cls, image_size: int, patch_size: int = 14) -> "PreprocessConfig":
-        """What the paper's evaluation code does: resize to ceil(size / 0.875), ImageNet mean and std."""
+        """What the paper's evaluation code does: resize to ceil(size / 0.875), ImageNet values."""
         resized = math.ceil(image_size / 0.875)
         return cls(resized, image_size, IMAGENET_MEAN, IMAGENET_STD, patch_size)
 
@@ -141,13 +143,16 @@ def to_dict(config: VisionConfig | PreprocessConfig) -> dict[str, Any]:
 
 
 def from_dict(kind: type[Config], values: Any) -> Config:
-    """Builds a config from parsed JSON; raises CheckpointError for unknown, missing or bad fields."""
+    """Builds a config from parsed JSON; raises CheckpointError for unknown or bad fields."""
     if not isinstance(values, Mapping):
-        raise CheckpointError(f"expected an object with the fields of {kind.__name__}, got {values!r:.80}")
+        raise CheckpointError(
+            f"expected an object with the fields of {kind.__name__}, got {values!r:.80}"
+        )
     known = {f.name for f in fields(kind)}
     if unknown := sorted(set(values) - known):
         raise CheckpointError(
-            f"unknown field {unknown[0]!r} for {kind.__name__}: known are {', '.join(sorted(known))}"
+            f"unknown field {unknown[0]!r} for {kind.__name__}: "
+            f"known are {', '.join(sorted(known))}"
         )
     try:
         return kind(**values)

@@ -2,7 +2,7 @@
 
 
 class AimError(Exception):
-    """Base of every error raised on purpose; its text says what was expected, what came, what to do."""
+    """Base of all errors raised on purpose: what was expected, what came, what to do."""
 
     exit_code = 1
 
@@ -25,12 +25,18 @@ class OutputError(AimError):
     exit_code = 5
 
 
+class Interrupted(AimError):
+    """The user stopped the run."""
+
+    exit_code = 130
+
+
 class BackendError(AimError):
     """No usable MLX back end on this machine."""
 
 
 class ImageError(AimError):
-    """One image that cannot be embedded; `reason` is a fixed word, `detail` a sentence for people."""
+    """One image that cannot be embedded: `reason` is a fixed word, `detail` a sentence."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -39,3 +45,7 @@ class ImageError(AimError):
 
     def __reduce__(self):
         return type(self), (self.reason, self.detail)
+
+
+class UntrainedModelWarning(UserWarning):
+    """The weights are random: whatever is computed with them means nothing."""

@@ -1,0 +1,24 @@
+"""`aim-mlx init`: random weights of a published size."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def init(
+    name: Annotated[str, typer.Argument(help="A model name, such as aimv2-large-patch14-224.")],
+    folder: Annotated[Path, typer.Argument(help="The checkpoint folder to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace a checkpoint in FOLDER.")] = False,
+) -> None:
+    """Write an UNTRAINED checkpoint with random weights, to try things out without a download."""
+    from aim_mlx.registry import find_model
+    from aim_mlx.weights.checkpoint import provenance, save_checkpoint
+    from aim_mlx.weights.initial import initial_weights
+
+    spec = find_model(name)
+    history = provenance(source=f"random initialisation of {name}", trained=False, seed=seed)
+    weights = initial_weights(spec.config, seed)
+    save_checkpoint(folder, weights, spec.config, spec.preprocess, history, overwrite=overwrite)
+    typer.echo(f"{folder}: {name} with random weights, seed {seed}: UNTRAINED", err=True)

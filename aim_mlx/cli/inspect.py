@@ -1,0 +1,33 @@
+"""`aim-mlx inspect`: what a checkpoint is."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint folder or a .safetensors file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print layout, sizes, dtype and parameters of a checkpoint, and which models it fits."""
+    from aim_mlx.weights.inspect import describe
+
+    facts = describe(path)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {_readable(value)}")
+
+
+def _readable(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_readable(v)}" for k, v in value.items()) or "-"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_readable, value)) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) and value >= 100_000 else str(value)

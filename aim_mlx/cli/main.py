@@ -1,0 +1,86 @@
+"""`aim-mlx`: the commands, and how every one of them ends."""
+
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+import aim_mlx
+from aim_mlx.cli import doctor, embed, init, inspect
+from aim_mlx.errors import AimError, UntrainedModelWarning
+
+app = typer.Typer(
+    help="Turn photos into embeddings with Apple's AIM vision encoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: importing rich would double the time of --help
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(aim_mlx.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("embed")(embed.embed)
+app.command("init")(init.init)
+app.command("inspect")(inspect.inspect)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Runs a command; errors become one line on stderr and the exit code of their kind."""
+    warnings.simplefilter("default", UntrainedModelWarning)
+    warnings.showwarning = _show_warning
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = app(args=arguments, prog_name="aim-mlx", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except BrokenPipeError:
+        # The reader has gone; a further flush at exit would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, Abort):
+        return _fail("interrupted", 130)
+    except TyperException as error:
+        if "--debug" in arguments:
+            raise
+        return _fail(error.format_message(), 2)
+    except AimError as error:
+        if "--debug" in arguments:
+            raise
+        return _fail(str(error), error.exit_code)
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split()) or "failed"
+    print(f"aim-mlx: error: {line}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"aim-mlx: warning: {message}", file=sys.stderr)

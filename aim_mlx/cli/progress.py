@@ -1,0 +1,91 @@
+"""Progress on stderr, and with --json the records on stdout."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as RichProgress,
+)
+from rich.text import Text
+
+from aim_mlx.embed_files import Summary
+from aim_mlx.images import Listing, Skip
+
+
+class _Rate(ProgressColumn):
+    def render(self, task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.2f} images/s")
+
+
+class Progress:
+    """Shows a bar with rate, time left and skips on a terminal; skips as lines anywhere."""
+
+    def __init__(self, as_json: bool):
+        self._as_json = as_json
+        self._skipped = 0
+        self.done = 0
+        console = Console(stderr=True)
+        self._bar = RichProgress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[skips]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("embed", total=None, skips="")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def listed(self, listing: Listing) -> None:
+        self._bar.update(self._task, total=len(listing.files) + len(listing.skipped))
+        for note in listing.notes:
+            self._say(f"note: {escaped(note)}")
+
+    def embedded(self, path: str) -> None:
+        self.done += 1
+        self._bar.advance(self._task)
+
+    def skipped(self, skip: Skip) -> None:
+        self._skipped += 1
+        self._bar.update(self._task, advance=1, skips=f"{self._skipped} skipped")
+        self._say(f"skipped {escaped(str(skip.path))}: {skip.reason}: {escaped(skip.detail)}")
+        self._emit("skipped", {**asdict(skip), "path": str(skip.path)})
+
+    def summary(self, summary: Summary) -> None:
+        rate = summary.embedded / summary.seconds if summary.seconds else 0.0
+        self._say(
+            f"{summary.embedded} embedded, {summary.skipped} skipped, {summary.ignored} ignored "
+            f"in {summary.seconds:.1f} s ({rate:.2f} images/s): {escaped(summary.output)}"
+        )
+        self._emit("summary", {**asdict(summary), "exit_code": summary.exit_code})
+
+    def _say(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _emit(self, event: str, record: dict[str, Any]) -> None:
+        if self._as_json:
+            print(json.dumps({"event": event, **record}), flush=True)
+
+
+def escaped(text: str) -> str:
+    """Text safe for a terminal: control characters and undecodable bytes become escapes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
+    )

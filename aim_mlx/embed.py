@@ -1,0 +1,263 @@
+"""Images to vectors: the main job.
+
+Samples come decoded from `images.stream`, are batched by grid, run through the encoder, pooled,
+and leave in the order they came in. One batch computes while the next is being gathered.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from aim_mlx.backend import cpu_streams, mx, on_gpu
+from aim_mlx.batching import batches, in_order
+from aim_mlx.config import PreprocessConfig
+from aim_mlx.errors import AimError, CheckpointError, ImageError, UsageError
+from aim_mlx.images import ImageSource, Sample, decode, preprocess, stream
+from aim_mlx.models.pooling import check_pooling, pool
+from aim_mlx.models.vision import Features, VisionEncoder, block_indices
+
+# Patches in flight at a time where no batch size is asked for: 32 images of 224 x 224 on a GPU,
+# two for each core on a CPU, where larger batches gain nothing and cost memory.
+_GPU_PATCHES = 32 * 256
+_CPU_PATCHES_PER_STREAM = 2 * 256
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One image's row: `vector` is float32 (D,), or None where `failure` says why there is none.
+
+    `width` and `height` are those of the upright original, 0 on failure; `multi_frame` is True
+    where only the first of several frames or pages was read.
+    """
+
+    index: int
+    vector: np.ndarray | None
+    width: int
+    height: int
+    failure: ImageError | None = None
+    multi_frame: bool = False
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How tokens become a vector, and how many images run at a time.
+
+    `layers` takes the mean of those blocks' outputs (before the final norm) in place of the final
+    tokens. `batch_size` None fits the batch to the device and the patch grid.
+    """
+
+    pooling: str = "mean"
+    layers: tuple[int, ...] = ()
+    normalize: bool = True
+    batch_size: int | None = None
+    max_pixels: int | None = None
+    allow_truncated: bool = False
+
+    def __post_init__(self):
+        check_pooling(self.pooling)
+        if self.batch_size is not None and (
+            type(self.batch_size) is not int or self.batch_size < 1
+        ):
+            raise UsageError(f"batch size must be a whole number from 1, got {self.batch_size!r}")
+
+
+@dataclass
+class Encoder:
+    """A vision encoder with its preprocessing; `identity` says where it came from, for records."""
+
+    model: VisionEncoder
+    preprocessing: PreprocessConfig
+    trained: bool = True
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.model.trunk.post_trunk_norm.weight.dtype
+
+    def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
+        """Images -> normalised pixels, float32 (B, H, W, 3).
+
+        Raises ImageError for an image that cannot be decoded, UsageError where a native-resolution
+        model gives the images different sizes.
+        """
+        pixels = [preprocess(decode(image), self.preprocessing) for image in _listed(images)]
+        if not pixels:
+            raise UsageError("expected at least one image, got none")
+        if len({each.shape for each in pixels}) > 1:
+            raise UsageError("these images differ in size at native resolution: one at a time")
+        return np.stack(pixels)
+
+    def features(
+        self,
+        pixels: np.ndarray | mx.array,
+        layers: Sequence[int] = (),
+        final: bool = True,
+        interpolate_positions: bool = False,
+    ) -> Features:
+        """Normalised pixels (B, H, W, 3) -> Features: tokens (B, N, D), grid (h, w), layers.
+
+        Raises UsageError for sizes or layers that the model does not have.
+        """
+        return self.model(mx.array(pixels).astype(self.dtype), layers, final, interpolate_positions)
+
+    def embed(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        pooling: str = "mean",
+        layers: Sequence[int] = (),
+        normalize: bool = True,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Images -> vectors, float32 (n, D), row i for image i, of length 1 if `normalize`.
+
+        Images are paths, encoded bytes, PIL images or uint8 arrays (H, W, 3). Raises ImageError,
+        naming the image, for the first that cannot be embedded; `embed_stream` goes on instead.
+        """
+        options = EmbedOptions(pooling, tuple(layers), normalize, batch_size)
+        images = _listed(images)
+        vectors = np.empty((len(images), self.model.config.embed_dim), np.float32)
+        with closing(self.embed_stream(images, options)) as rows:
+            for row in rows:
+                if row.failure is not None or row.vector is None:
+                    raise _named(row, images[row.index])
+                vectors[row.index] = row.vector
+        return vectors
+
+    def embed_stream(
+        self, images: Sequence[ImageSource], options: EmbedOptions | None = None
+    ) -> Iterator[Embedded]:
+        """Yields one row for each image, in order; an image that fails is a row with its failure.
+
+        Raises CheckpointError if every vector of the first batch is not finite.
+        """
+        options = options or EmbedOptions()
+        block_indices(options.layers, self.model.config.num_blocks)
+        return in_order(self._rows(_listed(images), options), len(images))
+
+    def _rows(self, images: Sequence[ImageSource], options: EmbedOptions) -> Iterator[Embedded]:
+        """Rows as they are finished, batch by batch."""
+        samples = stream(
+            images,
+            self.preprocessing,
+            max_pixels=options.max_pixels,
+            allow_truncated=options.allow_truncated,
+        )
+        size = min(options.batch_size or len(images), len(images))
+        first, running = True, None
+        with closing(samples), cpu_streams(size) as streams:
+            patches = _CPU_PATCHES_PER_STREAM * len(streams) if not on_gpu() else _GPU_PATCHES
+            grouped = batches(samples, self.preprocessing.patch_size, patches, options.batch_size)
+            for batch in grouped:
+                started = self._start(batch, options, streams)
+                if running is not None:
+                    yield from self._finish(*running, first=first)
+                    first = False
+                running = (batch, started)
+            if running is not None:
+                yield from self._finish(*running, first=first)
+
+    def _start(
+        self, batch: list[Sample], options: EmbedOptions, streams: list[mx.Stream]
+    ) -> list[mx.array]:
+        """Sets a batch computing, split over the streams: vectors (B', D) of each part."""
+        pixels = [sample.pixels for sample in batch if sample.pixels is not None]
+        vectors = []
+        for part, device_stream in zip(_split(pixels, len(streams)), streams, strict=False):
+            with mx.stream(device_stream):
+                vectors.append(self._vectors(mx.array(np.stack(part)), options))
+        with _explained(len(batch)):
+            mx.async_eval(vectors)
+        return vectors
+
+    def _vectors(self, pixels: mx.array, options: EmbedOptions) -> mx.array:
+        """Pixels (B, H, W, 3) -> vectors (B, D) float32, not yet computed."""
+        features = self.features(pixels, options.layers, final=not options.layers)
+        if features.tokens is not None:
+            tokens = features.tokens
+        else:
+            outputs = [output.astype(mx.float32) for output in features.layers.values()]
+            tokens = mx.stack(outputs).mean(axis=0)
+        vectors = pool(tokens, options.pooling)
+        if options.normalize:
+            vectors = vectors / mx.linalg.norm(vectors, axis=-1, keepdims=True)
+        return vectors
+
+    def _finish(
+        self, batch: list[Sample], parts: list[mx.array], first: bool
+    ) -> Iterator[Embedded]:
+        """Waits for a batch and yields its rows, failures of decoding included."""
+        with _explained(len(batch)):
+            vectors = iter([row for part in parts for row in np.array(part)])
+        rows = [_row(sample, vectors) for sample in batch]
+        computed = [row for row, sample in zip(rows, batch, strict=True) if not sample.failure]
+        if first and computed and not any(row.failure is None for row in computed):
+            raise CheckpointError(
+                f"no vector of the first {len(computed)} images is finite: the weights or the "
+                f"dtype {self.dtype} do not serve; try --dtype float32"
+            )
+        yield from rows
+
+
+def _row(sample: Sample, vectors: Iterator[np.ndarray]) -> Embedded:
+    if sample.failure is not None:
+        return Embedded(sample.index, None, 0, 0, sample.failure)
+    vector, failure = next(vectors), None
+    if not np.isfinite(vector).all():
+        failure = ImageError("non_finite", "the embedding of this image is not finite")
+    return Embedded(
+        sample.index,
+        None if failure else vector,
+        sample.width,
+        sample.height,
+        failure,
+        sample.multi_frame,
+    )
+
+
+def _listed(images: Any) -> Sequence[ImageSource]:
+    """The images as a sequence; raises UsageError for a single one, which reads as a list too."""
+    single = isinstance(images, (str, bytes, Path, Image.Image))
+    if single or (isinstance(images, np.ndarray) and images.ndim == 3):
+        raise UsageError("expected a list of images, got a single one: put it in [ ]")
+    return images if isinstance(images, Sequence) else list(images)
+
+
+def _split(items: list[Any], parts: int) -> list[list[Any]]:
+    """Consecutive runs of near equal length, none empty."""
+    parts = min(parts, len(items))
+    bounds = [len(items) * i // parts for i in range(parts + 1)] if parts else [0]
+    return [items[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _named(row: Embedded, image: ImageSource) -> ImageError:
+    failure = row.failure or ImageError("non_finite", "no vector")
+    name = f" ({image!s:.200})" if isinstance(image, (str, Path)) else ""
+    return ImageError(failure.reason, f"image {row.index}{name}: {failure.detail}")
+
+
+class _explained:
+    """Turns MLX's out-of-memory error into one that says what to do."""
+
+    def __init__(self, batch: int):
+        self._batch = batch
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, (RuntimeError, MemoryError)) and _out_of_memory(error):
+            smaller = max(1, self._batch // 2)
+            raise AimError(
+                f"out of memory with {self._batch} images at a time: try --batch-size {smaller}"
+            ) from error
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "alloc" in text or "memory" in text

@@ -1,0 +1,160 @@
+"""The AIMv2 vision encoder (arXiv 2411.14402): patches, positions, a trunk of blocks, a final norm.
+
+- patches of 14 x 14 pixels, projected with a bias, RMS-normalised, then positions are added
+- learned positions for one fixed size, sin-cos positions for native resolution
+- no class token: every output token is a patch
+- parameters are named as in the reference's MLX files, so those load unchanged
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from aim_mlx.backend import mx, nn
+from aim_mlx.config import VisionConfig
+from aim_mlx.errors import UsageError
+from aim_mlx.models.layers import Block
+from aim_mlx.models.positions import resize_positions, sincos_positions
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder makes of a batch.
+
+    tokens: (B, N, D) after the final norm, None if they were not asked for
+    grid:   (h, w) patches, N = h * w in raster order
+    layers: index as asked for -> that block's output (B, N, D), before the final norm
+    """
+
+    tokens: mx.array | None
+    grid: tuple[int, int]
+    layers: dict[int, mx.array] = field(default_factory=dict)
+
+
+class PatchProjection(nn.Module):
+    """The weights of the patch convolution: weight (D, p, p, 3), bias (D,)."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        p = config.patch_size
+        self.weight = mx.zeros((config.embed_dim, p, p, 3))
+        self.bias = mx.zeros((config.embed_dim,))
+
+    def __call__(self, patches: mx.array) -> mx.array:
+        """(B, N, p*p*3) -> (B, N, D). Patches do not overlap, so the convolution is one product."""
+        return mx.addmm(self.bias, patches, self.weight.reshape(self.weight.shape[0], -1).T)
+
+
+class Patchifier(nn.Module):
+    """Normalised pixels (B, H, W, 3) -> normed patch vectors (B, N, D)."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self._patch_size = config.patch_size
+        self.proj = PatchProjection(config)
+        self.norm = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        B, H, W, _ = pixels.shape
+        p = self._patch_size
+        h, w = H // p, W // p
+        patches = pixels.reshape(B, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        return self.norm(self.proj(patches.reshape(B, h * w, p * p * 3)))
+
+
+class Preprocessor(nn.Module):
+    """Pixels (B, H, W, 3) -> tokens with positions (B, N, D)."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self._config = config
+        self.patchifier = Patchifier(config)
+        if config.grid is not None:
+            self.pos_embed = mx.zeros((1, config.grid**2, config.embed_dim))
+
+    def __call__(self, pixels: mx.array, grid: tuple[int, int]) -> mx.array:
+        tokens = self.patchifier(pixels)
+        return tokens + self._positions(grid).astype(tokens.dtype)
+
+    def _positions(self, grid: tuple[int, int]) -> mx.array:
+        trained = self._config.grid
+        if trained is None:
+            return mx.array(sincos_positions(*grid, self._config.embed_dim))
+        if grid == (trained, trained):
+            return self.pos_embed
+        return resize_positions(self.pos_embed, *grid)
+
+
+class Trunk(nn.Module):
+    """The blocks and the final norm."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.blocks = [Block(config) for _ in range(config.num_blocks)]
+        self.post_trunk_norm = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
+
+
+class VisionEncoder(nn.Module):
+    """The AIMv2 vision encoder; source: apple/ml-aim, `AIMv2VisionEncoder`."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self._config = config
+        self.preprocessor = Preprocessor(config)
+        self.trunk = Trunk(config)
+
+    @property
+    def config(self) -> VisionConfig:
+        return self._config
+
+    def __call__(
+        self,
+        pixels: mx.array,
+        layers: Sequence[int] = (),
+        final: bool = True,
+        interpolate_positions: bool = False,
+    ) -> Features:
+        """Normalised pixels (B, H, W, 3) -> Features.
+
+        `layers` names blocks (negative from the end); with `final=False` the final tokens are left
+        out and no block after the last one named is computed. A fixed-size model takes another
+        size only with `interpolate_positions`. Raises UsageError for sizes or layers that do not
+        exist.
+        """
+        grid = self._grid(pixels, interpolate_positions)
+        wanted = block_indices(layers, self._config.num_blocks)
+        if not final and not wanted:
+            raise UsageError("nothing to compute: ask for layers or for the final tokens")
+        depth = self._config.num_blocks if final else max(wanted.values()) + 1
+        x = self.preprocessor(pixels, grid)
+        outputs = {}
+        for i, block in enumerate(self.trunk.blocks[:depth]):
+            x = block(x)
+            if i in wanted.values():
+                outputs[i] = x
+        tokens = self.trunk.post_trunk_norm(x) if final else None
+        return Features(tokens, grid, {asked: outputs[i] for asked, i in wanted.items()})
+
+    def _grid(self, pixels: mx.array, interpolate: bool) -> tuple[int, int]:
+        """The patch grid (h, w) of a batch; raises UsageError if the model cannot take its size."""
+        p, size = self._config.patch_size, self._config.image_size
+        if pixels.ndim != 4 or pixels.shape[-1] != 3:
+            raise UsageError(f"expected pixels of shape (B, H, W, 3), got {tuple(pixels.shape)}")
+        _, H, W, _ = pixels.shape
+        if H % p or W % p or not H or not W:
+            raise UsageError(f"image height and width must be multiples of {p}, got {H} x {W}")
+        if size is not None and (H, W) != (size, size) and not interpolate:
+            raise UsageError(
+                f"this model takes {size} x {size} images, got {H} x {W}: resize them, or pass "
+                "interpolate_positions=True"
+            )
+        return H // p, W // p
+
+
+def block_indices(layers: Sequence[int], num_blocks: int) -> dict[int, int]:
+    """Layer numbers as asked for -> block indices from 0; raises UsageError out of range."""
+    for layer in layers:
+        if not isinstance(layer, int) or not -num_blocks <= layer < num_blocks:
+            raise UsageError(
+                f"layer must be a whole number from {-num_blocks} to {num_blocks - 1}, got {layer}"
+            )
+    return {layer: layer % num_blocks for layer in layers}

@@ -1,0 +1,84 @@
+"""OpenBLAS on Linux: loaded so that MLX's CPU back end binds to it, with the right kernels."""
+
+import _ctypes
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARY = "libopenblas.so.0"
+INSTALL = "sudo apt-get install libopenblas0-pthread"
+
+# An OpenBLAS older than the processor does not know it and falls back to kernels of 2004, five
+# times slower. The kernels that the processor's features allow are then asked for by name.
+_FALLBACKS = ("Prescott", "Core2", "Penryn", "Nehalem", "generic")
+_KERNELS = (("avx512vl", "SkylakeX"), ("avx2", "Haswell"))
+_CORETYPE = "OPENBLAS_CORETYPE"
+
+
+@dataclass(frozen=True)
+class Blas:
+    """What became of loading OpenBLAS: `state` is "loaded", "missing", "too late" or "not needed".
+
+    `core` names the processor its kernels are for; `threads` is how many products it runs at once,
+    within one call or, without OpenBLAS, in as many calls.
+    """
+
+    state: str
+    core: str = ""
+    threads: int = 1
+    library: ctypes.CDLL | None = None
+
+    @contextmanager
+    def limited_to(self, threads: int) -> Iterator[None]:
+        """Uses that many threads a matrix product inside the block."""
+        if self.library is None:
+            yield
+            return
+        self.library.openblas_set_num_threads(max(1, threads))
+        try:
+            yield
+        finally:
+            self.library.openblas_set_num_threads(self.threads)
+
+
+def load() -> Blas:
+    """Loads OpenBLAS for the symbols that MLX is about to bind."""
+    if sys.platform != "linux":
+        return Blas("not needed")
+    if "mlx.core" in sys.modules:
+        return Blas("too late")
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return Blas("missing", threads=os.cpu_count() or 1)
+    better = _better_kernels(_core(library))
+    if better:
+        # The kernels are chosen while the library loads, so it is loaded again.
+        _ctypes.dlclose(library._handle)
+        os.environ[_CORETYPE] = better
+    try:
+        library = ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
+    finally:
+        if better:
+            del os.environ[_CORETYPE]
+    return Blas("loaded", _core(library), library.openblas_get_num_threads(), library)
+
+
+def _core(library: ctypes.CDLL) -> str:
+    library.openblas_get_corename.restype = ctypes.c_char_p
+    return library.openblas_get_corename().decode()
+
+
+def _better_kernels(core: str) -> str | None:
+    """The kernels to ask for where OpenBLAS fell back although the processor can do more."""
+    if core not in _FALLBACKS or _CORETYPE in os.environ:
+        return None
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return None
+    return next((kernels for flag, kernels in _KERNELS if flag in flags), None)

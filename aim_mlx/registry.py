@@ -1,0 +1,74 @@
+"""The published AIM models: sizes, preprocessing, where they are and under which licence."""
+
+import difflib
+from dataclasses import dataclass
+
+from aim_mlx.config import PreprocessConfig, VisionConfig
+from aim_mlx.errors import UsageError
+
+LICENCE = "apple-amlr"  # of the published weights; named apple-ascl before July 2025
+
+# arXiv 2411.14402, table 1. The reference code also defines base, without weights.
+_SIZES = {
+    "base": (768, 2048, 12, 6),
+    "large": (1024, 2816, 24, 8),
+    "huge": (1536, 4096, 24, 12),
+    "1B": (2048, 5632, 24, 16),
+    "3B": (3072, 8192, 24, 24),
+}
+
+# name after "aimv2-", image size (None: native), IN-1k top-1 of the attentive probe on the frozen
+# trunk (arXiv 2411.14402), the Hub revision that holds the reference's layout.
+_PUBLISHED = [
+    ("large-patch14-224", 224, 86.6, "ac764a25c832c7dc5e11871daa588e98e3cdbfb7"),
+    ("huge-patch14-224", 224, 87.5, "9e0bab0e0abb7b20796d2d0b37f39b7c3b1c1af1"),
+    ("1B-patch14-224", 224, 88.1, "4d24a422f71e87d327d476bc405030fe6593d8b1"),
+    ("3B-patch14-224", 224, 88.5, "df1cbc288096c9742ec8bd6709ff82757972338c"),
+    ("large-patch14-336", 336, 87.6, "639423ae9f07319d24a7fc431b61908110d08d3a"),
+    ("huge-patch14-336", 336, 88.2, "21528bd53a2438a84162e79f1f9a46453b88004c"),
+    ("1B-patch14-336", 336, 88.7, "5a15f23f6757776fdd487283353a018677621939"),
+    ("3B-patch14-336", 336, 89.2, "d1adb39ee92dfd7ecf3114b1ee3aa7e9027ce98f"),
+    ("large-patch14-448", 448, 87.9, "cefb13f21003bdadba65bfbee956c82b976cd23d"),
+    ("huge-patch14-448", 448, 88.6, "44e6440a24a8ea966ad0deadf5399a22d852bcc0"),
+    ("1B-patch14-448", 448, 89.0, "7f292735d3a07a911559c0fabb3ad3e9d141713f"),
+    ("3B-patch14-448", 448, 89.5, "70810b618e4456b724bacc8ef4d2d038060ceda6"),
+    ("large-patch14-224-distilled", 224, None, "d6d09b071e8ba31735c5e05ccd4b2a393020ce90"),
+    ("large-patch14-336-distilled", 336, None, "8fe1704e5cc1c80cefc99c194afcefe21dff1faa"),
+    ("large-patch14-native", None, 87.3, "cfe7bdbbc924a5f65272d5e2c27fe5f61771a629"),
+]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model; `repo` and `revision` are None where no weights are published."""
+
+    name: str
+    config: VisionConfig
+    preprocess: PreprocessConfig
+    repo: str | None
+    revision: str | None
+    licence: str
+    top1: float | None
+
+
+def _spec(suffix: str, image_size: int | None, top1: float | None, revision: str | None):
+    name = f"aimv2-{suffix}"
+    config = VisionConfig(*_SIZES[suffix.split("-")[0]], image_size=image_size)
+    repo = f"apple/{name}" if revision else None
+    return ModelSpec(name, config, PreprocessConfig.hub(image_size), repo, revision, LICENCE, top1)
+
+
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in [*(_spec(*row) for row in _PUBLISHED), _spec("base-patch14-224", 224, None, None)]
+}
+DEFAULT_MODEL = "aimv2-large-patch14-224"
+
+
+def find_model(name: str) -> ModelSpec:
+    """The model of that name; raises UsageError that suggests the nearest names."""
+    if name in MODELS:
+        return MODELS[name]
+    near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UsageError(f"no model named {name!r}{hint}")

@@ -1,0 +1,157 @@
+"""The vision encoder against the reference's numbers, and its own promises."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from aim_mlx.backend import mx, tree_flatten
+from aim_mlx.config import VisionConfig
+from aim_mlx.errors import UsageError
+from aim_mlx.models import layers, vision
+from aim_mlx.models.vision import VisionEncoder
+
+DATA = Path(__file__).parent / "data"
+SMALL = VisionConfig(64, 176, 3, 2, 14, 56)
+# float32 sums of a few hundred terms in another order than PyTorch's.
+CLOSE = 1e-4
+
+
+def golden(case: str) -> tuple[VisionEncoder, dict[str, np.ndarray], mx.array]:
+    """The encoder of a case with the published MLX weights, its outputs, its NHWC pixels."""
+    sizes = json.loads((DATA / case / "case.json").read_text())
+    native = sizes.pop("positions") == "sincos"
+    sizes.pop("kind")
+    model = VisionEncoder(VisionConfig(**sizes | ({"image_size": None} if native else {})))
+    weights = load_file(DATA / case / "ml_aim_mlx" / "mlx_model.safetensors")
+    model.load_weights([(name, mx.array(value)) for name, value in weights.items()], strict=True)
+    expected = load_file(DATA / case / "io.safetensors")
+    return model, expected, mx.array(expected["pixels_nchw"].transpose(0, 2, 3, 1))
+
+
+def noisy(config: VisionConfig, seed: int = 0) -> VisionEncoder:
+    """An encoder with seeded noise in every parameter: a gain of one would hide a swapped norm."""
+    model = VisionEncoder(config)
+    rng = np.random.default_rng(seed)
+    parameters: list[tuple[str, mx.array]] = tree_flatten(model.parameters())
+    for name, value in parameters:
+        noise = rng.normal(0, 0.1, value.shape) + (1.0 if "norm" in name else 0.0)
+        model.load_weights([(name, mx.array(noise.astype(np.float32)))], strict=False)
+    return model
+
+
+def pixels_of(config: VisionConfig, batch: int = 1, size: tuple[int, int] | None = None):
+    side = config.image_size or 56
+    shape = (batch, *(size or (side, side)), 3)
+    return mx.array(np.random.default_rng(7).normal(size=shape).astype(np.float32))
+
+
+def tokens_of(model: VisionEncoder, pixels: mx.array) -> mx.array:
+    tokens = model(pixels).tokens
+    assert tokens is not None
+    return tokens
+
+
+def assert_close(actual, expected, tolerance=CLOSE):
+    difference = np.abs(np.array(actual, np.float64) - np.array(expected, np.float64))
+    assert difference.max() <= tolerance, (
+        f"largest difference {difference.max():.2e}, mean {difference.mean():.2e}"
+    )
+
+
+@pytest.mark.parametrize("case", ["vision_absolute", "vision_native_5x3"])
+def test_tokens_and_every_block_equal_the_reference(case):
+    model, expected, pixels = golden(case)
+    features = model(pixels, layers=[0, 1, 2])
+    assert_close(features.tokens, expected["tokens"])
+    for i in range(3):
+        assert_close(features.layers[i], expected[f"block_{i}"])
+
+
+@pytest.mark.parametrize("case", ["vision_absolute", "vision_native_5x3"])
+def test_the_functions_used_on_a_gpu_give_the_same_numbers(case, monkeypatch):
+    model, expected, pixels = golden(case)
+    monkeypatch.setattr(layers, "on_gpu", lambda: True)
+    assert_close(tokens_of(model, pixels), expected["tokens"])
+
+
+def test_the_grid_is_height_by_width():
+    model, _, pixels = golden("vision_native_5x3")
+    assert model(pixels).grid == (5, 3)
+
+
+def test_layers_are_returned_under_the_index_asked_for():
+    model = noisy(SMALL)
+    features = model(pixels_of(SMALL), layers=[-1, 2, 0])
+    assert set(features.layers) == {-1, 2, 0}
+    assert_close(features.layers[-1], features.layers[2], 0)
+
+
+def test_without_final_tokens_no_later_block_is_computed(monkeypatch):
+    model = noisy(SMALL)
+    calls = []
+    original = vision.Block.__call__
+    monkeypatch.setattr(
+        vision.Block, "__call__", lambda self, x: calls.append(self) or original(self, x)
+    )
+    features = model(pixels_of(SMALL), layers=[1], final=False)
+    assert features.tokens is None and len(calls) == 2
+
+
+@pytest.mark.parametrize("layer", [3, -4])
+def test_a_layer_out_of_range_is_refused(layer):
+    with pytest.raises(UsageError, match="from -3 to 2"):
+        noisy(SMALL)(pixels_of(SMALL), layers=[layer])
+
+
+def test_asking_for_nothing_is_refused():
+    with pytest.raises(UsageError, match="nothing to compute"):
+        noisy(SMALL)(pixels_of(SMALL), final=False)
+
+
+@pytest.mark.parametrize("size", [(70, 56), (56, 42)])
+def test_another_size_is_refused_unless_positions_are_interpolated(size):
+    model = noisy(SMALL)
+    with pytest.raises(UsageError, match="takes 56 x 56"):
+        model(pixels_of(SMALL, size=size))
+    grid = model(pixels_of(SMALL, size=size), interpolate_positions=True).grid
+    assert grid == (size[0] // 14, size[1] // 14)
+
+
+@pytest.mark.parametrize("shape", [(56, 56, 3), (1, 3, 56, 56), (1, 50, 56, 3), (1, 0, 56, 3)])
+def test_pixels_of_a_wrong_shape_are_refused(shape):
+    with pytest.raises(UsageError, match="expected pixels|multiples of 14"):
+        noisy(VisionConfig(64, 176, 1, 2))(mx.zeros(shape))
+
+
+def test_a_batch_gives_each_image_what_it_gets_alone():
+    model, pixels = noisy(SMALL), pixels_of(SMALL, batch=5)
+    together = tokens_of(model, pixels)
+    alone = mx.concatenate([tokens_of(model, pixels[i : i + 1]) for i in range(5)])
+    assert_close(together, alone, 1e-5)
+
+
+def test_attention_in_slices_equals_attention_at_once(monkeypatch):
+    model, pixels = noisy(SMALL), pixels_of(SMALL)
+    whole = tokens_of(model, pixels)
+    monkeypatch.setattr(layers, "_QUERIES_AT_ONCE", 5)
+    assert_close(tokens_of(model, pixels), whole, 1e-5)
+
+
+def test_large_scores_do_not_overflow_the_softmax():
+    q = mx.array(np.random.default_rng(0).normal(0, 60, (1, 1, 8, 128)).astype(np.float32))
+    assert np.isfinite(np.array(layers.attend(q, q, q))).all()
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_half_precision_stays_in_its_dtype_and_near_float32(dtype):
+    model, pixels = noisy(SMALL), pixels_of(SMALL)
+    exact = np.array(tokens_of(model, pixels))
+    model.set_dtype(dtype)
+    tokens = tokens_of(model, pixels.astype(dtype))
+    assert tokens.dtype == dtype
+    difference = np.abs(np.array(tokens.astype(mx.float32)) - exact)
+    # bfloat16 keeps 8 bits of mantissa; three blocks of unit-size values add up a few roundings.
+    assert difference.mean() < 0.05, f"mean {difference.mean():.3f}, max {difference.max():.3f}"
