@@ -1,9 +1,13 @@
 """Image files to pixels: discover, decode, preprocess, stream. Knows no model."""
 
+from aim_mlx.images.decode import ImageSource, decode, default_max_pixels
 from aim_mlx.images.discover import Listing, Skip, discover
 
 __all__ = [
+    "ImageSource",
     "Listing",
     "Skip",
+    "decode",
+    "default_max_pixels",
     "discover",
 ]

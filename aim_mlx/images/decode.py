@@ -1,0 +1,181 @@
+"""One image file, or image in memory, to upright 8-bit RGB; every failure is an ImageError.
+
+EXIF orientation is applied once, transparency is laid on white, 16-bit grey is scaled to 8 bits,
+and of animations and multi-page files the first frame is taken.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from aim_mlx.errors import ImageError
+from aim_mlx.images.files import check_pixels, explained, opened
+
+ImageSource = str | Path | bytes | Image.Image | np.ndarray
+
+_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_turn_of_large_images = threading.RLock()
+_turn_of_loading = threading.Lock()
+
+
+def decode(
+    source: ImageSource, max_pixels: int | None = None, allow_truncated: bool = False
+) -> Image.Image:
+    """A path, encoded bytes, PIL image or uint8 (H,W,3) array -> upright PIL image, mode RGB.
+
+    `max_pixels` None means `default_max_pixels()`. `allow_truncated` keeps what is there of a file
+    that was cut; the missing part is black or grey. `info["multi_frame"]` of the result is True
+    where further frames or pages were left out. Raises ImageError.
+    """
+    with decoded(source, max_pixels, allow_truncated) as image:
+        return image
+
+
+@contextmanager
+def decoded(
+    source: ImageSource, max_pixels: int | None = None, allow_truncated: bool = False
+) -> Iterator[Image.Image]:
+    """decode() for the length of a block, in which a large image has the machine to itself.
+
+    Otherwise threads decoding at once would need the memory of as many large images.
+    """
+    limit = default_max_pixels() if max_pixels is None else max_pixels
+    with ExitStack() as turn:
+        if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+            with opened(source, limit, allow_truncated) as encoded:
+                _check(encoded.size, encoded.mode, limit, turn)
+                image = _upright_rgb(encoded.load(), encoded.multi_frame)
+        else:
+            given = _in_memory(source)
+            _check(given.size, given.mode, limit, turn)
+            image = _upright_rgb(_load(given), False)
+        yield image
+
+
+def _in_memory(source: Any) -> Image.Image:
+    """A PIL image as it is, an array as PIL image."""
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, np.ndarray):
+        raise ImageError(
+            "not_image",
+            "expected a path, bytes, a PIL image or a uint8 (H,W,3) array, "
+            f"got {type(source).__name__}",
+        )
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+        raise ImageError(
+            "unsupported_mode",
+            f"expected a uint8 array of shape (H, W, 3), got {source.dtype} {source.shape}",
+        )
+    if not source.size:
+        raise ImageError("empty", f"an array of shape {source.shape} has no pixels")
+    return Image.fromarray(np.ascontiguousarray(source))
+
+
+def _check(size: tuple[int, int], mode: str, limit: int, turn: ExitStack) -> None:
+    """Refuses what cannot be decoded before decoding it, and takes a turn for a large image."""
+    if not size[0] or not size[1]:
+        raise ImageError("empty", f"an image of {size[0]} x {size[1]} has no pixels")
+    check_pixels(size, limit)
+    if mode in ("I", "F"):
+        raise ImageError("unsupported_mode", f"expected 8 or 16 bits, got mode {mode} of 32 bits")
+    if size[0] * size[1] > _large():
+        turn.enter_context(_turn_of_large_images)
+
+
+def _load(image: Image.Image) -> Image.Image:
+    with _turn_of_loading, explained():  # one lazy image may be listed twice
+        image.load()
+    return image
+
+
+def _upright_rgb(image: Image.Image, multi_frame: bool) -> Image.Image:
+    """A new image of mode RGB, orientation applied, transparency on white."""
+    with explained():
+        method = _UPRIGHT.get(_orientation(image))
+        try:
+            image = _to_rgb(image)
+        except ValueError as error:
+            detail = f"mode {image.mode} has no way to RGB"
+            raise ImageError("unsupported_mode", detail) from error
+        result = image.transpose(method) if method is not None else image._new(image.im)
+    result.readonly = 1  # it may share the caller's pixels: Pillow copies before it writes
+    result.info = {"multi_frame": multi_frame}
+    return result
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 where it is absent, damaged or already applied (TIFF, by Pillow)."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # metadata must not cost the image
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _GREY_16:
+        return _scale_grey(image)
+    if image.has_transparency_data:
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    white = Image.new("RGB", rgba.size, (255, 255, 255))
+    white.paste(rgba, mask=rgba)
+    return white
+
+
+def _scale_grey(image: Image.Image) -> Image.Image:
+    """16-bit grey v -> round(v / 257) as RGB; TIFF may hold 12 bits, and white as 0."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(258, (16,))[0]
+    largest = 4095 if bits == 12 else 65535
+    grey = np.asarray(image).astype(np.uint32)
+    grey = np.minimum((grey * 510 + largest) // (2 * largest), 255).astype(np.uint8)
+    if tags.get(262) == 0:
+        grey = 255 - grey
+    if isinstance(key := image.info.get("transparency"), int):
+        grey[np.asarray(image) == key] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+@lru_cache(maxsize=1)
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 8 << 30
+
+
+def default_max_pixels() -> int:
+    """The largest image decoded unless told otherwise: 100 to 1000 megapixels, by the RAM.
+
+    A pixel costs up to 14 bytes while it is decoded (coefficients of a progressive JPEG, pixels,
+    upright copy), so RAM / 64 keeps one such image below a quarter of the memory.
+    """
+    return min(max(_memory_bytes() // 64, 100_000_000), 1_000_000_000)
+
+
+def _large() -> int:
+    """Pixels above which an image waits for its turn: eight smaller ones stay within RAM / 2."""
+    return max(_memory_bytes() // 256, 24_000_000)

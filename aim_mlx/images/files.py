@@ -1,0 +1,291 @@
+"""A path or encoded bytes to a decoded Pillow image of its own mode; all failures are ImageErrors.
+
+Pillow gets one format from the allow-list of containers.py at a time, from a regular file only,
+with its size checked before pixels are decoded, and none of its global switches is touched.
+"""
+
+import errno
+import importlib
+import io
+import os
+import stat
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from aim_mlx.errors import ImageError
+from aim_mlx.images import containers
+
+_READ_WHOLE = 64 << 20  # bytes; larger files are decoded from the open file
+_PLUGINS = {
+    "JPEG": "JpegImagePlugin",
+    "PNG": "PngImagePlugin",
+    "WEBP": "WebPImagePlugin",
+    "GIF": "GifImagePlugin",
+    "TIFF": "TiffImagePlugin",
+    "BMP": "BmpImagePlugin",
+    "AVIF": "AvifImagePlugin",
+    "PPM": "PpmImagePlugin",
+}
+
+
+class EncodedImage:
+    """An image with only its header read; `load` decodes the pixels.
+
+    `size` is (width, height) as stored; `multi_frame` is True after loading where further frames or
+    pages are left out.
+    """
+
+    def __init__(self, file: BinaryIO, file_size: int, max_pixels: int, allow_truncated: bool):
+        self._file = file
+        self._file_size = file_size
+        self._allow_truncated = allow_truncated
+        self._scan: int | None = None  # where the pixel data of a JPEG begin
+        self.multi_frame = False
+        self._format = _check_head(file, file_size, max_pixels)
+        if self._format in ("PNG", "TIFF") and not allow_truncated and self._is_cut():
+            raise _truncated()
+        with explained():
+            self._image = self._open(file)
+            if self._format == "JPEG":
+                self._scan = file.tell()
+        self.size, self.mode = self._image.size, self._image.mode
+
+    def load(self) -> Image.Image:
+        """Decodes the first frame; of a file that was cut, the part that is there if allowed."""
+        with explained():
+            self.multi_frame = self._has_frames()
+            _make_canvas(self._image)
+            try:
+                self._image.load()
+                if self._format == "JPEG" and not self._allow_truncated and self._is_cut():
+                    raise _truncated()  # Pillow may not miss the end marker
+            except (OSError, SyntaxError, EOFError, struct.error) as error:
+                if "truncat" not in str(error).lower() and not self._is_cut():
+                    raise
+                if not self._allow_truncated:
+                    raise _truncated() from error
+                self._load_part()
+            return self._image
+
+    def _is_cut(self) -> bool:
+        return containers.is_cut(self._format, self._file, self._file_size, self._scan)
+
+    def _open(self, file: BinaryIO) -> Any:
+        opener = _opener(self._format)
+        if opener is None and self._format == "HEIF":
+            return _open_heif_with_the_system(file)
+        if opener is None:
+            raise ImageError("not_image", f"this Pillow was built without {self._format}")
+        try:
+            file.seek(0)
+            # Not Image.open: it warns above 89 megapixels and fails above 178, for the process.
+            # The empty name keeps Pillow from mapping a file that may shrink into memory.
+            image = opener(file, "")
+        except Exception as error:
+            if not isinstance(error, ImageError) and self._is_cut():
+                raise _truncated() from error
+            raise
+        if self._format == "TIFF" and _is_camera_raw(image):
+            raise ImageError("not_image", "camera raw is not among the formats that are read")
+        return image
+
+    def _has_frames(self) -> bool:
+        if self._format == "JPEG":
+            return False  # the further pictures of a phone's MPO are previews and gain maps
+        try:
+            return bool(getattr(self._image, "is_animated", False))
+        except Exception:
+            return False  # a damaged second frame does not matter
+
+    def _load_part(self) -> None:
+        """What Pillow's switch for cut files does for the whole process, for this one alone."""
+        if self._format == "JPEG":
+            self._load_part_of_jpeg()
+        elif self._image._im is None:
+            raise _truncated()
+        self._image.tile = []
+
+    def _load_part_of_jpeg(self) -> None:
+        """Ends the data with an end marker, so that the decoder fills in what is missing."""
+        self._file.seek(0)
+        data = self._file.read()
+        try:
+            self._image = self._open(io.BytesIO(data + b"\xff\xd9"))
+            self._image.load()
+        except OSError:  # cut within a table between two scans: leave that out
+            last = max(data.rfind(marker, self._scan or 0) for marker in (b"\xff\xc4", b"\xff\xda"))
+            self._image = self._open(io.BytesIO(data[: max(last, 0)] + b"\xff\xd9"))
+            self._image.load()
+
+
+@contextmanager
+def opened(source: Any, max_pixels: int, allow_truncated: bool) -> Iterator[EncodedImage]:
+    """A path or encoded bytes, opened; the file closes with the block. Raises ImageError."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        if not data:
+            raise ImageError("empty", "there are no bytes")
+        yield EncodedImage(io.BytesIO(data), len(data), max_pixels, allow_truncated)
+        return
+    with _regular_file(os.fspath(source)) as (file, before):
+        try:
+            data = file if before.st_size > _READ_WHOLE else io.BytesIO(file.read())
+            yield EncodedImage(data, before.st_size, max_pixels, allow_truncated)
+        except (ImageError, OSError) as error:
+            _check_unchanged(file, before)
+            raise error if isinstance(error, ImageError) else _unreadable(source, error) from error
+        _check_unchanged(file, before)
+
+
+def _check_unchanged(file: BinaryIO, before: os.stat_result) -> None:
+    after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise ImageError("changed", "the file changed while it was read")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns whatever a decoder raises into an ImageError: decoders raise nearly anything."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (MemoryError, Image.DecompressionBombError) as error:
+        raise ImageError("too_large", f"it does not fit into memory: {_one_line(error)}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise ImageError("unreadable", os.strerror(error.errno)) from error
+        raise ImageError("not_image", _one_line(error)) from error
+    except Exception as error:
+        raise ImageError("not_image", _one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _truncated() -> ImageError:
+    return ImageError(
+        "truncated", "the file ends early (--allow-truncated embeds the part that is there)"
+    )
+
+
+@contextmanager
+def _regular_file(path: Any) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+    try:
+        _check_regular(os.stat(path))
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    with os.fdopen(descriptor, "rb") as file:
+        # Looked at again: what was opened may not be what was looked at before.
+        found = os.fstat(descriptor)
+        _check_regular(found)
+        if found.st_size == 0:
+            raise ImageError("empty", "the file has 0 bytes")
+        yield file, found
+
+
+def _check_regular(found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise ImageError("not_regular", "a folder, not a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError("not_regular", "a FIFO, socket or device, not a file")
+
+
+def _unreadable(path: Any, error: Exception) -> ImageError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        if os.path.islink(path):
+            return ImageError("not_regular", "a link to nothing")
+        return ImageError("vanished", "the file is not there")
+    if isinstance(error, OSError):
+        if error.errno == errno.ELOOP:
+            return ImageError("not_regular", "a link that leads to itself")
+        return ImageError("unreadable", os.strerror(error.errno or errno.EIO))
+    return ImageError("unreadable", str(error))
+
+
+def _check_head(file: BinaryIO, file_size: int, max_pixels: int) -> str:
+    """The format, if it is one that is read and neither canvas nor file is too large."""
+    head = file.read(containers.HEAD_BYTES)
+    format = containers.identify(head)
+    if format not in containers.READABLE:
+        known = f"{format} is not among the formats that are read"
+        unknown = "the first bytes are not those of an image format that is read"
+        raise ImageError("not_image", known if format else unknown)
+    # Pillow's own, lower limits for these two cannot be passed by; ours comes first and is clear.
+    own = Image.MAX_IMAGE_PIXELS or max_pixels
+    largest = {"GIF": min(max_pixels, own), "WEBP": min(max_pixels, 2 * own)}
+    check_pixels(containers.canvas_size(format, head), largest.get(format, max_pixels))
+    # No format needs more than 8 bytes a pixel; only TIFF holds many pages of which one is read.
+    most = 8 * max_pixels + _READ_WHOLE
+    if format != "TIFF" and file_size > most:
+        raise ImageError(
+            "too_large", f"{file_size} bytes, the limit is {most} bytes (--max-megapixels)"
+        )
+    return format
+
+
+def check_pixels(size: tuple[int, int], limit: int) -> None:
+    """Raises ImageError `too_large`, with both numbers, above `limit` pixels."""
+    pixels = size[0] * size[1]
+    if pixels > limit:
+        raise ImageError(
+            "too_large",
+            f"{size[0]} x {size[1]} is {pixels / 1e6:.1f} megapixels, "
+            f"the limit is {limit / 1e6:.1f} (--max-megapixels)",
+        )
+
+
+@cache
+def _opener(format: str) -> Any:
+    """Pillow's function that opens this format, or None; imports that plugin and no other."""
+    try:
+        if format == "HEIF":
+            pillow_heif = importlib.import_module("pillow_heif")
+            pillow_heif.register_heif_opener()
+        else:
+            importlib.import_module(f"PIL.{_PLUGINS[format]}")
+    except ImportError:
+        return None
+    return Image.OPEN[format][0] if format in Image.OPEN else None
+
+
+def _open_heif_with_the_system(file: BinaryIO) -> Any:
+    """HEIF without pillow-heif: macOS converts it to PNG; elsewhere raises `heif_unsupported`."""
+    if sys.platform != "darwin":
+        raise ImageError("heif_unsupported", "HEIC needs a decoder: pip install 'aim-mlx[heif]'")
+    import subprocess
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder, "image.heic"), Path(folder, "image.png")
+        file.seek(0)
+        before.write_bytes(file.read())
+        command = ["/usr/bin/sips", "-s", "format", "png", str(before), "--out", str(after)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            return _opener("PNG")(io.BytesIO(after.read_bytes()), "")
+        except (OSError, subprocess.SubprocessError) as error:
+            raise ImageError(
+                "heif_unsupported", "macOS could not decode it: pip install 'aim-mlx[heif]'"
+            ) from error
+
+
+def _is_camera_raw(image: Any) -> bool:
+    """A TIFF that is a DNG (tag 50706), or whose first directory is a mere preview (tag 254)."""
+    return 50706 in image.tag_v2 or image.tag_v2.get(254, 0) == 1
+
+
+def _make_canvas(image: Any) -> None:
+    """Makes a TIFF's pixel memory; made by Pillow it would fall under Pillow's own limit."""
+    if image.format == "TIFF" and image._im is None and hasattr(image, "_tile_size"):
+        image.im = Image.core.new(image.mode, image._tile_size)
