@@ -2,6 +2,7 @@
 
 from aim_mlx.images.decode import ImageSource, decode, default_max_pixels
 from aim_mlx.images.discover import Listing, Skip, discover
+from aim_mlx.images.planner import plan_native
 
 __all__ = [
     "ImageSource",
@@ -10,4 +11,5 @@ __all__ = [
     "decode",
     "default_max_pixels",
     "discover",
+    "plan_native",
 ]
