@@ -3,13 +3,17 @@
 from aim_mlx.images.decode import ImageSource, decode, default_max_pixels
 from aim_mlx.images.discover import Listing, Skip, discover
 from aim_mlx.images.planner import plan_native
+from aim_mlx.images.preprocess import preprocess
+from aim_mlx.images.preprocess_json import config_from_preprocessor_json
 
 __all__ = [
     "ImageSource",
     "Listing",
     "Skip",
+    "config_from_preprocessor_json",
     "decode",
     "default_max_pixels",
     "discover",
     "plan_native",
+    "preprocess",
 ]
