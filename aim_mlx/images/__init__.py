@@ -5,10 +5,12 @@ from aim_mlx.images.discover import Listing, Skip, discover
 from aim_mlx.images.planner import plan_native
 from aim_mlx.images.preprocess import preprocess
 from aim_mlx.images.preprocess_json import config_from_preprocessor_json
+from aim_mlx.images.stream import Sample, stream
 
 __all__ = [
     "ImageSource",
     "Listing",
+    "Sample",
     "Skip",
     "config_from_preprocessor_json",
     "decode",
@@ -16,4 +18,5 @@ __all__ = [
     "discover",
     "plan_native",
     "preprocess",
+    "stream",
 ]

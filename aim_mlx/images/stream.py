@@ -1,0 +1,159 @@
+"""Image sources -> preprocessed samples, in order, decoded ahead in mlx-data's threads.
+
+mlx-data only ever sees the numbers of the samples: it schedules, keeps the order and bounds how
+many are ahead. The samples themselves, failures included, wait in a table for their turn.
+"""
+
+import atexit
+import os
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aim_mlx.config import PreprocessConfig
+from aim_mlx.errors import ImageError, UsageError
+from aim_mlx.images.decode import ImageSource, decoded
+from aim_mlx.images.preprocess import preprocess
+
+# mlx-data holds every sample of a buffer as a dictionary, near 1 KB each: a long list of sources
+# goes through it part by part.
+_PART = 4096
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One source, preprocessed: `pixels` is float32 (H,W,3), or None where `failure` says why not.
+
+    `width` and `height` are those of the upright original, 0 on failure. `multi_frame` is True
+    where further frames or pages were left out.
+    """
+
+    index: int
+    pixels: np.ndarray | None
+    width: int
+    height: int
+    failure: ImageError | None
+    multi_frame: bool = False
+
+
+def stream(
+    sources: Sequence[ImageSource],
+    config: PreprocessConfig,
+    *,
+    threads: int | None = None,
+    prefetch: int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+) -> Iterator[Sample]:
+    """Yields one Sample for each source, in order; a bad image is a sample with its failure.
+
+    `threads` decode (default: the cores, at most 8), at most `prefetch` samples (default: twice the
+    threads) wait to be taken. Close the iterator, or read it to its end, to stop the threads.
+    Raises UsageError for a number below 1.
+    """
+    threads = min(8, _cores()) if threads is None else threads
+    prefetch = 2 * threads if prefetch is None else prefetch
+    for name, value in (("threads", threads), ("prefetch", prefetch)):
+        if type(value) is not int or value < 1:
+            raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
+
+    def work(index: int) -> Sample:
+        return _sample(index, sources[index], config, max_pixels, allow_truncated)
+
+    return _samples(work, len(sources), threads, prefetch)
+
+
+def _sample(
+    index: int,
+    source: ImageSource,
+    config: PreprocessConfig,
+    max_pixels: int | None,
+    allow_truncated: bool,
+) -> Sample:
+    try:
+        with decoded(source, max_pixels, allow_truncated) as image:
+            pixels = preprocess(image, config)
+    except ImageError as failure:
+        return Sample(index, None, 0, 0, failure.with_traceback(None))
+    except MemoryError:
+        failure = ImageError("too_large", "the memory ran out while it was resized")
+        return Sample(index, None, 0, 0, failure)
+    return Sample(index, pixels, image.width, image.height, None, image.info["multi_frame"])
+
+
+def _samples(
+    work: Callable[[int], Sample], count: int, threads: int, prefetch: int
+) -> Iterator[Sample]:
+    for start in range(0, count, _PART):
+        part = range(start, min(start + _PART, count))
+        run = _Run(work, part, threads, prefetch)
+        try:
+            for index in part:
+                yield run.take(index)
+        finally:
+            run.close()
+
+
+class _Run:
+    """mlx-data's threads working through `indices`, at most `prefetch` of them ahead."""
+
+    def __init__(self, work: Callable[[int], Sample], indices: range, threads: int, prefetch: int):
+        import mlx.data as dx  # here, for `import aim_mlx` to stay quick
+
+        self._done: dict[int, Sample | BaseException] = {}
+        self._state = {"stopped": False}
+        transform = _transform(work, self._done, self._state)
+        buffer_of: Any = dx.buffer_from_vector  # pyright: ignore[reportAttributeAccessIssue]
+        buffer = buffer_of([{"index": index} for index in indices])
+        buffer = buffer.key_transform("index", transform)
+        self._stream: Any = buffer.ordered_prefetch(prefetch, threads)
+        _running.add(self)
+
+    def take(self, index: int) -> Sample:
+        next(self._stream)  # waits until this sample is done
+        result = self._done.pop(index)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def close(self) -> None:
+        """Waits for the samples under way, starts no other and ends the threads."""
+        self._state["stopped"] = True
+        self._stream = None
+        self._done.clear()
+
+
+# mlx-data's threads crash the interpreter if they are still there when it goes.
+_running: "weakref.WeakSet[_Run]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for run in list(_running):
+        run.close()
+
+
+def _transform(
+    work: Callable[[int], Sample], done: dict[int, Sample | BaseException], state: dict[str, bool]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What a thread runs; it holds no _Run, so that none is kept alive by its own threads."""
+
+    def transform(index: np.ndarray) -> np.ndarray:
+        if not state["stopped"]:
+            try:
+                done[int(index)] = work(int(index))
+            except BaseException as error:  # raised again where the sample is taken
+                done[int(index)] = error
+        return np.zeros(1, np.uint8)
+
+    return transform
+
+
+def _cores() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
