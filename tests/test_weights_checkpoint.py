@@ -575,3 +575,9 @@ def opens_or_refuses(path: Path, config: VisionConfig | None = None) -> None:
         assert isinstance(open_checkpoint(path, config), Checkpoint)
     except CheckpointError as error:
         assert "\n" not in str(error)
+
+
+def test_a_message_stays_one_line_whatever_the_file_is_called(tmp_path: Path):
+    (tmp_path / "evil\n\x1b[31m.bin").write_bytes(b"")
+    text = rejected(tmp_path)
+    assert "\x1b" not in text and "python -m convert" in text

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.safety import CheckedFile, check_file
-from aim_mlx.weights.strict_json import read_object, show
+from aim_mlx.weights.strict_json import at, read_object, show
 
 OUR_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -25,12 +25,12 @@ def weight_files(folder: Path, ours: bool = False) -> tuple[CheckedFile, ...]:
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be listed: {error.strerror}") from error
+        raise CheckpointError(f"{at(folder)} cannot be listed: {error.strerror}") from error
     for name in names:
         if name.endswith((".bin", ".pth", ".pt", ".pkl")):
             check_file(folder / name)  # raises, with the sentence for such files
     raise CheckpointError(
-        f"no weights in {folder}: expected {', '.join(WEIGHT_FILES)} or {INDEX_FILE}"
+        f"no weights in {at(folder)}: expected {', '.join(WEIGHT_FILES)} or {INDEX_FILE}"
     )
 
 
@@ -44,7 +44,7 @@ def _shards(folder: Path) -> tuple[CheckedFile, ...]:
     index = folder / INDEX_FILE
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: expected a weight_map from tensors to shards")
+        raise CheckpointError(f"{at(index)}: expected a weight_map from tensors to shards")
     for tensor, shard in weight_map.items():
         _check_shard_name(index, tensor, shard)
     files = tuple(_check_shard(folder, name) for name in sorted(set(weight_map.values())))
@@ -53,15 +53,16 @@ def _shards(folder: Path) -> tuple[CheckedFile, ...]:
         for tensor in file.tensors:
             if tensor in found:
                 raise CheckpointError(
-                    f"tensor {show(tensor)} is in two shards, {found[tensor]} and "
-                    f"{file.path.name}: expected in one; download the checkpoint again"
+                    f"tensor {show(tensor)} is in two shards, {show(found[tensor])} and "
+                    f"{show(file.path.name)}: expected in one; download the checkpoint again"
                 )
             found[tensor] = file.path.name
     for tensor in [*weight_map, *found]:
-        if weight_map.get(tensor) != found.get(tensor):
+        stated, real = weight_map.get(tensor), found.get(tensor)
+        if stated != real:
             raise CheckpointError(
-                f"{index} puts tensor {show(tensor)} in {show(weight_map.get(tensor))}, it is in "
-                f"{show(found.get(tensor))}: download the checkpoint again"
+                f"{at(index)} puts tensor {show(tensor)} in {show(stated)}, it is in {show(real)}: "
+                "download the checkpoint again"
             )
     return files
 
@@ -71,7 +72,7 @@ def _check_shard_name(index: Path, tensor: str, shard: object) -> None:
     plain = isinstance(shard, str) and shard.endswith(".safetensors")
     if not plain or any(c in shard for c in "/\\:\0") or shard.startswith("."):  # type: ignore
         raise CheckpointError(
-            f"{index} puts tensor {show(tensor)} in {show(shard)}: expected the name of a "
+            f"{at(index)} puts tensor {show(tensor)} in {show(shard)}: expected the name of a "
             ".safetensors file in the same folder"
         )
 
@@ -81,7 +82,7 @@ def _check_shard(folder: Path, name: str) -> CheckedFile:
     path = folder / name
     if not _exists(path):
         raise CheckpointError(
-            f"missing shard {show(name)} in {folder}: download the checkpoint again"
+            f"missing shard {show(name)} in {at(folder)}: download the checkpoint again"
         )
     home, target = folder.resolve(), path.resolve()
     allowed = [home]
@@ -89,6 +90,6 @@ def _check_shard(folder: Path, name: str) -> CheckedFile:
         allowed.append(home.parent.parent / "blobs")
     if not any(target.is_relative_to(root) for root in allowed):
         raise CheckpointError(
-            f"shard {show(name)} is a link that leaves {folder}: put the file itself there"
+            f"shard {show(name)} is a link that leaves {at(folder)}: put the file itself there"
         )
     return check_file(path)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from aim_mlx.errors import CheckpointError
+from aim_mlx.weights.strict_json import at
 
 _PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 _CONVERT = "convert it first with `python -m convert`, which reads weights only"
@@ -21,20 +22,20 @@ _STARTS = (
 def refuse_suffix(path: Path) -> None:
     """Raises CheckpointError for a name that says PyTorch pickle, whatever the content."""
     if path.suffix.lower() in _PICKLES:
-        raise CheckpointError(f"{path} is a PyTorch file, which can run code: {_CONVERT}")
+        raise CheckpointError(f"{at(path)} is a PyTorch file, which can run code: {_CONVERT}")
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:
     """Raises CheckpointError if the first bytes of a file that is not safetensors are known."""
     for signature, sentence in _STARTS:
         if start.startswith(signature):
-            raise CheckpointError(f"{path} {sentence}")
+            raise CheckpointError(f"{at(path)} {sentence}")
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        raise CheckpointError(f"{path} is a Python pickle, which can run code: {_CONVERT}")
+        raise CheckpointError(f"{at(path)} is a Python pickle, which can run code: {_CONVERT}")
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise CheckpointError(
-            f"{path} is a web page, not weights (an error or login page): download it again"
+            f"{at(path)} is a web page, not weights (an error or login page): download it again"
         )
     if text.startswith(b"{"):
-        raise CheckpointError(f"{path} is a JSON text, not weights: download it again")
+        raise CheckpointError(f"{at(path)} is a JSON text, not weights: download it again")

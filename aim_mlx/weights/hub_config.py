@@ -13,7 +13,7 @@ from typing import Any
 
 from aim_mlx.config import PreprocessConfig, VisionConfig, from_dict
 from aim_mlx.errors import CheckpointError
-from aim_mlx.weights.strict_json import read_object, show
+from aim_mlx.weights.strict_json import at, read_object, show
 
 FORMAT, FORMAT_VERSION = "aim-mlx", 1
 LARGEST_SIZE = 2**20  # of anything config.json states; the widest published layer has 16 thousand
@@ -74,7 +74,7 @@ def check_facts(path: Path, facts: ConfigFacts, config: VisionConfig) -> None:
 
 def _contradiction(path: Path, name: str, stated: object, found: object) -> CheckpointError:
     return CheckpointError(
-        f"{path} states {name} {stated}, the weights beside it have {found}: "
+        f"{at(path)} states {name} {stated}, the weights beside it have {found}: "
         "use the config.json they were published with"
     )
 
@@ -84,24 +84,24 @@ def _ours(path: Path, values: dict[str, Any]) -> ConfigFacts:
     version = values.get("format_version")
     if values["format"] != FORMAT or type(version) is not int or version < 1:
         raise CheckpointError(
-            f"{path}: expected format {FORMAT!r} with a format_version, got "
+            f"{at(path)}: expected format {FORMAT!r} with a format_version, got "
             f"{show(values['format'])} and {show(version)}"
         )
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format_version {version}, this aim-mlx reads up to {FORMAT_VERSION}: "
+            f"{at(path)} has format_version {version}, this aim-mlx reads up to {FORMAT_VERSION}: "
             "upgrade aim-mlx"
         )
     if set(values) != _OUR_KEYS:
         odd = sorted(set(values) ^ _OUR_KEYS)[0]
         raise CheckpointError(
-            f"{path}: {'unknown' if odd in values else 'missing'} field {show(odd)}; "
+            f"{at(path)}: {'unknown' if odd in values else 'missing'} field {show(odd)}; "
             f"expected {', '.join(sorted(_OUR_KEYS))}"
         )
     if values["kind"] != "vision":
-        raise CheckpointError(f"{path}: kind must be 'vision', got {show(values['kind'])}")
+        raise CheckpointError(f"{at(path)}: kind must be 'vision', got {show(values['kind'])}")
     if not isinstance(values["provenance"], dict):
-        raise CheckpointError(f"{path}: provenance must be an object")
+        raise CheckpointError(f"{at(path)}: provenance must be an object")
     config = from_dict(VisionConfig, values["encoder"])
     return ConfigFacts(
         source=FORMAT,
@@ -124,23 +124,27 @@ def _transformers(path: Path, values: dict[str, Any]) -> ConfigFacts:
     model_type = values.get("model_type")
     if model_type not in ("aimv2", "aimv2_vision_model"):
         raise CheckpointError(
-            f"{path}: model_type must be aimv2 or aimv2_vision_model, got {show(model_type)}: "
+            f"{at(path)}: model_type must be aimv2 or aimv2_vision_model, got {show(model_type)}: "
             "this is not an AIMv2 encoder"
         )
     kind = "vision"
     if model_type == "aimv2" and "vision_config" in values:
         kind, values = "lit", values["vision_config"]
         if not isinstance(values, Mapping):
-            raise CheckpointError(f"{path}: vision_config must be an object, got {show(values)}")
+            raise CheckpointError(
+                f"{at(path)}: vision_config must be an object, got {show(values)}"
+            )
     for name, known in (("hidden_act", ("silu", "swish")), ("num_channels", (3,))):
         if values.get(name) is not None and values[name] not in known:
-            raise CheckpointError(f"{path}: {name} must be {known[0]}, got {show(values[name])}")
+            raise CheckpointError(
+                f"{at(path)}: {name} must be {known[0]}, got {show(values[name])}"
+            )
     for name in ("use_bias", "qkv_bias", "mlp_bias"):
         if values.get(name):
-            raise CheckpointError(f"{path}: {name} must be false, got {show(values[name])}")
+            raise CheckpointError(f"{at(path)}: {name} must be false, got {show(values[name])}")
     native = values.get("is_native")
     if native is not None and type(native) is not bool:
-        raise CheckpointError(f"{path}: is_native must be true or false, got {show(native)}")
+        raise CheckpointError(f"{at(path)}: is_native must be true or false, got {show(native)}")
     return ConfigFacts(
         source="transformers",
         kind=kind,
@@ -160,7 +164,7 @@ def _timm(path: Path, values: dict[str, Any]) -> ConfigFacts:
     architecture = values["architecture"]
     if not isinstance(architecture, str) or not architecture.startswith("aimv2_"):
         raise CheckpointError(
-            f"{path}: architecture must start with aimv2_, got {show(architecture)}: "
+            f"{at(path)}: architecture must start with aimv2_, got {show(architecture)}: "
             "this is not an AIMv2 encoder"
         )
     arguments = _object(path, values, "model_args")
@@ -172,7 +176,7 @@ def _timm(path: Path, values: dict[str, Any]) -> ConfigFacts:
     return ConfigFacts(
         source="timm",
         kind="vision",
-        embed_dim=_size(path, arguments, "embed_dim"),
+        embed_dim=_size(path, arguments, "embed_dim") or _size(path, values, "num_features"),
         num_blocks=_size(path, arguments, "depth"),
         num_heads=_size(path, arguments, "num_heads"),
         patch_size=_size(path, arguments, "patch_size"),
@@ -188,15 +192,17 @@ def _timm_preprocess(path: Path, values: Mapping[str, Any]) -> PreprocessConfig 
         return None
     size = values["input_size"]
     if not isinstance(size, list) or len(size) != 3 or size[0] != 3:
-        raise CheckpointError(f"{path}: input_size must be [3, S, S], got {show(size)}")
+        raise CheckpointError(f"{at(path)}: input_size must be [3, S, S], got {show(size)}")
     crop = _size(path, {"input_size": size[1:]}, "input_size")
     crop_pct = _number(path, values, "crop_pct") or 1.0
     known = {"interpolation": ("bicubic",), "crop_mode": ("center",)}
     for name, allowed in known.items():
         if values.get(name, allowed[0]) not in allowed:
-            raise CheckpointError(f"{path}: {name} must be {allowed[0]}, got {show(values[name])}")
+            raise CheckpointError(
+                f"{at(path)}: {name} must be {allowed[0]}, got {show(values[name])}"
+            )
     if crop is None or not 0 < crop_pct <= 1:
-        raise CheckpointError(f"{path}: crop_pct must be above 0 and at most 1, got {crop_pct}")
+        raise CheckpointError(f"{at(path)}: crop_pct must be above 0 and at most 1, got {crop_pct}")
     optional = {name: values[name] for name in ("mean", "std") if name in values}
     return PreprocessConfig(math.floor(crop / crop_pct), crop, **optional)
 
@@ -204,7 +210,7 @@ def _timm_preprocess(path: Path, values: Mapping[str, Any]) -> PreprocessConfig 
 def _object(path: Path, values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = values.get(name)
     if value is not None and not isinstance(value, dict):
-        raise CheckpointError(f"{path}: {name} must be an object, got {show(value)}")
+        raise CheckpointError(f"{at(path)}: {name} must be an object, got {show(value)}")
     return value or {}
 
 
@@ -217,7 +223,7 @@ def _size(path: Path, values: Mapping[str, Any], name: str) -> int | None:
         return None
     if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
         raise CheckpointError(
-            f"{path}: {name} must be a whole number from 1 to {LARGEST_SIZE}, got {show(value)}"
+            f"{at(path)}: {name} must be a whole number from 1 to {LARGEST_SIZE}, got {show(value)}"
         )
     return value
 
@@ -227,5 +233,5 @@ def _number(path: Path, values: Mapping[str, Any], name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
-        raise CheckpointError(f"{path}: {name} must be a positive number, got {show(value)}")
+        raise CheckpointError(f"{at(path)}: {name} must be a positive number, got {show(value)}")
     return float(value)

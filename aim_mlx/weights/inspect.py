@@ -4,17 +4,17 @@ import os
 from collections import Counter
 from typing import Any
 
-from aim_mlx.config import to_dict
+from aim_mlx.config import VisionConfig, to_dict
 from aim_mlx.weights.opening import DTYPE_NAMES, Checkpoint, open_checkpoint
 
 
-def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+def describe(path: str | os.PathLike[str], config: VisionConfig | None = None) -> dict[str, Any]:
     """Checks a checkpoint without reading its tensors and says what it holds, in JSON values.
 
-    `fits` names the published models of the same sizes: it says what the weights could be, not
-    what they are. Raises CheckpointError.
+    `config` gives the sizes in place of config.json. `fits` names the published models of the same
+    sizes: it says what the weights could be, not what they are. Raises CheckpointError.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, config)
     dtypes = Counter(DTYPE_NAMES[info.dtype] for info in checkpoint.tensors.values())
     return {
         "path": str(checkpoint.path),

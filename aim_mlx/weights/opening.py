@@ -22,7 +22,7 @@ from aim_mlx.weights.sizes import (
     lit_sizes_from_tensors,
     vision_config_from_tensors,
 )
-from aim_mlx.weights.strict_json import read_object, show
+from aim_mlx.weights.strict_json import at, read_object, show
 
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TRAINED_KEY = "aim_mlx_trained"
@@ -76,7 +76,7 @@ def open_checkpoint(path: str | os.PathLike[str], config: VisionConfig | None = 
         facts = read_config(config_path)
     ours = facts is not None and facts.source == FORMAT
     if not os.path.lexists(path):
-        raise CheckpointError(f"{show(str(path))} does not exist: expected a folder or a file")
+        raise CheckpointError(f"{at(path)} does not exist: expected a folder or a file")
     files = weight_files(folder, ours) if path.is_dir() else (check_file(path),)
     tensors = {name: info for file in files for name, info in file.tensors.items()}
     _check_dtypes(tensors)
@@ -113,7 +113,7 @@ def _check_kind(path: Path, facts: ConfigFacts, layout: Layout) -> None:
     if facts.kind != layout.kind:
         words = {"vision": "a vision encoder", "lit": "a LiT model"}
         raise CheckpointError(
-            f"{path} states {words[facts.kind]}, the weights beside it are "
+            f"{at(path)} states {words[facts.kind]}, the weights beside it are "
             f"{words[layout.kind]}: use the config.json they were published with"
         )
 

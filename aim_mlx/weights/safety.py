@@ -18,7 +18,7 @@ import safetensors
 
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.foreign import refuse_foreign, refuse_suffix
-from aim_mlx.weights.strict_json import parse_object, show
+from aim_mlx.weights.strict_json import at, parse_object, show
 
 LARGEST_HEADER = 2 * 2**20  # bytes; the largest published one has 64 thousand
 LARGEST_DIM = 2**40
@@ -65,7 +65,7 @@ def check_file(path: str | os.PathLike[str]) -> CheckedFile:
     with open_regular(path) as file:
         status = os.fstat(file.fileno())
         header, data_start = _read_header(path, file, status.st_size)
-    values = parse_object(header, f"the header of {path}")
+    values = parse_object(header, f"the header of {at(path)}")
     metadata = _metadata(path, values.pop("__metadata__", None))
     tensors = {name: _tensor(path, name, entry, data_start) for name, entry in values.items()}
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)))
@@ -109,13 +109,13 @@ class TensorReader:
                 count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
                 if not count:
                     raise CheckpointError(
-                        f"{self.checked.path} was cut short while tensor {show(name)} was read: "
-                        f"expected {info.nbytes} bytes, got {done}; restore the file"
+                        f"{at(self.checked.path)} was cut short while tensor {show(name)} was "
+                        f"read: expected {info.nbytes} bytes, got {done}; restore the file"
                     )
                 done += count
         except OSError as error:
             raise CheckpointError(
-                f"{self.checked.path} cannot be read at tensor {show(name)}: {error.strerror}"
+                f"{at(self.checked.path)} cannot be read at tensor {show(name)}: {error.strerror}"
             ) from error
         return array
 
@@ -133,11 +133,11 @@ def open_regular(path: Path) -> BinaryIO:
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CheckpointError(f"{path} is not a regular file: expected a safetensors file")
+            raise CheckpointError(f"{at(path)} is not a regular file: expected a safetensors file")
         return open(path, "rb", buffering=0)  # type: ignore[return-value]
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{show(str(path))} cannot be opened: {reason}") from error
+        raise CheckpointError(f"{at(path)} cannot be opened: {reason}") from error
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:
@@ -147,31 +147,31 @@ def _stamp(status: os.stat_result) -> tuple[int, int, int]:
 def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[bytes, int]:
     """The header's bytes and where the data starts."""
     if size == 0:
-        raise CheckpointError(f"{path} is empty: download it again")
+        raise CheckpointError(f"{at(path)} is empty: download it again")
     start = file.read(512)
     length = int.from_bytes(start[:8], "little")
     if not (len(start) > 9 and 2 <= length <= size - 8 and start[8:9] == b"{"):
         refuse_foreign(path, start)
         if len(start) < 10:
-            raise CheckpointError(f"{path} has only {size} bytes: download it again")
+            raise CheckpointError(f"{at(path)} has only {size} bytes: download it again")
         if start[8:9] == b"{" and size - 8 < length <= LARGEST_HEADER:
             raise CheckpointError(
-                f"{path} is truncated: its header has {length} bytes, the file {size}; "
+                f"{at(path)} is truncated: its header has {length} bytes, the file {size}; "
                 "download it again"
             )
         raise CheckpointError(
-            f"{path} is not a safetensors file: expected a header of 2 to {size - 8} bytes that "
-            f"starts with '{{', got length {length} and {show(start[8:9])}; download it again"
+            f"{at(path)} is not a safetensors file: expected a header of 2 to {size - 8} bytes "
+            f"that starts with '{{', got length {length} and {show(start[8:9])}; download it again"
         )
     if length > LARGEST_HEADER:
         raise CheckpointError(
-            f"{path} states a header of {length} bytes, expected at most {LARGEST_HEADER}: "
+            f"{at(path)} states a header of {length} bytes, expected at most {LARGEST_HEADER}: "
             "no published encoder needs as much"
         )
     file.seek(8)
     header = file.read(length)
     if len(header) != length:
-        raise CheckpointError(f"{path} was cut short while its header was read")
+        raise CheckpointError(f"{at(path)} was cut short while its header was read")
     return header, 8 + length
 
 
@@ -179,7 +179,7 @@ def _metadata(path: Path, values: Any) -> dict[str, str]:
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
-        raise CheckpointError(f"the metadata of {path} must be an object of texts")
+        raise CheckpointError(f"the metadata of {at(path)} must be an object of texts")
     return values
 
 
@@ -188,7 +188,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
 
     def bad(expected: str, got: object) -> CheckpointError:
         return CheckpointError(
-            f"tensor {show(name)} of {path}: expected {expected}, got {show(got)}; "
+            f"tensor {show(name)} of {at(path)}: expected {expected}, got {show(got)}; "
             "download it again"
         )
 
@@ -218,17 +218,17 @@ def _check_offsets(path: Path, tensors: dict[str, TensorInfo], start: int, size:
         if info.offset != start:
             fault = "a hole before it" if info.offset > start else "bytes shared with another"
             raise CheckpointError(
-                f"tensor {show(name)} of {path}: expected at byte {start}, got {info.offset} "
+                f"tensor {show(name)} of {at(path)}: expected at byte {start}, got {info.offset} "
                 f"({fault}); download it again"
             )
         start += info.nbytes
     if start > size:
         raise CheckpointError(
-            f"{path} is truncated: expected {start} bytes, got {size}; download it again"
+            f"{at(path)} is truncated: expected {start} bytes, got {size}; download it again"
         )
     if start < size:
         raise CheckpointError(
-            f"{path} has {size - start} bytes after its last tensor: expected {start} bytes, "
+            f"{at(path)} has {size - start} bytes after its last tensor: expected {start} bytes, "
             f"got {size}; download it again"
         )
 
@@ -241,9 +241,9 @@ def _check_agreement(path: Path, tensors: dict[str, TensorInfo]) -> None:
             theirs = {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
     except Exception as error:
         raise CheckpointError(
-            f"{path} is rejected by the safetensors parser ({error!s:.200}): download it again"
+            f"{at(path)} is rejected by the safetensors parser ({error!s:.200}): download it again"
         ) from error
     if theirs != {name: (info.dtype, info.shape) for name, info in tensors.items()}:
         raise CheckpointError(
-            f"{path} reads differently by two parsers: download it again from its publisher"
+            f"{at(path)} reads differently by two parsers: download it again from its publisher"
         )

@@ -22,7 +22,7 @@ from aim_mlx.weights.finite import all_finite
 from aim_mlx.weights.hub_config import FORMAT, FORMAT_VERSION
 from aim_mlx.weights.opening import TRAINED_KEY
 from aim_mlx.weights.sizes import check_shapes, expected_shapes
-from aim_mlx.weights.strict_json import read_object, show
+from aim_mlx.weights.strict_json import at, read_object, show
 from aim_mlx.weights.writer import SafetensorsWriter
 
 Weights = Mapping[str, mx.array] | Iterable[tuple[str, mx.array]]
@@ -170,7 +170,7 @@ def _as_output_error(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be written: {error.strerror or error}; "
+            f"{at(folder)} cannot be written: {error.strerror or error}; "
             "make room or choose another place"
         ) from error
 
@@ -181,12 +181,16 @@ def _prepare(folder: Path, overwrite: bool) -> bool:
         folder.mkdir()
         return True
     if not folder.is_dir():
-        raise OutputError(f"{folder} is not a folder: choose another name")
+        raise OutputError(f"{at(folder)} is not a folder: choose another name")
     names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(_TEMPORARY)}
     if names and not overwrite:
-        raise OutputError(f"{folder} is not empty: choose another folder, or say to overwrite it")
+        raise OutputError(
+            f"{at(folder)} is not empty: choose another folder, or say to overwrite it"
+        )
     if names and not _is_ours(folder):
-        raise OutputError(f"{folder} holds something else than an aim-mlx model: choose another")
+        raise OutputError(
+            f"{at(folder)} holds something else than an aim-mlx model: choose another"
+        )
     for entry in folder.glob(f"*{_TEMPORARY}"):  # of a run that was killed
         entry.unlink()
     return False

@@ -54,7 +54,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises CheckpointError.
     """
     data = read_bytes(path, LARGEST_JSON)
-    return parse_object(data, str(path))
+    return parse_object(data, at(path))
 
 
 def read_bytes(path: Path, largest: int) -> bytes:
@@ -62,16 +62,22 @@ def read_bytes(path: Path, largest: int) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path} is not a regular file")
+            raise CheckpointError(f"{at(path)} is not a regular file")
         if status.st_size > largest:
             raise CheckpointError(
-                f"{path} has {status.st_size} bytes, expected at most {largest}: "
+                f"{at(path)} has {status.st_size} bytes, expected at most {largest}: "
                 "not a checkpoint's JSON"
             )
         with open(path, "rb") as file:
             return file.read(largest)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{at(path)} cannot be read: {error.strerror or error}") from error
+
+
+def at(path: Path) -> str:
+    """A path for one line of a message: as it is, or escaped where it has odd characters."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
 
 
 def show(name: object) -> str:
