@@ -2,6 +2,9 @@
 
 Resize the shortest edge (bicubic), cut the centre, scale to [0, 1], normalise. Native resolution
 keeps the image's own size where the planner finds it in range.
+
+The bits are those of Pillow 13. Earlier versions resize images taller than 2:1 in the other order,
+width before height (python-pillow/Pillow pull request 9549), up to a few steps of 255 apart.
 """
 
 import numpy as np
