@@ -564,6 +564,19 @@ def test_heic_without_a_decoder_names_the_extra(monkeypatch):
     assert caught.value.reason == "heif_unsupported"
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_heic_is_decoded_upright_where_the_extra_is_installed(orientation):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="extra 'heif' is not installed")
+    undo = {1: None, 3: 3, 6: 2, 8: 4}[orientation]
+    stored = photo() if undo is None else photo().transpose(Image.Transpose(undo))
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    pillow_heif.from_pillow(stored).save(file, quality=95, exif=exif.tobytes())
+    assert largest_difference(decode(file.getvalue()), photo()) < 30
+    assert reason_of(file.getvalue()[:-50]) == "truncated"
+    assert reason_of(file.getvalue(), max_pixels=99) == "too_large"
+
+
 def test_avif_and_heif_are_told_apart_by_their_brands():
     assert containers.identify(b"\0\0\0\x18ftypmif1\0\0\0\0avifmif1") == "AVIF"
     assert containers.identify(b"\0\0\0\x18ftypmif1\0\0\0\0heicmif1") == "HEIF"

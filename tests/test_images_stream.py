@@ -2,6 +2,7 @@
 
 import gc
 import io
+import signal
 import subprocess
 import sys
 import threading
@@ -200,6 +201,25 @@ def test_a_program_that_ends_with_an_open_stream_ends_well(held):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
+
+
+def test_ctrl_c_ends_a_program_in_the_middle_of_a_stream():
+    program = """if True:
+        import numpy, aim_mlx.images
+        from aim_mlx.config import PreprocessConfig
+        sources = [numpy.zeros((400, 400, 3), numpy.uint8)] * 1_000_000
+        for sample in aim_mlx.images.stream(sources, PreprocessConfig.hub(224), threads=2):
+            if sample.index == 20:
+                print("started", flush=True)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert errors.strip().endswith("KeyboardInterrupt")
 
 
 def test_two_streams_run_side_by_side():
