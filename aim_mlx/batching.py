@@ -1,6 +1,7 @@
 """Grouping samples of one grid into batches, and putting finished rows back into order."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Protocol, TypeVar
 
 from aim_mlx.images import Sample
@@ -41,9 +42,10 @@ def batches(
         group = groups.setdefault(shape, [])
         group.append(sample)
         waiting += grid
-        if len(group) >= (batch_size or max(1, patches // grid)):
+        full = batch_size or max(1, patches // grid)
+        if len(group) >= full:
             ready = shape
-        elif waiting > _BATCHES_WAITING * patches or _oldest_waits(groups, sample.index):
+        elif waiting > _BATCHES_WAITING * full * grid or _oldest_waits(groups, sample.index):
             ready = next(iter(groups))
         else:
             continue
@@ -61,14 +63,15 @@ def _oldest_waits(groups: dict[tuple[int, ...], list[Sample]], index: int) -> bo
     return index - next(iter(groups.values()))[0].index >= _LONGEST_WAIT
 
 
-def in_order(rows: Iterable[Row], count: int) -> Iterator[Row]:
+def in_order(rows: Generator[Row, None, None], count: int) -> Generator[Row, None, None]:
     """Rows 0 to count - 1 in the order of their index, each as soon as those before it are out."""
     early: dict[int, Row] = {}
     position = 0
-    for row in rows:
-        early[row.index] = row
-        while position in early:
-            yield early.pop(position)
-            position += 1
+    with closing(rows):
+        for row in rows:
+            early[row.index] = row
+            while position in early:
+                yield early.pop(position)
+                position += 1
     if position != count or early:
         raise RuntimeError(f"{count} rows were expected in order, {position} came")

@@ -4,7 +4,7 @@ Samples come decoded from `images.stream`, are batched by grid, run through the 
 and leave in the order they came in. One batch computes while the next is being gathered.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,16 +131,19 @@ class Encoder:
 
     def embed_stream(
         self, images: Sequence[ImageSource], options: EmbedOptions | None = None
-    ) -> Iterator[Embedded]:
+    ) -> Generator[Embedded, None, None]:
         """Yields one row for each image, in order; an image that fails is a row with its failure.
 
         Raises CheckpointError if every vector of the first batch is not finite.
         """
         options = options or EmbedOptions()
         block_indices(options.layers, self.model.config.num_blocks)
-        return in_order(self._rows(_listed(images), options), len(images))
+        images = _listed(images)
+        return in_order(self._rows(images, options), len(images))
 
-    def _rows(self, images: Sequence[ImageSource], options: EmbedOptions) -> Iterator[Embedded]:
+    def _rows(
+        self, images: Sequence[ImageSource], options: EmbedOptions
+    ) -> Generator[Embedded, None, None]:
         """Rows as they are finished, batch by batch."""
         samples = stream(
             images,
@@ -149,18 +152,26 @@ class Encoder:
             allow_truncated=options.allow_truncated,
         )
         size = min(options.batch_size or len(images), len(images))
-        first, running = True, None
+        checked = False
         with closing(samples), cpu_streams(size) as streams:
-            patches = _CPU_PATCHES_PER_STREAM * len(streams) if not on_gpu() else _GPU_PATCHES
+            patches = _GPU_PATCHES if on_gpu() else _CPU_PATCHES_PER_STREAM * len(streams)
             grouped = batches(samples, self.preprocessing.patch_size, patches, options.batch_size)
-            for batch in grouped:
-                started = self._start(batch, options, streams)
-                if running is not None:
-                    yield from self._finish(*running, first=first)
-                    first = False
-                running = (batch, started)
+            for rows in self._computed(grouped, options, streams):
+                checked = checked or self._check_finite(rows)
+                yield from rows
+
+    def _computed(
+        self, grouped: Iterator[list[Sample]], options: EmbedOptions, streams: list[mx.Stream]
+    ) -> Iterator[list[Embedded]]:
+        """The rows of each batch; the next one is gathered and started before one is waited for."""
+        running = None
+        for batch in grouped:
+            started = self._start(batch, options, streams)
             if running is not None:
-                yield from self._finish(*running, first=first)
+                yield self._finish(*running)
+            running = (batch, started)
+        if running is not None:
+            yield self._finish(*running)
 
     def _start(
         self, batch: list[Sample], options: EmbedOptions, streams: list[mx.Stream]
@@ -188,20 +199,25 @@ class Encoder:
             vectors = vectors / mx.linalg.norm(vectors, axis=-1, keepdims=True)
         return vectors
 
-    def _finish(
-        self, batch: list[Sample], parts: list[mx.array], first: bool
-    ) -> Iterator[Embedded]:
-        """Waits for a batch and yields its rows, failures of decoding included."""
+    def _finish(self, batch: list[Sample], parts: list[mx.array]) -> list[Embedded]:
+        """Waits for a batch; its rows, failures of decoding included."""
         with _explained(len(batch)):
             vectors = iter([row for part in parts for row in np.array(part)])
-        rows = [_row(sample, vectors) for sample in batch]
-        computed = [row for row, sample in zip(rows, batch, strict=True) if not sample.failure]
-        if first and computed and not any(row.failure is None for row in computed):
+        return [_row(sample, vectors) for sample in batch]
+
+    def _check_finite(self, rows: list[Embedded]) -> bool:
+        """Whether any vector was computed; CheckpointError if some were and none is finite.
+
+        One image may overflow half precision; where none gives a number, the weights are at fault.
+        """
+        failures = [row.failure for row in rows]
+        computed = [f for f in failures if f is None or f.reason == "non_finite"]
+        if computed and None not in computed:
             raise CheckpointError(
                 f"no vector of the first {len(computed)} images is finite: the weights or the "
                 f"dtype {self.dtype} do not serve; try --dtype float32"
             )
-        yield from rows
+        return bool(computed)
 
 
 def _row(sample: Sample, vectors: Iterator[np.ndarray]) -> Embedded:

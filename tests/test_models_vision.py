@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from aim_mlx.backend import mx, tree_flatten
+from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import UsageError
 from aim_mlx.models import layers, vision
 from aim_mlx.models.vision import VisionEncoder
+from tests.small import SMALL, noisy
 
 DATA = Path(__file__).parent / "data"
-SMALL = VisionConfig(64, 176, 3, 2, 14, 56)
 # float32 sums of a few hundred terms in another order than PyTorch's.
 CLOSE = 1e-4
 
@@ -29,17 +29,6 @@ def golden(case: str) -> tuple[VisionEncoder, dict[str, np.ndarray], mx.array]:
     model.load_weights([(name, mx.array(value)) for name, value in weights.items()], strict=True)
     expected = load_file(DATA / case / "io.safetensors")
     return model, expected, mx.array(expected["pixels_nchw"].transpose(0, 2, 3, 1))
-
-
-def noisy(config: VisionConfig, seed: int = 0) -> VisionEncoder:
-    """An encoder with seeded noise in every parameter: a gain of one would hide a swapped norm."""
-    model = VisionEncoder(config)
-    rng = np.random.default_rng(seed)
-    parameters: list[tuple[str, mx.array]] = tree_flatten(model.parameters())
-    for name, value in parameters:
-        noise = rng.normal(0, 0.1, value.shape) + (1.0 if "norm" in name else 0.0)
-        model.load_weights([(name, mx.array(noise.astype(np.float32)))], strict=False)
-    return model
 
 
 def pixels_of(config: VisionConfig, batch: int = 1, size: tuple[int, int] | None = None):

@@ -1,6 +1,5 @@
 """`aim-mlx`: the commands, and how every one of them ends."""
 
-import os
 import sys
 import warnings
 from typing import Annotated
@@ -45,7 +44,10 @@ app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
-    """Runs a command; errors become one line on stderr and the exit code of their kind."""
+    """Runs a command; errors become one line on stderr and the exit code of their kind.
+
+    A closed pipe ends a command quietly with 1: typer sees to that.
+    """
     warnings.simplefilter("default", UntrainedModelWarning)
     warnings.showwarning = _show_warning
     sys.exit(_run(sys.argv[1:]))
@@ -54,12 +56,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     try:
         result = app(args=arguments, prog_name="aim-mlx", standalone_mode=False)
-        sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except BrokenPipeError:
-        # The reader has gone; a further flush at exit would complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (KeyboardInterrupt, Abort):
         return _fail("interrupted", 130)
     except TyperException as error:

@@ -1,0 +1,45 @@
+"""A small encoder with seeded noise in every parameter: a gain of one would hide a swapped norm."""
+
+from pathlib import Path
+
+import numpy as np
+
+from aim_mlx.backend import mx, tree_flatten
+from aim_mlx.config import PreprocessConfig, VisionConfig
+from aim_mlx.embed import Encoder
+from aim_mlx.models.vision import VisionEncoder
+from aim_mlx.weights.checkpoint import provenance, save_checkpoint
+
+SMALL = VisionConfig(64, 176, 3, 2, 14, 56)
+NATIVE = VisionConfig(64, 176, 3, 2, 14, None)
+
+
+def noisy(config: VisionConfig, seed: int = 0) -> VisionEncoder:
+    """A network with noise in all tensors; gains lie about one."""
+    model = VisionEncoder(config)
+    rng = np.random.default_rng(seed)
+    noise = {}
+    for name, value in dict(tree_flatten(model.parameters())).items():
+        values = rng.normal(0, 0.1, value.shape) + (1.0 if "norm" in name else 0.0)
+        noise[name] = mx.array(values.astype(np.float32))
+    model.load_weights(list(noise.items()), strict=True)
+    return model
+
+
+def encoder(config: VisionConfig = SMALL, seed: int = 0) -> Encoder:
+    return Encoder(noisy(config, seed), PreprocessConfig.hub(config.image_size))
+
+
+def save(folder: Path, config: VisionConfig = SMALL, trained: bool = True) -> Path:
+    """A checkpoint folder of that network."""
+    weights = dict(tree_flatten(noisy(config).parameters()))
+    preprocess = PreprocessConfig.hub(config.image_size)
+    return save_checkpoint(folder, weights, config, preprocess, provenance(trained=trained))
+
+
+def photo(seed: int, height: int = 60, width: int = 80) -> np.ndarray:
+    """A smooth random picture, uint8 (H, W, 3)."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3))
+    rows = np.linspace(0, 4.999, height).astype(int)
+    columns = np.linspace(0, 6.999, width).astype(int)
+    return coarse[rows][:, columns].astype(np.uint8)

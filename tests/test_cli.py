@@ -1,0 +1,245 @@
+"""The command line: exit code, one line on stderr, data on stdout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import aim_mlx
+from aim_mlx.cli import main as cli
+from tests.small import SMALL, photo, save
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return save(tmp_path / "model")
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Three good photographs, one of them on its side, one broken and one other file."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for name, seed in (("b.png", 1), ("a.png", 0)):
+        Image.fromarray(photo(seed)).save(folder / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    turned = Image.fromarray(photo(0)).transpose(Image.Transpose.ROTATE_90)
+    turned.save(folder / "sub" / "turned.png", exif=exif)
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    (folder / "notes.txt").write_text("notes")
+    return folder
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    code = cli._run([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def start(*arguments, **options) -> subprocess.Popen:
+    """The command in a process of its own."""
+    command = [sys.executable, "-c", "from aim_mlx.cli.main import main; main()"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *map(str, arguments)], **(pipes | options))
+
+
+def assert_one_line(err: str, *words: str):
+    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err, err
+    assert all(word in err for word in words), err
+
+
+def test_a_folder_becomes_vectors_in_the_order_of_the_paths(capsys, model, photos, tmp_path):
+    out = tmp_path / "out.npz"
+    code, stdout, stderr = run(capsys, "embed", photos, "-o", out, "--model", model)
+    assert code == 3 and stdout == ""
+    assert "broken.jpg: not_image" in stderr and "3 embedded, 1 skipped, 1 ignored" in stderr
+    with np.load(out) as archive:
+        names = [Path(path).relative_to(photos).as_posix() for path in archive["paths"]]
+        vectors, manifest = archive["embeddings"], json.loads(str(archive["manifest"]))
+    assert names == ["a.png", "b.png", "sub/turned.png"]
+    expected = aim_mlx.load(model).embed([photo(0), photo(1), photo(0)])
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert manifest["pooling"] == "mean" and manifest["normalized"] is True
+    assert manifest["encoder"]["embed_dim"] == SMALL.embed_dim
+    assert [skip["reason"] for skip in manifest["skipped"]] == ["not_image"]
+
+
+def test_json_gives_a_record_for_each_skip_and_a_summary_that_adds_up(
+    capsys, model, photos, tmp_path
+):
+    out = tmp_path / "out.npy"
+    code, stdout, _ = run(capsys, "embed", photos, "-o", out, "--model", model, "--json")
+    skipped, summary = map(json.loads, stdout.splitlines())
+    assert skipped["reason"] == "not_image" and skipped["path"].endswith("broken.jpg")
+    assert summary["embedded"] + summary["skipped"] + summary["ignored"] == summary["listed"] == 5
+    assert code == summary["exit_code"] == 3
+
+
+def test_a_complete_run_ends_with_zero(capsys, model, photos, tmp_path):
+    (photos / "broken.jpg").unlink()
+    out = tmp_path / "o.safetensors"
+    assert run(capsys, "embed", photos, "-o", out, "--model", model)[0] == 0
+
+
+def test_options_reach_the_vectors(capsys, model, photos, tmp_path):
+    out, image = tmp_path / "out.npy", photos / "a.png"
+    options = ["--pooling", "max", "--layers", "0,-1", "--no-normalize", "--dtype", "float32"]
+    code, _, _ = run(capsys, "embed", image, "-o", out, "--model", model, *options)
+    expected = aim_mlx.load(model).embed([image], pooling="max", layers=[0, -1], normalize=False)
+    assert code == 0
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
+
+
+def test_the_output_inside_the_source_is_not_an_input(capsys, model, photos):
+    out = photos / "out.npz"
+    assert run(capsys, "embed", photos, "-o", out, "--model", model)[0] == 3
+    again = run(capsys, "embed", photos, "-o", out, "--model", model, "--overwrite")
+    assert again[0] == 3 and "3 embedded, 1 skipped" in again[2]
+
+
+BAD_CALLS = [
+    (["embed", "missing", "-o", "o.npz", "--model", "MODEL"], 2, ["missing"]),
+    (["embed", "PHOTOS", "-o", "o.csv", "--model", "MODEL"], 2, [".npz"]),
+    (["embed", "PHOTOS", "-o", "no/o.npz", "--model", "MODEL"], 5, ["does not exist"]),
+    (["embed", "PHOTOS", "-o", "o.npz", "--modle", "MODEL"], 2, ["--model"]),
+    (["embed", "PHOTOS", "-o", "o.npz", "--model", "aimv2-lage-patch14-224"], 2, ["did you mean"]),
+    (["embed", "PHOTOS", "-o", "o.npz", "--model", "./none"], 4, ["none"]),
+    (
+        ["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--batch-size", "0"],
+        2,
+        ["batch size"],
+    ),
+    (["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--batch-size", "x"], 2, ["x"]),
+    (["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--pooling", "cls"], 2, ["CLS"]),
+    (["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--layers", "9"], 2, ["layer"]),
+    (["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--layers", "a"], 2, ["0,-1"]),
+    (["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--dtype", "int8"], 2, ["bfloat16"]),
+    (["embed", "PHOTOS", "-o", "o.npz", "--max-megapixels", "0"], 2, ["--max-megapixels"]),
+    (["embed", "PHOTOS"], 2, ["--output"]),
+    (["embde"], 2, ["embed"]),
+    (["inspect", "missing"], 4, ["missing"]),
+    (["init", "aimv2-larg", "m"], 2, ["did you mean"]),
+]
+
+
+@pytest.mark.parametrize(("call", "code", "words"), BAD_CALLS, ids=lambda v: str(v)[:60])
+def test_a_bad_call_gets_one_line_and_its_exit_code(
+    capsys, monkeypatch, model, photos, tmp_path, call, code, words
+):
+    monkeypatch.chdir(tmp_path)
+    (photos / "broken.jpg").unlink()
+    (photos / "notes.txt").unlink()
+    names = {"MODEL": str(model), "PHOTOS": str(photos)}
+    result, stdout, stderr = run(capsys, *(names.get(word, word) for word in call))
+    assert result == code and stdout == "", stderr
+    assert_one_line(stderr, *words)
+    assert not list(tmp_path.glob("*o.*"))
+
+
+def test_a_folder_without_images_says_what_was_there(capsys, model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("x")
+    code, _, stderr = run(
+        capsys, "embed", tmp_path / "empty", "-o", tmp_path / "o.npz", "--model", model
+    )
+    assert code == 1 and "0 images, 1 other files" in stderr
+
+
+def test_nothing_but_broken_images_writes_nothing(capsys, model, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.jpg").write_bytes(b"")
+    out = tmp_path / "o.npz"
+    code, _, stderr = run(capsys, "embed", tmp_path / "in", "-o", out, "--model", model)
+    assert code == 1 and "none of 1 images" in stderr and not out.exists()
+
+
+def test_names_with_control_characters_are_escaped_on_the_terminal(capsys, model, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a\x1b[31m\n.jpg").write_bytes(b"")
+    _, _, stderr = run(capsys, "embed", folder, "-o", tmp_path / "o.npz", "--model", model)
+    assert "a\\x1b[31m\\n.jpg" in stderr and "\x1b" not in stderr
+
+
+def test_init_writes_a_checkpoint_that_says_it_is_untrained(capsys, monkeypatch, tmp_path):
+    spec = aim_mlx.MODELS["aimv2-base-patch14-224"]
+    small = type(spec)(**{**vars(spec), "config": SMALL})
+    monkeypatch.setitem(aim_mlx.MODELS, spec.name, small)
+    for folder in ("one", "two"):
+        code, _, stderr = run(capsys, "init", spec.name, tmp_path / folder, "--seed", "3")
+        assert code == 0 and "UNTRAINED" in stderr
+    one, two = ((tmp_path / f / "model.safetensors").read_bytes() for f in ("one", "two"))
+    assert one == two
+    code, stdout, _ = run(capsys, "inspect", tmp_path / "one", "--json")
+    facts = json.loads(stdout)
+    assert code == 0 and facts["trained"] is False and facts["layout"] == "ml-aim-mlx"
+
+
+def test_inspect_prints_sizes_for_people(capsys, model):
+    code, stdout, _ = run(capsys, "inspect", model)
+    assert code == 0 and "embed_dim 64" in stdout and "ml-aim-mlx" in stdout
+
+
+def test_doctor_reports_device_and_versions(capsys):
+    code, stdout, _ = run(capsys, "doctor")
+    assert code == 0 and "device" in stdout and "BLAS" in stdout
+
+
+def test_debug_shows_where_an_error_came_from():
+    process = start("--debug", "inspect", "missing")
+    _, stderr = process.communicate(timeout=60)
+    assert "Traceback" in stderr and process.returncode == 1
+
+
+def test_an_untrained_model_warns_on_every_use(photos, tmp_path):
+    model = save(tmp_path / "untrained", trained=False)
+    process = start("embed", photos / "a.png", "-o", tmp_path / "o.npz", "--model", model)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and "untrained, random weights" in stderr
+
+
+def test_help_and_import_do_not_load_mlx():
+    code = (
+        "import sys, aim_mlx, aim_mlx.cli.main as cli; cli._run(['embed', '--help']);"
+        "heavy = {'mlx', 'numpy', 'PIL', 'rich'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "SRC..." in done.stdout, done.stderr
+
+
+def test_a_closed_pipe_ends_quietly(model):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("inspect", model, stdout=writer)
+    os.close(writer)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1 and stderr == ""
+
+
+def test_ctrl_c_ends_with_130_and_leaves_no_file(model, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    Image.fromarray(photo(0, 1500, 2000)).save(folder / "0.png")
+    for i in range(1, 2000):
+        os.link(folder / "0.png", folder / f"{i}.png")
+    out = tmp_path / "o.npz"
+    process = start("embed", folder, "-o", out, "--model", model)
+    for _ in range(600):
+        if list(tmp_path.glob(".o.npz.*.rows")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted" in stderr and "Traceback" not in stderr
+    assert not list(tmp_path.glob("*o.npz*"))

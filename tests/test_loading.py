@@ -1,0 +1,82 @@
+"""load(): checkpoints to encoders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import aim_mlx
+from aim_mlx.backend import mx, tree_flatten
+from aim_mlx.errors import CheckpointError, UntrainedModelWarning, UsageError
+from tests.small import NATIVE, SMALL, photo, save
+
+DATA = Path(__file__).parent / "data"
+LAYOUTS = ["ml_aim_mlx", "ml_aim_torch", "transformers", "timm", "transformers_bf16"]
+CASES = [
+    (case, layout)
+    for case in ("vision_absolute", "vision_native_5x3")
+    for layout in LAYOUTS
+    if (DATA / case / layout).exists()
+]
+
+
+@pytest.mark.parametrize(("case", "layout"), CASES)
+def test_every_published_layout_gives_the_numbers_of_the_reference(case, layout):
+    expected = load_file(DATA / case / "io.safetensors")
+    encoder = aim_mlx.load(DATA / case / layout)
+    features = encoder.features(expected["pixels_nchw"].transpose(0, 2, 3, 1), layers=[0, 1, 2])
+    # The weights of the bfloat16 copies are rounded to 8 bits of mantissa.
+    tolerance = 0.1 if layout.endswith("bf16") else 1e-4
+    outputs = {"tokens": features.tokens} | {f"block_{i}": features.layers[i] for i in range(3)}
+    for name, actual in outputs.items():
+        difference = np.abs(np.array(actual) - expected[name])
+        assert difference.max() <= tolerance, f"{name}: {difference.max()}, {difference.mean()}"
+
+
+def test_no_golden_layout_is_left_out():
+    assert len(CASES) == 9
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_all_parameters_take_the_dtype_asked_for(tmp_path, name):
+    encoder = aim_mlx.load(save(tmp_path / "m"), dtype=name)
+    parameters = dict(tree_flatten(encoder.model.parameters()))
+    assert {value.dtype for value in parameters.values()} == {getattr(mx, name)}
+
+
+def test_an_unknown_dtype_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="float64"):
+        aim_mlx.load(save(tmp_path / "m"), dtype="float64")
+
+
+@pytest.mark.parametrize("config", [SMALL, NATIVE])
+def test_a_saved_folder_loads_with_its_preprocessing(tmp_path, config):
+    encoder = aim_mlx.load(save(tmp_path / "m", config))
+    assert encoder.model.config == config
+    assert encoder.preprocessing.native == (config.image_size is None)
+    assert encoder.embed([photo(0, 160, 210)]).shape == (1, config.embed_dim)
+
+
+def test_untrained_weights_warn_whenever_they_are_loaded(tmp_path):
+    folder = save(tmp_path / "m", trained=False)
+    with pytest.warns(UntrainedModelWarning, match="random weights"):
+        encoder = aim_mlx.load(folder)
+    assert not encoder.trained and encoder.identity["trained"] is False
+
+
+def test_the_untrained_mark_goes_along_with_a_bare_file(tmp_path):
+    folder = save(tmp_path / "m", trained=False)
+    bare = (folder / "model.safetensors").rename(tmp_path / "renamed.safetensors")
+    with pytest.warns(UntrainedModelWarning):
+        aim_mlx.load(bare, config=SMALL)
+
+
+def test_a_missing_folder_is_named():
+    with pytest.raises(CheckpointError, match="nowhere"):
+        aim_mlx.load("./nowhere/model")
+
+
+def test_a_misspelt_name_gets_a_suggestion():
+    with pytest.raises(UsageError, match="aimv2-large-patch14-224"):
+        aim_mlx.load("aimv2-large-patch14-22")

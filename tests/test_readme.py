@@ -1,0 +1,77 @@
+"""The README's own lines, run as they stand."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import aim_mlx
+from aim_mlx.errors import UntrainedModelWarning
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def block(mark: str) -> str:
+    """The lines between a mark and the end mark, without the fence."""
+    found = re.search(rf"<!-- {mark} -->\n```bash\n(.*?)```", README, re.S)
+    assert found, f"README.md has no block marked {mark}"
+    return found[1]
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A folder in which the lines of the first block were run; installing is what CI does."""
+    folder = tmp_path_factory.mktemp("readme")
+    lines = re.sub(r"^pip install .*? && ", "", block("start"), flags=re.M)
+    lines = lines.replace("python examples", f"python {ROOT}/examples")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", lines],
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    yield folder, done
+    for weights in folder.rglob("*.safetensors"):  # pytest keeps the folders of several runs
+        weights.unlink()
+
+
+def test_a_first_run_embeds_real_photographs_with_an_encoder_of_full_size(started):
+    folder, done = started
+    assert done.returncode == 3, done.stderr
+    assert "cut_short.jpg: truncated" in done.stderr and "random weights" in done.stderr
+    with np.load(folder / "vectors.npz") as archive:
+        vectors = dict(zip(map(str, archive["paths"]), archive["embeddings"], strict=True))
+    assert len(vectors) == 6 and all(v.shape == (1024,) for v in vectors.values())
+    upright, turned = vectors["photos/chelsea.jpg"], vectors["photos/on_its_side.jpg"]
+    # Compressed before and after the turn, so alike but not equal; another photograph is not.
+    assert upright @ turned > 0.999 > 0.95 > upright @ vectors["photos/rocket.jpg"]
+
+
+def test_the_python_lines_run(started, monkeypatch, capsys):
+    monkeypatch.chdir(started[0])
+    with pytest.warns(UntrainedModelWarning):
+        exec("\n".join(python_blocks()), {})
+    assert "0 (1024,)" in capsys.readouterr().out
+
+
+def test_the_table_of_commands_is_complete():
+    from aim_mlx.cli.main import app
+
+    names = {command.name for command in app.registered_commands}
+    assert set(re.findall(r"^\| `aim-mlx (\w+)", README, re.M)) == names
+
+
+def test_the_version_is_stated_once():
+    text = (ROOT / "pyproject.toml").read_text()
+    assert re.search(rf'^version = "{re.escape(aim_mlx.__version__)}"$', text, re.M)
