@@ -16,6 +16,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Far above any published size, far below what could exhaust a machine before a tensor is read.
 _LARGEST = {"embed_dim": 65_536, "mlp_hidden_dim": 262_144, "num_blocks": 1_024, "num_heads": 1_024}
 _LARGEST |= {"patch_size": 256, "image_size": 8_192}
+_LARGEST |= {"vocab_size": 2**24, "context_length": 65_536, "projection_dim": 65_536}
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,10 @@ class VisionConfig:
     rms_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        for name, largest in _LARGEST.items():
-            value = getattr(self, name)
-            if name == "image_size" and value is None:
-                continue
-            if type(value) is not int or not 1 <= value <= largest:
-                raise CheckpointError(
-                    f"{name} must be a whole number from 1 to {largest}, got {value!r}: "
-                    "correct config.json"
-                )
-        if self.embed_dim % self.num_heads:
-            raise CheckpointError(
-                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}: "
-                "correct config.json"
-            )
+        _check_sizes(self, ("embed_dim", "mlp_hidden_dim", "num_blocks", "num_heads", "patch_size"))
+        if self.image_size is not None:
+            _check_sizes(self, ("image_size",))
+        _check_trunk(self)
         if self.embed_dim % 4 and self.image_size is None:
             raise CheckpointError(
                 f"embed_dim {self.embed_dim} is not a multiple of 4, which sin-cos positions need"
@@ -55,11 +46,6 @@ class VisionConfig:
         if self.image_size is not None and self.image_size % self.patch_size:
             raise CheckpointError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: "
-                "correct config.json"
-            )
-        if not _is_real(self.rms_norm_eps) or not 0 < self.rms_norm_eps < 1:
-            raise CheckpointError(
-                f"rms_norm_eps must be between 0 and 1, got {self.rms_norm_eps!r}: "
                 "correct config.json"
             )
 
@@ -71,6 +57,54 @@ class VisionConfig:
     def grid(self) -> int | None:
         """Patches along one side of the trained image, or None for native resolution."""
         return None if self.image_size is None else self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of a LiT text tower, which is always causal; `eos_token_id` ends every text.
+
+    Raises CheckpointError for sizes that are not positive whole numbers or do not fit each other.
+    """
+
+    embed_dim: int
+    mlp_hidden_dim: int
+    num_blocks: int
+    num_heads: int
+    vocab_size: int = 49_408
+    context_length: int = 77
+    eos_token_id: int = 49_407
+    rms_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        _check_sizes(self, ("embed_dim", "mlp_hidden_dim", "num_blocks", "num_heads"))
+        _check_sizes(self, ("vocab_size", "context_length"))
+        _check_trunk(self)
+        if type(self.eos_token_id) is not int or not 0 <= self.eos_token_id < self.vocab_size:
+            raise CheckpointError(
+                f"eos_token_id must be from 0 to {self.vocab_size - 1}, got {self.eos_token_id!r}: "
+                "correct config.json"
+            )
+
+
+@dataclass(frozen=True)
+class LiTConfig:
+    """A vision encoder with attention pooling and a text tower, both projected to one space.
+
+    `max_logit_scale` bounds exp(log_logit_scale) from above; it is bounded by 1 from below.
+    """
+
+    vision: VisionConfig
+    text: TextConfig
+    projection_dim: int
+    max_logit_scale: float = 100.0
+
+    def __post_init__(self):
+        _check_sizes(self, ("projection_dim",))
+        if not _is_real(self.max_logit_scale) or not 1 <= self.max_logit_scale <= 1e4:
+            raise CheckpointError(
+                f"max_logit_scale must be from 1 to 10000, got {self.max_logit_scale!r}: "
+                "correct config.json"
+            )
 
 
 @dataclass(frozen=True)
@@ -134,10 +168,12 @@ class PreprocessConfig:
         return cls(resized, image_size, IMAGENET_MEAN, IMAGENET_STD, patch_size)
 
 
-Config = TypeVar("Config", VisionConfig, PreprocessConfig)
+AnyConfig = VisionConfig | TextConfig | LiTConfig | PreprocessConfig
+Config = TypeVar("Config", VisionConfig, TextConfig, LiTConfig, PreprocessConfig)
+_NESTED = {"vision": VisionConfig, "text": TextConfig}  # the fields of LiTConfig that are configs
 
 
-def to_dict(config: VisionConfig | PreprocessConfig) -> dict[str, Any]:
+def to_dict(config: AnyConfig) -> dict[str, Any]:
     """Plain values for JSON."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
@@ -154,10 +190,36 @@ def from_dict(kind: type[Config], values: Any) -> Config:
             f"unknown field {unknown[0]!r} for {kind.__name__}: "
             f"known are {', '.join(sorted(known))}"
         )
+    if kind is LiTConfig:
+        values = {k: from_dict(_NESTED[k], v) if k in _NESTED else v for k, v in values.items()}
     try:
         return kind(**values)
     except TypeError as error:
         raise CheckpointError(f"{kind.__name__}: {error}") from error
+
+
+def _check_sizes(config: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        value, largest = getattr(config, name), _LARGEST[name]
+        if type(value) is not int or not 1 <= value <= largest:
+            raise CheckpointError(
+                f"{name} must be a whole number from 1 to {largest}, got {value!r}: "
+                "correct config.json"
+            )
+
+
+def _check_trunk(config: "VisionConfig | TextConfig") -> None:
+    """What every trunk of blocks needs: heads that divide the width, a small positive epsilon."""
+    if config.embed_dim % config.num_heads:
+        raise CheckpointError(
+            f"embed_dim {config.embed_dim} is not a multiple of num_heads {config.num_heads}: "
+            "correct config.json"
+        )
+    if not _is_real(config.rms_norm_eps) or not 0 < config.rms_norm_eps < 1:
+        raise CheckpointError(
+            f"rms_norm_eps must be between 0 and 1, got {config.rms_norm_eps!r}: "
+            "correct config.json"
+        )
 
 
 def _is_real(value: Any) -> bool:
