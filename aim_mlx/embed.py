@@ -18,7 +18,7 @@ from aim_mlx.batching import batches, in_order
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import AimError, CheckpointError, ImageError, UsageError
 from aim_mlx.images import ImageSource, Sample, decode, preprocess, stream
-from aim_mlx.models.pooling import check_pooling, pool
+from aim_mlx.models.pooling import POOLINGS, check_pooling, normalized, pool
 from aim_mlx.models.vision import Features, VisionEncoder, block_indices
 
 # Patches in flight at a time where no batch size is asked for: 32 images of 224 x 224 on a GPU,
@@ -47,11 +47,12 @@ class Embedded:
 class EmbedOptions:
     """How tokens become a vector, and how many images run at a time.
 
-    `layers` takes the mean of those blocks' outputs (before the final norm) in place of the final
-    tokens. `batch_size` None fits the batch to the device and the patch grid.
+    `pooling` None is the model's own: "attention" where it has such a pool, else "mean". `layers`
+    takes the mean of those blocks' outputs (before the final norm) in place of the final tokens.
+    `batch_size` None fits the batch to the device and the patch grid.
     """
 
-    pooling: str = "mean"
+    pooling: str | None = None
     layers: tuple[int, ...] = ()
     normalize: bool = True
     batch_size: int | None = None
@@ -59,7 +60,6 @@ class EmbedOptions:
     allow_truncated: bool = False
 
     def __post_init__(self):
-        check_pooling(self.pooling)
         if self.batch_size is not None and (
             type(self.batch_size) is not int or self.batch_size < 1
         ):
@@ -78,6 +78,24 @@ class Encoder:
     @property
     def dtype(self) -> mx.Dtype:
         return self.model.trunk.post_trunk_norm.weight.dtype
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The poolings this model can do, its own first."""
+        return POOLINGS
+
+    def pooling(self, options: EmbedOptions) -> str:
+        """The pooling that these options mean for this model."""
+        return options.pooling or self.poolings[0]
+
+    def dim(self, options: EmbedOptions) -> int:
+        """The length of the vectors."""
+        return self.model.config.embed_dim
+
+    def check(self, options: EmbedOptions) -> None:
+        """Raises UsageError for options that this model cannot serve."""
+        check_pooling(self.pooling(options), self.poolings)
+        block_indices(options.layers, self.model.config.num_blocks)
 
     def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
         """Images -> normalised pixels, float32 (B, H, W, 3).
@@ -109,7 +127,7 @@ class Encoder:
         self,
         images: Sequence[ImageSource],
         *,
-        pooling: str = "mean",
+        pooling: str | None = None,
         layers: Sequence[int] = (),
         normalize: bool = True,
         batch_size: int | None = None,
@@ -121,7 +139,7 @@ class Encoder:
         """
         options = EmbedOptions(pooling, tuple(layers), normalize, batch_size)
         images = _listed(images)
-        vectors = np.empty((len(images), self.model.config.embed_dim), np.float32)
+        vectors = np.empty((len(images), self.dim(options)), np.float32)
         with closing(self.embed_stream(images, options)) as rows:
             for row in rows:
                 if row.failure is not None or row.vector is None:
@@ -137,7 +155,7 @@ class Encoder:
         Raises CheckpointError if every vector of the first batch is not finite.
         """
         options = options or EmbedOptions()
-        block_indices(options.layers, self.model.config.num_blocks)
+        self.check(options)
         images = _listed(images)
         return in_order(self._rows(images, options), len(images))
 
@@ -194,10 +212,12 @@ class Encoder:
         else:
             outputs = [output.astype(mx.float32) for output in features.layers.values()]
             tokens = mx.stack(outputs).mean(axis=0)
-        vectors = pool(tokens, options.pooling)
-        if options.normalize:
-            vectors = vectors / mx.linalg.norm(vectors, axis=-1, keepdims=True)
-        return vectors
+        vectors = self._pool(tokens, options)
+        return normalized(vectors) if options.normalize else vectors
+
+    def _pool(self, tokens: mx.array, options: EmbedOptions) -> mx.array:
+        """Tokens (B, N, D) -> vectors (B, D) float32."""
+        return pool(tokens, self.pooling(options))
 
     def _finish(self, batch: list[Sample], parts: list[mx.array]) -> list[Embedded]:
         """Waits for a batch; its rows, failures of decoding included."""

@@ -73,8 +73,9 @@ def embed_files(
     for skip in skipped:
         report.skipped(skip)
     encoder = load()
+    encoder.check(options)
     paths = [os.fsdecode(path) for path in listing.files]
-    with OneFile(output, encoder.model.config.embed_dim, overwrite) as file:
+    with OneFile(output, encoder.dim(options), overwrite) as file:
         with closing(encoder.embed_stream(paths, options)) as rows:
             for row in rows:
                 _record(row, paths[row.index], file, skipped, report)
@@ -105,7 +106,7 @@ def manifest(encoder: Encoder, options: EmbedOptions, skipped: Sequence[Skip]) -
         "model": encoder.identity,
         "encoder": to_dict(encoder.model.config),
         "preprocessing": to_dict(encoder.preprocessing),
-        "pooling": options.pooling,
+        "pooling": encoder.pooling(options),
         "layers": list(options.layers),
         "normalized": options.normalize,
         "dtype": str(encoder.dtype).removeprefix("mlx.core."),

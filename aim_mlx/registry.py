@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import dataclass
 
-from aim_mlx.config import PreprocessConfig, VisionConfig
+from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.errors import UsageError
 
 LICENCE = "apple-amlr"  # of the published weights; named apple-ascl before July 2025
@@ -17,8 +17,8 @@ _SIZES = {
     "3B": (3072, 8192, 24, 24),
 }
 
-# name after "aimv2-", image size (None: native), IN-1k top-1 of the attentive probe on the frozen
-# trunk (arXiv 2411.14402), the Hub revision that holds the reference's layout.
+# name after "aimv2-", image size (None: native), IN-1k top-1 (arXiv 2411.14402: attentive probe on
+# the frozen trunk; for LiT zero-shot), the Hub revision that holds the reference's layout.
 _PUBLISHED = [
     ("large-patch14-224", 224, 86.6, "ac764a25c832c7dc5e11871daa588e98e3cdbfb7"),
     ("huge-patch14-224", 224, 87.5, "9e0bab0e0abb7b20796d2d0b37f39b7c3b1c1af1"),
@@ -35,7 +35,10 @@ _PUBLISHED = [
     ("large-patch14-224-distilled", 224, None, "d6d09b071e8ba31735c5e05ccd4b2a393020ce90"),
     ("large-patch14-336-distilled", 336, None, "8fe1704e5cc1c80cefc99c194afcefe21dff1faa"),
     ("large-patch14-native", None, 87.3, "cfe7bdbbc924a5f65272d5e2c27fe5f61771a629"),
+    ("large-patch14-224-lit", 224, 77.0, "c2cd59a786c4c06f39d199c50d08cc2eab9f8605"),
 ]
+_LIT_TEXT = TextConfig(embed_dim=768, mlp_hidden_dim=2048, num_blocks=12, num_heads=6)
+_LIT_PROJECTION = 768
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,24 @@ class ModelSpec:
     """One model; `repo` and `revision` are None where no weights are published."""
 
     name: str
-    config: VisionConfig
+    config: VisionConfig | LiTConfig
     preprocess: PreprocessConfig
     repo: str | None
     revision: str | None
     licence: str
     top1: float | None
 
+    @property
+    def vision(self) -> VisionConfig:
+        """The sizes of the vision encoder."""
+        return self.config.vision if isinstance(self.config, LiTConfig) else self.config
+
 
 def _spec(suffix: str, image_size: int | None, top1: float | None, revision: str | None):
     name = f"aimv2-{suffix}"
-    config = VisionConfig(*_SIZES[suffix.split("-")[0]], image_size=image_size)
+    config = vision = VisionConfig(*_SIZES[suffix.split("-")[0]], image_size=image_size)
+    if suffix.endswith("-lit"):
+        config = LiTConfig(vision, _LIT_TEXT, _LIT_PROJECTION)
     repo = f"apple/{name}" if revision else None
     return ModelSpec(name, config, PreprocessConfig.hub(image_size), repo, revision, LICENCE, top1)
 

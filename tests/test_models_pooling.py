@@ -21,7 +21,7 @@ def test_gem_is_the_cubic_mean_of_the_positive_part():
 
 
 def test_half_precision_tokens_are_pooled_in_float32():
-    assert pool(mx.array(TOKENS).astype(mx.float16)).dtype == mx.float32
+    assert pool(mx.array(TOKENS).astype(mx.float16), "mean").dtype == mx.float32
 
 
 @pytest.mark.parametrize(

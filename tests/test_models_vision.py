@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import UsageError
-from aim_mlx.models import layers, vision
+from aim_mlx.models import layers
 from aim_mlx.models.vision import VisionEncoder
 from tests.small import SMALL, noisy
 
@@ -81,9 +81,9 @@ def test_layers_are_returned_under_the_index_asked_for():
 def test_without_final_tokens_no_later_block_is_computed(monkeypatch):
     model = noisy(SMALL)
     calls = []
-    original = vision.Block.__call__
+    original = layers.Block.__call__
     monkeypatch.setattr(
-        vision.Block, "__call__", lambda self, x: calls.append(self) or original(self, x)
+        layers.Block, "__call__", lambda self, x: calls.append(self) or original(self, x)
     )
     features = model(pixels_of(SMALL), layers=[1], final=False)
     assert features.tokens is None and len(calls) == 2

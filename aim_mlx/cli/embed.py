@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-DEFAULT_MODEL = "aimv2-large-patch14-224"
+from aim_mlx.registry import DEFAULT_MODEL
 
 
 def embed(
@@ -14,7 +14,10 @@ def embed(
         Path, typer.Option("-o", "--output", help="The file to write: .npz, .npy or .safetensors.")
     ],
     model: Annotated[str, typer.Option(help="A checkpoint folder or file.")] = DEFAULT_MODEL,
-    pooling: Annotated[str, typer.Option(help="mean, max or gem.")] = "mean",
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="mean, max, gem, or attention where there is such a pool."),
+    ] = None,
     layers: Annotated[
         str, typer.Option(help="Blocks to average instead of the last norm: -1,-2,-3")
     ] = "",

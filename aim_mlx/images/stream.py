@@ -7,7 +7,7 @@ many are ahead. The samples themselves, failures included, wait in a table for t
 import atexit
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def stream(
     prefetch: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
-) -> Iterator[Sample]:
+) -> Generator[Sample, None, None]:
     """Yields one Sample for each source, in order; a bad image is a sample with its failure.
 
     `threads` decode (default: the cores, at most 8), at most `prefetch` samples (default: twice the
@@ -86,7 +86,7 @@ def _sample(
 
 def _samples(
     work: Callable[[int], Sample], count: int, threads: int, prefetch: int
-) -> Iterator[Sample]:
+) -> Generator[Sample, None, None]:
     for start in range(0, count, _PART):
         part = range(start, min(start + _PART, count))
         run = _Run(work, part, threads, prefetch)

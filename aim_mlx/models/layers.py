@@ -1,14 +1,16 @@
 """The transformer block of AIMv2 (arXiv 2411.14402, section 3.1).
 
 - pre-norm with RMSNorm, whose sums run in float32 whatever the dtype
-- attention without biases, heads of 128 channels, one fused projection for q, k and v
+- attention without biases, one fused projection for q, k and v; masks are bool, True = may attend
 - SwiGLU: silu(fc1 x) * fc3 x, then fc2
 """
 
 import math
 
 from aim_mlx.backend import mx, nn, on_gpu
-from aim_mlx.config import VisionConfig
+from aim_mlx.config import TextConfig, VisionConfig
+
+TrunkConfig = VisionConfig | TextConfig
 
 # On the CPU the scores of one slice of queries are held at a time, so that 4096 patches
 # need 64 MB a head group rather than half a gigabyte.
@@ -16,25 +18,25 @@ _QUERIES_AT_ONCE = 512
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, every token to every token: (B, N, D) -> (B, N, D)."""
+    """Multi-head self-attention: (B, N, D), mask (N, N) or None for all -> (B, N, D)."""
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: TrunkConfig):
         super().__init__()
         self._heads = config.num_heads
         self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim, bias=False)
         self.proj = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self._heads, D // self._heads)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v).transpose(0, 2, 1, 3).reshape(B, N, D))
+        return self.proj(attend(q, k, v, mask).transpose(0, 2, 1, 3).reshape(B, N, D))
 
 
 class SwiGLU(nn.Module):
     """Gated feed-forward: (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: TrunkConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.embed_dim, config.mlp_hidden_dim, bias=False)
         self.fc2 = nn.Linear(config.mlp_hidden_dim, config.embed_dim, bias=False)
@@ -47,25 +49,37 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block: (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: TrunkConfig):
         super().__init__()
         self.norm_1 = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
         self.attn = Attention(config)
         self.norm_2 = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
         self.mlp = SwiGLU(config)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = x + self.attn(self.norm_1(x))
+    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
+        x = x + self.attn(self.norm_1(x), mask)
         return x + self.mlp(self.norm_2(x))
 
 
-def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+class Trunk(nn.Module):
+    """The blocks and the final norm."""
+
+    def __init__(self, config: TrunkConfig):
+        super().__init__()
+        self.blocks = [Block(config) for _ in range(config.num_blocks)]
+        self.post_trunk_norm = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
+
+
+def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
     """Scaled dot-product attention over (B, heads, N, head_dim), softmax in float32."""
     if on_gpu():
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(q.shape[-1]))
-    N = q.shape[2]
-    slices = [q[:, :, i : i + _QUERIES_AT_ONCE] for i in range(0, N, _QUERIES_AT_ONCE)]
-    return mx.concatenate([_attend_on_cpu(part, k, v) for part in slices], axis=2)
+        scale = 1 / math.sqrt(q.shape[-1])
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    outputs = []
+    for start in range(0, q.shape[2], _QUERIES_AT_ONCE):
+        rows = slice(start, start + _QUERIES_AT_ONCE)
+        outputs.append(_attend_on_cpu(q[:, :, rows], k, v, None if mask is None else mask[rows]))
+    return mx.concatenate(outputs, axis=2)
 
 
 def silu(x: mx.array) -> mx.array:
@@ -75,10 +89,12 @@ def silu(x: mx.array) -> mx.array:
     return x / (1 + _exp_on_cpu(-x))
 
 
-def _attend_on_cpu(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+def _attend_on_cpu(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
     """Attention spelled out: the fused one spends most of its CPU time in a slow exponential."""
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.swapaxes(-1, -2)
     scores = scores.astype(mx.float32)
+    if mask is not None:
+        scores = mx.where(mask, scores, -math.inf)
     weights = _exp_on_cpu(scores - scores.max(axis=-1, keepdims=True))
     # Dividing after the product touches head_dim values a query instead of N.
     return ((weights.astype(v.dtype) @ v) / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)

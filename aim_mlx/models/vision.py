@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from aim_mlx.backend import mx, nn
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import UsageError
-from aim_mlx.models.layers import Block
+from aim_mlx.models.layers import Trunk
 from aim_mlx.models.positions import resize_positions, sincos_positions
 
 
@@ -82,15 +82,6 @@ class Preprocessor(nn.Module):
         if grid == (trained, trained):
             return self.pos_embed
         return resize_positions(self.pos_embed, *grid)
-
-
-class Trunk(nn.Module):
-    """The blocks and the final norm."""
-
-    def __init__(self, config: VisionConfig):
-        super().__init__()
-        self.blocks = [Block(config) for _ in range(config.num_blocks)]
-        self.post_trunk_norm = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
 
 
 class VisionEncoder(nn.Module):
