@@ -1,0 +1,21 @@
+"""Parity tests need torch and transformers, and float32 products that are really float32."""
+
+import os
+
+import pytest
+
+# Read by MLX at its first product: CUDA and recent Apple GPUs would round the inputs to TF32.
+os.environ["MLX_ENABLE_TF32"] = "0"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _reference_is_installed():
+    """A parity test that was asked for fails without its reference: a skip would look like a pass.
+
+    The modules import torch inside functions, so that the default run collects without it.
+    """
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        pytest.fail(f"{error}; install the references with: pip install -e '.[parity]'")
