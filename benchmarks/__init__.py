@@ -1,0 +1,1 @@
+"""What the performance table is made from: `python -m benchmarks` (see README.md here)."""

@@ -1,0 +1,140 @@
+"""`python -m benchmarks`: measure everything, print one Markdown table, write JSON.
+
+This process imports neither numpy nor MLX: on Linux a child's largest resident size begins with
+that of its parent, and the memory measurement would read it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import goals, markdown, summarise
+from benchmarks.startup import startup
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured: rounds, images and files; `batches` of the encoder on both sides."""
+
+    rounds: int = 3
+    images: int = 16
+    batches: tuple[int, ...] = (1, 4, 8)
+    photos: int = 32
+    few: int = 4
+    many: int = 64
+    starts: int = 10
+
+
+QUICK = Plan(rounds=1, images=8, photos=6, many=16, starts=5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round, few images")
+    parser.add_argument("--rounds", type=int, help="default: 3, or 1 if quick")
+    parser.add_argument("--files", type=int, help="files of the larger folder for peak memory")
+    parser.add_argument("--model", default="aimv2-large-patch14-224", help="a name or a folder")
+    parser.add_argument("--output", type=Path, help="the JSON file to write")
+    options = parser.parse_args()
+    plan = QUICK if options.quick else Plan()
+    changed = {"rounds": options.rounds, "many": options.files}
+    plan = Plan(**vars(plan) | {name: n for name, n in changed.items() if n is not None})
+    folder = Path(options.model)
+    result = measure(plan, str(folder.resolve()) if folder.is_dir() else options.model)
+    print(markdown(result))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(plan: Plan, model: str) -> dict[str, Any]:
+    machine = worker("machine")
+    with tempfile.TemporaryDirectory(prefix="aim-mlx-benchmark-") as folder:
+        weights, photos, small = (str(Path(folder) / n) for n in ("weights", "photos", "small"))
+        checkpoint = worker("make_checkpoint", model=model, folder=weights)
+        side = checkpoint["image_size"]
+        made = worker("make_photos", folder=photos, count=plan.photos, size=(4000, 3000))
+        measured = {
+            "checkpoint": checkpoint,
+            "photos": made,
+            "startup": startup(plan.starts),
+            "encoder": {
+                dtype: encoder_rounds(plan, weights, side, dtype)
+                for dtype in ("float32", *(["float16", "bfloat16"] if machine["on_gpu"] else []))
+            },
+            "pipeline": {"rounds": pipeline_rounds(plan, weights, photos, side)},
+            "memory": memory(plan, weights, small),
+        }
+    summary = summarise(measured)
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "model": Path(model).name,
+        "rounds": plan.rounds,
+        "machine": machine,
+        "summary": summary,
+        "goals": goals(summary, measured),
+        "measured": measured,
+    }
+
+
+def encoder_rounds(plan: Plan, model: str, side: int, dtype: str) -> list[dict[str, Any]]:
+    """Ours and theirs in turn for each batch size; "default" is what embed chooses itself."""
+    rounds = []
+    for _ in range(plan.rounds):
+        ours, theirs = {}, {}
+        common = {"model": model, "count": plan.images, "side": side, "dtype": dtype}
+        for batch in plan.batches:
+            ours[str(batch)] = worker("encode_ours", batch=batch, **common)
+            theirs[str(batch)] = worker("encode_theirs", batch=batch, **common)
+        ours["default"] = worker("encode_ours", batch=None, **common)
+        rounds.append({"ours": ours, "theirs": theirs})
+    return rounds
+
+
+def pipeline_rounds(plan: Plan, model: str, photos: str, side: int) -> list[dict[str, Any]]:
+    """A folder, the encoder alone on as many images, and the decoder alone, in turn."""
+    return [
+        {
+            "folder": worker("embed_folder", model=model, folder=photos, side=side),
+            "encoder": worker("encode_ours", model=model, count=plan.photos, side=side, batch=None),
+            "decode": worker("decode_folder", folder=photos, side=side, count=5),
+        }
+        for _ in range(plan.rounds)
+    ]
+
+
+def memory(plan: Plan, model: str, folder: str) -> dict[str, Any]:
+    """Peak memory of a small folder and of a larger one."""
+    results = {}
+    for name, count in (("few", plan.few), ("many", plan.many)):
+        photos = f"{folder}-{count}"
+        worker("make_photos", folder=photos, count=count, size=(640, 480))
+        results[name] = worker("peak_memory", model=model, folder=photos)
+    return results
+
+
+def worker(name: str, **arguments: Any) -> dict[str, Any]:
+    """Runs one measurement in a fresh process and tells of it on stderr."""
+    command = [sys.executable, "-m", "benchmarks.workers", name, json.dumps(arguments)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    rate = result.get("images_per_second")
+    shown = {k: v for k, v in arguments.items() if k in ("batch", "count", "dtype", "size")}
+    print(f"{name} {shown} {f'{rate:.3f} images/s' if rate else ''}", file=sys.stderr)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""From measurements to medians, the Markdown table and the goals."""
+
+from statistics import median
+from typing import Any
+
+GB = 1e9
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "low": min(values), "high": max(values)}
+
+
+def summarise(measured: dict[str, Any]) -> dict[str, Any]:
+    """Medians with the lowest and highest; ratios are taken round by round."""
+    encoder = {dtype: _encoder(rounds) for dtype, rounds in measured["encoder"].items()}
+    pipeline = measured["pipeline"]
+    alone = [round["encoder"]["images_per_second"] for round in pipeline["rounds"]]
+    folder = [round["folder"]["images_per_second"] for round in pipeline["rounds"]]
+    decode = [round["decode"]["core_seconds_an_image"] for round in pipeline["rounds"]]
+    few, many = measured["memory"]["few"], measured["memory"]["many"]
+    weights = measured["checkpoint"]["weights_bytes"]
+    return {
+        "encoder": encoder,
+        "folder_images_per_second": spread(folder),
+        "encoder_alone_images_per_second": spread(alone),
+        "folder_to_encoder": spread([f / a for f, a in zip(folder, alone, strict=True)]),
+        "decode_core_seconds": spread(decode),
+        "peak_over_weights_gb": {
+            str(each["count"]): (each["peak_bytes"] - weights) / GB for each in (few, many)
+        },
+        "start_seconds": {
+            name: spread(each["seconds"]) for name, each in measured["startup"].items()
+        },
+    }
+
+
+def _encoder(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """`rounds` hold images/s as {"ours": {batch: result}, "theirs": {batch: result}}."""
+    rates = [
+        {
+            side: {b: r["images_per_second"] for b, r in results.items()}
+            for side, results in each.items()
+        }
+        for each in rounds
+    ]
+    sums = [r["checksum"] for each in rounds for results in each.values() for r in results.values()]
+    best = [{side: max(by_batch.values()) for side, by_batch in each.items()} for each in rates]
+    return {
+        side: {b: spread([each[side][b] for each in rates]) for b in rates[0][side]}
+        for side in ("ours", "theirs")
+    } | {
+        "ratio": {
+            b: spread([each["ours"][b] / each["theirs"][b] for each in rates])
+            for b in rates[0]["theirs"]
+        },
+        "best": {side: spread([each[side] for each in best]) for side in ("ours", "theirs")},
+        "best_ratio": spread([each["ours"] / each["theirs"] for each in best]),
+        "checksums_differ_by": max(sums) - min(sums),
+    }
+
+
+def goals(summary: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each goal, what was measured, and whether it holds."""
+    encoder, start = summary["encoder"]["float32"], summary["start_seconds"]
+    seconds = 1 / encoder["best"]["ours"]["median"]
+    peaks = list(summary["peak_over_weights_gb"].values())
+    imported = {m for each in measured["startup"].values() for m in each["heavy_modules"]}
+    unwanted = sorted(imported & {"mlx", "torch", "transformers"})
+    ratio, pipeline = encoder["best_ratio"]["median"], summary["folder_to_encoder"]["median"]
+    milliseconds = 1e3 * start["import"]["median"]
+    difference = encoder["checksums_differ_by"]
+    rows = [
+        ("outputs' checksums, ours and theirs", f"{difference:.0e}", "<= 1e-3", difference <= 1e-3),
+        ("rate of transformers, best against best", f"{ratio:.2f}", ">= 0.90", ratio >= 0.9),
+        ("seconds an image", f"{seconds:.2f}", "<= 1.5", seconds <= 1.5),
+        ("folder against encoder alone", f"{pipeline:.2f}", ">= 0.95", pipeline >= 0.95),
+        ("import aim_mlx", f"{milliseconds:.0f} ms", "< 50 ms", milliseconds < 50),
+        ("aim-mlx --help", _time(start["--help"]), "< 0.4 s", start["--help"]["median"] < 0.4),
+        ("mlx, torch imported at the start", ", ".join(unwanted) or "none", "none", not unwanted),
+        ("peak memory over the weights", f"{max(peaks):.2f} GB", "<= 1 GB", max(peaks) <= 1),
+    ]
+    names = ("goal", "measured", "wanted", "holds")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    machine, summary = result["machine"], result["summary"]
+    blas = machine["blas"]
+    lines = [
+        f"{result['model']}, {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['device']}, BLAS {blas['state']} {blas['kernels']}; medians of "
+        f"{result['rounds']} rounds (lowest to highest); {result['date']}",
+        "",
+        "| what | aim-mlx | transformers | ratio |",
+        "|---|---|---|---|",
+    ]
+    for dtype, each in summary["encoder"].items():
+        for batch, rate in each["ours"].items():
+            theirs, ratio = each["theirs"].get(batch), each["ratio"].get(batch)
+            label = "as embed chooses" if batch == "default" else f"batch {batch}"
+            lines.append(_row(f"encoder, {dtype}, {label}, images/s", rate, theirs, ratio))
+        best = each["best"]
+        label = f"encoder, {dtype}, best of these, images/s"
+        lines.append(_row(label, best["ours"], best["theirs"], each["best_ratio"]))
+    lines.append(_row("folder of 12 MP JPEGs, images/s", summary["folder_images_per_second"]))
+    alone = summary["encoder_alone_images_per_second"]
+    lines.append(_row("the encoder alone, same count, images/s", alone))
+    lines.append(_row("folder against encoder alone", summary["folder_to_encoder"]))
+    lines.append(_row("decode and resize 12 MP, core-seconds", summary["decode_core_seconds"]))
+    for count, peak in summary["peak_over_weights_gb"].items():
+        lines.append(f"| peak memory over the weights, {count} files | {peak:.2f} GB | | |")
+    for name, seconds in summary["start_seconds"].items():
+        what = "import aim_mlx" if name == "import" else f"aim-mlx {name}"
+        lines.append(f"| {what} | {_time(seconds)} | | |")
+    lines += ["", "| goal | measured | wanted | holds |", "|---|---|---|---|"]
+    for goal in result["goals"]:
+        holds = "yes" if goal["holds"] else "**no**"
+        lines.append(f"| {goal['goal']} | {goal['measured']} | {goal['wanted']} | {holds} |")
+    return "\n".join(lines)
+
+
+def _row(what: str, *cells: dict[str, float] | None) -> str:
+    shown = [_range(cell) for cell in cells] + [""] * (3 - len(cells))
+    return f"| {what} | {' | '.join(shown)} |"
+
+
+def _range(cell: dict[str, float] | None) -> str:
+    return f"{cell['median']:.2f} ({cell['low']:.2f} to {cell['high']:.2f})" if cell else ""
+
+
+def _time(seconds: dict[str, float]) -> str:
+    return f"{1e3 * seconds['median']:.0f} ms"
