@@ -102,6 +102,25 @@ def test_numbers_of_thousands_of_digits_are_refused(file: Path):
 
 
 @pytest.mark.parametrize(
+    ("number", "words"),
+    [(b"9" * 301, "301 digits"), (b"-" + b"9" * 4000, "4001 digits"), (b"1e400", "'1e400'")],
+)
+def test_a_number_that_is_no_finite_float_is_refused_wherever_it_stands(number: bytes, words: str):
+    with pytest.raises(CheckpointError, match=words):
+        parse_object(b'{"image_mean":[0.5,{"a":' + number + b"}]}", "text")
+    assert parse_object(b'{"a":' + b"9" * 300 + b"}", "text")["a"] > 0
+
+
+def test_nesting_has_the_same_limit_however_deep_the_caller_is():
+    def nested(depth: int) -> bytes:
+        return b'{"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+
+    assert parse_object(nested(64), "text")
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        parse_object(nested(65), "text")
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "Git-LFS pointer"),

@@ -1,6 +1,7 @@
 """JSON that came with a checkpoint: one object, read without surprises or not at all."""
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 from aim_mlx.errors import CheckpointError
 
 LARGEST_JSON = 4 * 2**20  # bytes; an index of a hundred thousand tensors is smaller
+LARGEST_DEPTH = 64  # of objects and lists; a published config.json has four
+LARGEST_NUMBER = 300  # digits: whatever is computed with it, it still is a finite float
 
 
 def parse_object(data: bytes, what: str) -> dict[str, Any]:
     """The one JSON object in `data`, which `what` names in messages.
 
-    Raises CheckpointError for what is not plain UTF-8 JSON, and for duplicate keys, NaN, infinities
-    and nesting too deep, which other parsers read differently.
+    Raises CheckpointError for what is not plain UTF-8 JSON, and for duplicate keys, NaN, infinity,
+    numbers too large and nesting too deep, which other parsers read differently.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -31,21 +34,56 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
     def constant(name: str) -> Any:
         raise CheckpointError(f"{what} holds {name}, which is not JSON: write a finite number")
 
+    def whole(digits: str) -> int:
+        if len(digits) > LARGEST_NUMBER:
+            raise ValueError(f"a number of {len(digits)} digits")
+        return int(digits)
+
+    def real(digits: str) -> float:
+        if math.isinf(value := float(digits)):
+            raise ValueError(f"{show(digits)} is too large a number")
+        return value
+
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise CheckpointError(
             f"{what} starts with a byte-order mark: save it as plain UTF-8 without one"
         )
     try:
-        values = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        values = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=constant,
+            parse_int=whole,
+            parse_float=real,
+        )
     except RecursionError:
-        raise CheckpointError(f"{what} is nested too deeply: not a checkpoint's JSON") from None
-    except ValueError as error:  # also UnicodeDecodeError, and numbers of thousands of digits
+        raise _too_deep(what) from None
+    except ValueError as error:  # also UnicodeDecodeError, and what whole() and real() raise
         raise CheckpointError(
             f"{what} is not valid JSON ({error!s:.100}): download it again"
         ) from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{what} must be a JSON object, got {type(values).__name__}")
+    _check_depth(values, what)
     return values
+
+
+def _check_depth(values: dict[str, Any], what: str) -> None:
+    """Raises CheckpointError for nesting that could exhaust the stack of whoever walks through it.
+
+    Python's own limit depends on its version and on how deep the caller already is.
+    """
+    level: list[Any] = [values]
+    for _ in range(LARGEST_DEPTH):
+        children = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for each in children for v in each if isinstance(v, (dict, list))]
+        if not level:
+            return
+    raise _too_deep(what)
+
+
+def _too_deep(what: str) -> CheckpointError:
+    return CheckpointError(f"{what} is nested too deeply: not a checkpoint's JSON")
 
 
 def read_object(path: Path) -> dict[str, Any]:
