@@ -144,3 +144,9 @@ def test_half_precision_stays_in_its_dtype_and_near_float32(dtype):
     difference = np.abs(np.array(tokens.astype(mx.float32)) - exact)
     # bfloat16 keeps 8 bits of mantissa; three blocks of unit-size values add up a few roundings.
     assert difference.mean() < 0.05, f"mean {difference.mean():.3f}, max {difference.max():.3f}"
+
+
+def test_silu_is_right_and_finite_far_from_zero():
+    x = np.concatenate([np.linspace(-100, 100, 2001), [-3e4, 3e4]]).astype(np.float32)
+    expected = x.astype(np.float64) / (1 + np.exp(np.minimum(-x.astype(np.float64), 700)))
+    np.testing.assert_allclose(layers.silu(mx.array(x)), expected, atol=2e-6, rtol=1e-6)

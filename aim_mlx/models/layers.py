@@ -86,7 +86,7 @@ def silu(x: mx.array) -> mx.array:
     """x * sigmoid(x), elementwise."""
     if on_gpu():
         return nn.silu(x)
-    return x / (1 + _exp_on_cpu(-x))
+    return x / (1 + _power_on_cpu(1 / math.e, x))
 
 
 def _attend_on_cpu(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
@@ -95,11 +95,11 @@ def _attend_on_cpu(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None)
     scores = scores.astype(mx.float32)
     if mask is not None:
         scores = mx.where(mask, scores, -math.inf)
-    weights = _exp_on_cpu(scores - scores.max(axis=-1, keepdims=True))
+    weights = _power_on_cpu(math.e, scores - scores.max(axis=-1, keepdims=True))
     # Dividing after the product touches head_dim values a query instead of N.
     return ((weights.astype(v.dtype) @ v) / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
 
-def _exp_on_cpu(x: mx.array) -> mx.array:
-    """e to the x through `power`, three times as fast as `exp` in MLX's x86 build."""
-    return mx.power(mx.array(math.e, dtype=x.dtype), x)
+def _power_on_cpu(base: float, x: mx.array) -> mx.array:
+    """base to the x: an exponential in a third of the time of `exp` in MLX's x86 build."""
+    return mx.power(mx.array(base, dtype=x.dtype), x)
