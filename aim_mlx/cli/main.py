@@ -8,7 +8,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 import aim_mlx
-from aim_mlx.cli import doctor, embed, init, inspect
+from aim_mlx.cli import doctor, download, embed, init, inspect
 from aim_mlx.errors import AimError, UntrainedModelWarning
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _options(
 
 
 app.command("embed")(embed.embed)
+app.command("download")(download.download)
 app.command("init")(init.init)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
