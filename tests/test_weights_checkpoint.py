@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aim_mlx.config import PreprocessConfig, VisionConfig
+from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.sizes import expected_shapes
@@ -29,10 +29,10 @@ from tests.weights_files import (
 
 ABSOLUTE = VisionConfig(64, 176, 3, 2, 14, 56)
 NATIVE = VisionConfig(64, 176, 3, 2, 14, None)
-LIT_IMAGE = VisionConfig(64, 176, 2, 2, 14, 56)
+LIT = LiTConfig(VisionConfig(64, 176, 2, 2, 14, 56), TextConfig(48, 128, 2, 3, 100, 12, 99), 32)
 
 
-def rejected(path: Path, config: VisionConfig | None = None) -> str:
+def rejected(path: Path, config: VisionConfig | LiTConfig | None = None) -> str:
     with pytest.raises(CheckpointError) as error:
         open_checkpoint(path, config)
     text = str(error.value)
@@ -70,10 +70,21 @@ def test_no_position_tensor_means_native_resolution(layout: str):
 
 
 @pytest.mark.parametrize("layout", ["ml_aim_mlx", "ml_aim_torch", "transformers"])
-def test_a_lit_folder_opens_with_the_sizes_of_its_image_tower(layout: str):
-    given_sizes = None if layout == "transformers" else LIT_IMAGE
+def test_a_lit_folder_opens_with_the_sizes_of_both_towers(layout: str):
+    given_sizes = None if layout == "transformers" else LIT
     checkpoint = open_checkpoint(DATA / "lit" / layout, given_sizes)
-    assert (checkpoint.kind, checkpoint.config) == ("lit", LIT_IMAGE)
+    assert (checkpoint.kind, checkpoint.config) == ("lit", LIT)
+    assert checkpoint.vision == LIT.vision
+    assert checkpoint.preprocess == PreprocessConfig.hub(56)
+
+
+def test_a_bare_lit_file_counts_heads_of_128_channels_and_ends_texts_with_the_last_token(
+    tmp_path: Path,
+):
+    config = LiTConfig(VisionConfig(256, 24, 1, 2, 4, 8), TextConfig(128, 24, 1, 1, 50, 9, 49), 16)
+    tensors = {n: ("F32", np.ones(s, np.float32)) for n, s in expected_shapes(config).items()}
+    write_tensors(tmp_path / "x.safetensors", tensors)
+    assert open_checkpoint(tmp_path / "x.safetensors").config == config
 
 
 def test_bfloat16_weights_open_and_say_so():
@@ -147,7 +158,7 @@ def test_class_defaults_that_mislead_and_remote_code_are_passed_over(folder: Pat
 def test_a_native_config_may_repeat_the_default_image_size(tmp_path: Path):
     folder = copy_case(tmp_path, "vision_native_5x3", "transformers")
     edit_json(folder / "config.json", image_size=224)
-    assert open_checkpoint(folder).config.image_size is None
+    assert open_checkpoint(folder).vision.image_size is None
 
 
 def test_silent_configs_leave_the_sizes_to_the_tensors(folder: Path):
@@ -159,7 +170,7 @@ def test_silent_configs_leave_the_sizes_to_the_tensors(folder: Path):
 
 def test_the_epsilon_comes_from_config_json(folder: Path):
     edit_json(folder / "config.json", rms_norm_eps=1e-6)
-    assert open_checkpoint(folder).config.rms_norm_eps == 1e-6
+    assert open_checkpoint(folder).vision.rms_norm_eps == 1e-6
 
 
 def test_timm_states_the_preprocessing_where_no_other_file_does(tmp_path: Path):
@@ -442,8 +453,7 @@ def test_timm_preprocessing_that_cannot_be_kept_is_refused(tmp_path: Path, pretr
     rejected(folder)
 
 
-def test_a_vision_config_beside_lit_weights_is_refused(tmp_path: Path, folder: Path):
-    lit = copy_case(tmp_path, "lit", "transformers")
+def test_a_vision_config_beside_lit_weights_is_refused(lit: Path, folder: Path):
     shutil.copy(folder / "config.json", lit)
     assert "vision encoder" in rejected(lit)
 
@@ -520,6 +530,83 @@ def test_sizes_given_that_contradict_the_weights_are_refused(folder: Path):
     rejected(folder, VisionConfig(64, 176, 2, 2, 14, 56))
     rejected(folder, VisionConfig(64, 176, 3, 2, 14, 70))
     rejected(folder, NATIVE)
+
+
+@pytest.fixture
+def lit(tmp_path: Path) -> Path:
+    return copy_case(tmp_path, "lit", "transformers")
+
+
+def edit_tower(folder: Path, tower: str, **changes: Any) -> None:
+    values = json.loads((folder / "config.json").read_text())[tower]
+    edit_json(folder / "config.json", **{tower: values | changes})
+
+
+@pytest.mark.parametrize("tower", ["vision_config", "text_config"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 128},
+        {"intermediate_size": 177},
+        {"num_hidden_layers": 3},
+        {"num_attention_heads": 5},
+        {"hidden_act": "gelu"},
+        {"qkv_bias": True},
+    ],
+)
+def test_a_lit_config_that_contradicts_either_tower_is_refused(lit: Path, tower: str, changes):
+    edit_tower(lit, tower, **changes)
+    rejected(lit)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab_size": 101},
+        {"max_position_embeddings": 77},
+        {"eos_token_id": 100},
+        {"eos_token_id": -1},
+        {"eos_token_id": [99]},
+        {"eos_token_id": True},
+    ],
+)
+def test_a_text_config_that_contradicts_the_weights_is_refused(lit: Path, changes):
+    edit_tower(lit, "text_config", **changes)
+    rejected(lit)
+
+
+def test_each_tower_takes_what_tensors_cannot_state_from_its_own_config(lit: Path):
+    edit_tower(lit, "text_config", num_attention_heads=6, rms_norm_eps=1e-6, eos_token_id=0)
+    edit_json(lit / "config.json", max_logit_scale=50.0)
+    config = open_checkpoint(lit).config
+    assert isinstance(config, LiTConfig)
+    assert config.vision == LIT.vision and config.max_logit_scale == 50
+    assert config.text == TextConfig(48, 128, 2, 6, 100, 12, 0, 1e-6)
+
+
+def test_a_projection_dim_is_believed_unless_it_is_the_class_default(lit: Path):
+    edit_json(lit / "config.json", projection_dim=512)
+    assert open_checkpoint(lit).config == LIT
+    edit_json(lit / "config.json", projection_dim=64)
+    assert "projection_dim 64" in rejected(lit)
+
+
+@pytest.mark.parametrize("value", [0.5, 1e5, "100", True])
+def test_an_absurd_bound_of_the_logit_scale_is_refused(lit: Path, value: Any):
+    edit_json(lit / "config.json", max_logit_scale=value)
+    rejected(lit)
+
+
+@pytest.mark.parametrize("tower", ["vision_config", "text_config"])
+@pytest.mark.parametrize("value", [[], "x", 7])
+def test_a_tower_that_is_no_object_is_refused(lit: Path, tower: str, value: Any):
+    edit_json(lit / "config.json", **{tower: value})
+    assert tower in rejected(lit)
+
+
+def test_sizes_given_for_the_other_kind_are_refused(lit: Path, folder: Path):
+    assert "VisionConfig" in rejected(lit, LIT.vision)
+    assert "LiTConfig" in rejected(folder, LIT)
 
 
 # Fuzzing: the outcome is a Checkpoint or a CheckpointError.

@@ -1,122 +1,32 @@
-"""config.json of every published kind, read as the facts it states about an encoder.
+"""config.json of every published kind, read as the facts it states about a model.
 
 What the tensors say decides; a fact that contradicts them is an error. Keys that state nothing
-about the encoder are passed over, `auto_map` (remote code) among them, and so are those whose class
-defaults mislead (`use_head`, `projection_dim`).
+about the model are passed over, `auto_map` (remote code) among them, and so are those whose class
+defaults mislead (`use_head`, and `projection_dim` of a vision encoder).
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aim_mlx.config import PreprocessConfig, VisionConfig, from_dict
+from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError
+from aim_mlx.weights.facts import ConfigFacts, TowerFacts
+from aim_mlx.weights.our_config import read_ours
 from aim_mlx.weights.strict_json import at, read_object, show
 
-FORMAT, FORMAT_VERSION = "aim-mlx", 1
 LARGEST_SIZE = 2**20  # of anything config.json states; the widest published layer has 16 thousand
-
-_OUR_KEYS = {"format", "format_version", "kind", "encoder", "preprocessing", "provenance"}
-
-
-@dataclass(frozen=True)
-class ConfigFacts:
-    """What a config.json states; None where it is silent.
-
-    `source` is "aim-mlx", "transformers" or "timm"; `kind` is "vision" or "lit".
-    """
-
-    source: str
-    kind: str
-    embed_dim: int | None = None
-    mlp_hidden_dim: int | None = None
-    num_blocks: int | None = None
-    num_heads: int | None = None
-    patch_size: int | None = None
-    image_size: int | None = None
-    native: bool | None = None
-    rms_norm_eps: float | None = None
-    mlp_ratio: float | None = None
-    preprocess: PreprocessConfig | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def read_config(path: Path) -> ConfigFacts:
     """The facts of a config.json; raises CheckpointError for an unreadable or unknown one."""
     values = read_object(path)
     if "format" in values:
-        return _ours(path, values)
+        return read_ours(path, values)
     if "architecture" in values and "model_type" not in values:
         return _timm(path, values)
     return _transformers(path, values)
-
-
-def check_facts(path: Path, facts: ConfigFacts, config: VisionConfig) -> None:
-    """Raises CheckpointError where config.json contradicts the sizes that the tensors state."""
-    for name in ("embed_dim", "mlp_hidden_dim", "num_blocks", "num_heads", "patch_size"):
-        stated, found = getattr(facts, name), getattr(config, name)
-        if stated is not None and stated != found:
-            raise _contradiction(path, name, stated, found)
-    if facts.native is not None and facts.native != (config.image_size is None):
-        found = "no position tensor" if config.image_size is None else "a position tensor"
-        raise _contradiction(path, "native", facts.native, found)
-    # A native model has no size of its own; its config.json may still repeat a class default.
-    if not facts.native and facts.image_size not in (None, config.image_size):
-        found = config.image_size or "no position tensor"
-        raise _contradiction(path, "image_size", facts.image_size, found)
-    if facts.mlp_ratio is not None:
-        stated = facts.mlp_ratio * config.embed_dim
-        if abs(stated - config.mlp_hidden_dim) >= 1:
-            raise _contradiction(path, "mlp_hidden_dim", stated, config.mlp_hidden_dim)
-
-
-def _contradiction(path: Path, name: str, stated: object, found: object) -> CheckpointError:
-    return CheckpointError(
-        f"{at(path)} states {name} {stated}, the weights beside it have {found}: "
-        "use the config.json they were published with"
-    )
-
-
-def _ours(path: Path, values: dict[str, Any]) -> ConfigFacts:
-    """Our own format, which is strict: an unknown key may mean something."""
-    version = values.get("format_version")
-    if values["format"] != FORMAT or type(version) is not int or version < 1:
-        raise CheckpointError(
-            f"{at(path)}: expected format {FORMAT!r} with a format_version, got "
-            f"{show(values['format'])} and {show(version)}"
-        )
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{at(path)} has format_version {version}, this aim-mlx reads up to {FORMAT_VERSION}: "
-            "upgrade aim-mlx"
-        )
-    if set(values) != _OUR_KEYS:
-        odd = sorted(set(values) ^ _OUR_KEYS)[0]
-        raise CheckpointError(
-            f"{at(path)}: {'unknown' if odd in values else 'missing'} field {show(odd)}; "
-            f"expected {', '.join(sorted(_OUR_KEYS))}"
-        )
-    if values["kind"] != "vision":
-        raise CheckpointError(f"{at(path)}: kind must be 'vision', got {show(values['kind'])}")
-    if not isinstance(values["provenance"], dict):
-        raise CheckpointError(f"{at(path)}: provenance must be an object")
-    config = from_dict(VisionConfig, values["encoder"])
-    return ConfigFacts(
-        source=FORMAT,
-        kind="vision",
-        embed_dim=config.embed_dim,
-        mlp_hidden_dim=config.mlp_hidden_dim,
-        num_blocks=config.num_blocks,
-        num_heads=config.num_heads,
-        patch_size=config.patch_size,
-        image_size=config.image_size,
-        native=config.image_size is None,
-        rms_norm_eps=config.rms_norm_eps,
-        preprocess=from_dict(PreprocessConfig, values["preprocessing"]),
-        provenance=values["provenance"],
-    )
 
 
 def _transformers(path: Path, values: dict[str, Any]) -> ConfigFacts:
@@ -127,36 +37,66 @@ def _transformers(path: Path, values: dict[str, Any]) -> ConfigFacts:
             f"{at(path)}: model_type must be aimv2 or aimv2_vision_model, got {show(model_type)}: "
             "this is not an AIMv2 encoder"
         )
-    kind = "vision"
-    if model_type == "aimv2" and "vision_config" in values:
-        kind, values = "lit", values["vision_config"]
-        if not isinstance(values, Mapping):
-            raise CheckpointError(
-                f"{at(path)}: vision_config must be an object, got {show(values)}"
-            )
-    for name, known in (("hidden_act", ("silu", "swish")), ("num_channels", (3,))):
-        if values.get(name) is not None and values[name] not in known:
-            raise CheckpointError(
-                f"{at(path)}: {name} must be {known[0]}, got {show(values[name])}"
-            )
-    for name in ("use_bias", "qkv_bias", "mlp_bias"):
-        if values.get(name):
-            raise CheckpointError(f"{at(path)}: {name} must be false, got {show(values[name])}")
+    if model_type == "aimv2" and ("vision_config" in values or "text_config" in values):
+        vision = _object(path, values, "vision_config")
+        text = _object(path, values, "text_config")
+        return ConfigFacts(
+            source="transformers",
+            kind="lit",
+            vision=_vision_tower(path, vision),
+            text=_text_tower(path, text),
+            projection_dim=_size(path, values, "projection_dim"),
+            max_logit_scale=_number(path, values, "max_logit_scale"),
+        )
+    return ConfigFacts("transformers", "vision", _vision_tower(path, values))
+
+
+def _vision_tower(path: Path, values: Mapping[str, Any]) -> TowerFacts:
     native = values.get("is_native")
     if native is not None and type(native) is not bool:
         raise CheckpointError(f"{at(path)}: is_native must be true or false, got {show(native)}")
-    return ConfigFacts(
-        source="transformers",
-        kind=kind,
-        embed_dim=_size(path, values, "hidden_size"),
-        mlp_hidden_dim=_size(path, values, "intermediate_size"),
-        num_blocks=_size(path, values, "num_hidden_layers"),
-        num_heads=_size(path, values, "num_attention_heads"),
+    if values.get("num_channels") not in (None, 3):
+        raise CheckpointError(
+            f"{at(path)}: num_channels must be 3, got {show(values['num_channels'])}"
+        )
+    return TowerFacts(
+        **_trunk(path, values),
         patch_size=_size(path, values, "patch_size"),
         image_size=_size(path, values, "image_size"),
         native=native,
-        rms_norm_eps=_number(path, values, "rms_norm_eps"),
     )
+
+
+def _text_tower(path: Path, values: Mapping[str, Any]) -> TowerFacts:
+    end = values.get("eos_token_id")
+    if end is not None and (type(end) is not int or not 0 <= end < LARGEST_SIZE):
+        raise CheckpointError(
+            f"{at(path)}: eos_token_id must be a whole number from 0, got {show(end)}"
+        )
+    return TowerFacts(
+        **_trunk(path, values),
+        vocab_size=_size(path, values, "vocab_size"),
+        context_length=_size(path, values, "max_position_embeddings"),
+        eos_token_id=end,
+    )
+
+
+def _trunk(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What both towers state of their blocks; raises CheckpointError for blocks of another kind."""
+    if values.get("hidden_act") not in (None, "silu", "swish"):
+        raise CheckpointError(
+            f"{at(path)}: hidden_act must be silu, got {show(values['hidden_act'])}"
+        )
+    for name in ("use_bias", "qkv_bias", "mlp_bias"):
+        if values.get(name):
+            raise CheckpointError(f"{at(path)}: {name} must be false, got {show(values[name])}")
+    return {
+        "embed_dim": _size(path, values, "hidden_size"),
+        "mlp_hidden_dim": _size(path, values, "intermediate_size"),
+        "num_blocks": _size(path, values, "num_hidden_layers"),
+        "num_heads": _size(path, values, "num_attention_heads"),
+        "rms_norm_eps": _number(path, values, "rms_norm_eps"),
+    }
 
 
 def _timm(path: Path, values: dict[str, Any]) -> ConfigFacts:
@@ -173,17 +113,15 @@ def _timm(path: Path, values: dict[str, Any]) -> ConfigFacts:
     preprocess = _timm_preprocess(path, pretrained)
     if image_size is None and preprocess is not None:
         image_size = preprocess.crop_size
-    return ConfigFacts(
-        source="timm",
-        kind="vision",
+    vision = TowerFacts(
         embed_dim=_size(path, arguments, "embed_dim") or _size(path, values, "num_features"),
         num_blocks=_size(path, arguments, "depth"),
         num_heads=_size(path, arguments, "num_heads"),
         patch_size=_size(path, arguments, "patch_size"),
         image_size=image_size,
         mlp_ratio=_number(path, arguments, "mlp_ratio"),
-        preprocess=preprocess,
     )
+    return ConfigFacts("timm", "vision", vision, preprocess=preprocess)
 
 
 def _timm_preprocess(path: Path, values: Mapping[str, Any]) -> PreprocessConfig | None:

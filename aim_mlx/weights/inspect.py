@@ -2,26 +2,31 @@
 
 import os
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
-from aim_mlx.config import VisionConfig, to_dict
-from aim_mlx.weights.opening import DTYPE_NAMES, Checkpoint, open_checkpoint
+from aim_mlx.config import to_dict
+from aim_mlx.weights.opening import DTYPE_NAMES, Checkpoint, ModelConfig, open_checkpoint
+
+_NAMES = DTYPE_NAMES | {"U32": "packed", "U8": "packed scales"}
 
 
-def describe(path: str | os.PathLike[str], config: VisionConfig | None = None) -> dict[str, Any]:
+def describe(path: str | os.PathLike[str], config: ModelConfig | None = None) -> dict[str, Any]:
     """Checks a checkpoint without reading its tensors and says what it holds, in JSON values.
 
     `config` gives the sizes in place of config.json. `fits` names the published models of the same
     sizes: it says what the weights could be, not what they are. Raises CheckpointError.
     """
     checkpoint = open_checkpoint(path, config)
-    dtypes = Counter(DTYPE_NAMES[info.dtype] for info in checkpoint.tensors.values())
+    dtypes = Counter(_NAMES[info.dtype] for info in checkpoint.tensors.values())
+    how = checkpoint.quantization
     return {
         "path": str(checkpoint.path),
         "layout": checkpoint.layout,
         "kind": checkpoint.kind,
         "sizes": to_dict(checkpoint.config),
         "preprocessing": to_dict(checkpoint.preprocess),
+        "quantization": None if how is None else asdict(how),
         "dtype": checkpoint.dtype,
         "dtypes": dict(sorted(dtypes.items())),
         "tensors": len(checkpoint.tensors),
@@ -35,10 +40,7 @@ def describe(path: str | os.PathLike[str], config: VisionConfig | None = None) -
 
 
 def _fits(checkpoint: Checkpoint) -> list[str]:
-    """Names of the published models whose vision encoder has these sizes."""
+    """Names of the published models of these sizes."""
     from aim_mlx.registry import MODELS
 
-    def vision(config: Any) -> Any:
-        return getattr(config, "vision", config) if checkpoint.kind == "lit" else config
-
-    return [name for name, spec in MODELS.items() if vision(spec.config) == checkpoint.config]
+    return [name for name, spec in MODELS.items() if spec.config == checkpoint.config]

@@ -4,50 +4,71 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from aim_mlx.config import PreprocessConfig, VisionConfig
+from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError
+from aim_mlx.weights.facts import KINDS, ConfigFacts, TowerFacts, check_facts, check_kind
 from aim_mlx.weights.files import weight_files
-from aim_mlx.weights.hub_config import FORMAT, ConfigFacts, check_facts, read_config
-from aim_mlx.weights.layouts import Layout, detect_layout, layout_named
+from aim_mlx.weights.hub_config import read_config
+from aim_mlx.weights.layouts import KEEP, Layout, detect_layout, layout_named
 from aim_mlx.weights.mapping import Step, plan, shape_in_ours
+from aim_mlx.weights.our_config import FORMAT
+from aim_mlx.weights.quantize import Quantization, packed_names, packed_specs, quantized_names
 from aim_mlx.weights.safety import CheckedFile, TensorInfo, check_file
 from aim_mlx.weights.sizes import (
+    IMAGE,
     check_shapes,
-    expected_lit_shapes,
     expected_shapes,
-    lit_sizes_from_tensors,
+    projection_dim_from_tensors,
+    text_config_from_tensors,
     vision_config_from_tensors,
 )
 from aim_mlx.weights.strict_json import at, read_object, show
 
+ModelConfig = VisionConfig | LiTConfig
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TRAINED_KEY = "aim_mlx_trained"
+
+
+_PACKED = {"U32", "U8"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint whose files, names, shapes and sizes were all found sound and in agreement.
 
-    `config` is the vision encoder's (for kind "lit" the image tower's). `dtype` is the stored one,
-    or "mixed". `trained` is False only for weights that were made untrained, as for tests.
+    `kind` is "vision" or "lit", and `config` of that kind. `dtype` is the stored one, or "mixed";
+    `parameters` counts them unpacked. `trained` is False only for weights that were made untrained,
+    as for tests.
     """
 
     path: Path
     layout: str
     kind: str
-    config: VisionConfig
+    config: ModelConfig
     preprocess: PreprocessConfig
     files: tuple[CheckedFile, ...]
     dtype: str
     parameters: int
+    quantization: Quantization | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     trained: bool = True
 
     @property
+    def vision(self) -> VisionConfig:
+        """The sizes of the vision encoder, which in a LiT model is the image tower."""
+        return self.config.vision if isinstance(self.config, LiTConfig) else self.config
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.files[0].path.parent
+
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """All tensors under the names they have in the files."""
         return {name: info for file in self.files for name, info in file.tensors.items()}
@@ -57,12 +78,24 @@ class Checkpoint:
         """Bytes of all tensors as stored."""
         return sum(info.nbytes for info in self.tensors.values())
 
+    @property
+    def quantized(self) -> list[str]:
+        """The names, ours, of the weights that are stored packed."""
+        return quantized_names(expected_shapes(self.config), self.quantization)
+
     def steps(self) -> list[Step]:
-        """How each of our tensors is made from those in the files, in the order of the files."""
-        return plan(layout_named(self.layout, self.kind), self.tensors)
+        """How each of our tensors is made from those in the files, in the order of the files.
+
+        The sources of a quantised weight are the tensors that hold it.
+        """
+        if self.quantization is None:
+            return plan(layout_named(self.layout, self.kind), self.tensors)
+        parts = {name: packed_names(name, self.quantization) for name in self.quantized}
+        rest = {part for names in parts.values() for part in names[1:]}
+        return [Step(n, parts.get(n, (n,)), KEEP) for n in self.tensors if n not in rest]
 
 
-def open_checkpoint(path: str | os.PathLike[str], config: VisionConfig | None = None) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = None) -> Checkpoint:
     """Checks a folder or a single .safetensors file; no tensor is read.
 
     A single file uses config.json and preprocessor_config.json beside it. `config` takes the place
@@ -79,12 +112,17 @@ def open_checkpoint(path: str | os.PathLike[str], config: VisionConfig | None = 
         raise CheckpointError(f"{at(path)} does not exist: expected a folder or a file")
     files = weight_files(folder, ours) if path.is_dir() else (check_file(path),)
     tensors = {name: info for file in files for name, info in file.tensors.items()}
-    _check_dtypes(tensors)
-    layout = detect_layout(tensors)
-    found = _check_sizes(layout, tensors, facts, config)
-    if facts is not None:
-        _check_kind(config_path, facts, layout)
-        check_facts(config_path, facts, found)
+    if facts is not None and facts.config is not None:
+        layout, found = layout_named("ml-aim-mlx", facts.kind), facts.config
+        _check_ours(config_path, tensors, found, facts.quantization)
+    else:
+        _check_dtypes(tensors)
+        layout = detect_layout(tensors)
+        if facts is not None:
+            check_kind(config_path, facts, layout.kind)
+        found = _check_sizes(layout, tensors, facts, config)
+        if facts is not None:
+            check_facts(config_path, facts, found)
     provenance = facts.provenance if facts is not None else {}
     return Checkpoint(
         path=path,
@@ -94,7 +132,8 @@ def open_checkpoint(path: str | os.PathLike[str], config: VisionConfig | None = 
         preprocess=_preprocess(folder, facts, found),
         files=files,
         dtype=_stored_dtype(tensors),
-        parameters=sum(prod(info.shape) for info in tensors.values()),
+        parameters=sum(prod(shape) for shape in expected_shapes(found).values()),
+        quantization=facts.quantization if facts is not None else None,
         provenance=provenance,
         trained=_is_trained(provenance, files),
     )
@@ -103,28 +142,54 @@ def open_checkpoint(path: str | os.PathLike[str], config: VisionConfig | None = 
 def _check_dtypes(tensors: Mapping[str, TensorInfo]) -> None:
     for name, info in tensors.items():
         if info.dtype not in DTYPE_NAMES:
+            hint = "; quantised weights need the config.json they were written with"
             raise CheckpointError(
                 f"tensor {show(name)} has dtype {info.dtype}: expected "
-                f"{', '.join(DTYPE_NAMES)} for weights"
+                f"{', '.join(DTYPE_NAMES)} for weights{hint if info.dtype in _PACKED else ''}"
             )
 
 
-def _check_kind(path: Path, facts: ConfigFacts, layout: Layout) -> None:
-    if facts.kind != layout.kind:
-        words = {"vision": "a vision encoder", "lit": "a LiT model"}
-        raise CheckpointError(
-            f"{at(path)} states {words[facts.kind]}, the weights beside it are "
-            f"{words[layout.kind]}: use the config.json they were published with"
+def _check_ours(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    config: ModelConfig,
+    quantization: Quantization | None,
+) -> None:
+    """Our own format states every size: each tensor, packed or not, must be exactly as stated."""
+    shapes = expected_shapes(config)
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {n: ("", s) for n, s in shapes.items()}
+    for name in quantized_names(shapes, quantization):
+        if quantization is not None:
+            expected |= packed_specs(name, shapes[name], quantization, "")
+    try:
+        check_shapes(
+            {name: info.shape for name, info in tensors.items()},
+            {name: shape for name, (_, shape) in expected.items()},
         )
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (the sizes are those of {at(path)})") from error
+    plain = {n: info for n, info in tensors.items() if not expected[n][0]}
+    _check_dtypes(plain)
+    for name in tensors.keys() - plain.keys():
+        if tensors[name].dtype != expected[name][0]:
+            raise CheckpointError(
+                f"tensor {show(name)} has dtype {tensors[name].dtype}: expected "
+                f"{expected[name][0]} for weights quantised as {at(path)} states"
+            )
 
 
 def _check_sizes(
     layout: Layout,
     tensors: Mapping[str, TensorInfo],
     facts: ConfigFacts | None,
-    given: VisionConfig | None,
-) -> VisionConfig:
-    """The encoder's sizes, from `given` or from the tensors; every shape is as they demand."""
+    given: ModelConfig | None,
+) -> ModelConfig:
+    """The model's sizes, from `given` or from the tensors; every shape is as they demand."""
+    if given is not None and isinstance(given, LiTConfig) != (layout.kind == "lit"):
+        raise CheckpointError(
+            f"config= is a {type(given).__name__}, the weights are {KINDS[layout.kind]}: "
+            "give the config of that kind"
+        )
     shapes = {
         step.ours: shape_in_ours(step, [tensors[name].shape for name in step.sources])
         for step in plan(layout, tensors)
@@ -133,36 +198,51 @@ def _check_sizes(
     def names(ours: str) -> str:
         return ", ".join(map(show, layout.source_names(ours))) or show(ours)
 
-    heads = given.num_heads if given else facts.num_heads if facts else None
-    eps = given.rms_norm_eps if given else facts.rms_norm_eps if facts else None
-    if layout.kind == "lit":
-        sizes = lit_sizes_from_tensors(shapes, heads, eps, names)
-        found, expected = sizes.vision, expected_lit_shapes(sizes)
+    stated = facts or ConfigFacts("", layout.kind)
+    vision: VisionConfig | TowerFacts = stated.vision
+    text: TextConfig | TowerFacts = stated.text
+    if isinstance(given, LiTConfig):
+        vision, text = given.vision, given.text
+    elif given is not None:
+        vision = given
+    heads, eps = vision.num_heads, vision.rms_norm_eps
+    if layout.kind == "vision":
+        found: ModelConfig = vision_config_from_tensors(shapes, heads, eps, names)
     else:
-        found = vision_config_from_tensors(shapes, heads, eps, names)
-        expected = expected_shapes(given or found)
-    check_shapes(shapes, expected, names)
+        scale = given.max_logit_scale if isinstance(given, LiTConfig) else stated.max_logit_scale
+        optional: dict[str, Any] = {} if scale is None else {"max_logit_scale": scale}
+        found = LiTConfig(
+            vision_config_from_tensors(shapes, heads, eps, names, IMAGE),
+            text_config_from_tensors(
+                shapes, text.num_heads, text.rms_norm_eps, text.eos_token_id, names
+            ),
+            projection_dim_from_tensors(shapes, names),
+            **optional,
+        )
+    check_shapes(shapes, expected_shapes(given or found), names)
     if given is not None and given != found:
         raise CheckpointError(f"config= states {given}, the weights have {found}: correct config=")
     return found
 
 
-def _preprocess(folder: Path, facts: ConfigFacts | None, config: VisionConfig) -> PreprocessConfig:
+def _preprocess(folder: Path, facts: ConfigFacts | None, config: ModelConfig) -> PreprocessConfig:
     """Our own config.json, else preprocessor_config.json, else timm's, else the Hub's values."""
     if facts is not None and facts.source == FORMAT and facts.preprocess is not None:
         return facts.preprocess
+    vision = config.vision if isinstance(config, LiTConfig) else config
     path = folder / "preprocessor_config.json"
     if os.path.lexists(path):
         from aim_mlx.images import config_from_preprocessor_json
 
-        return config_from_preprocessor_json(read_object(path), config.patch_size)
+        return config_from_preprocessor_json(read_object(path), vision.patch_size)
     if facts is not None and facts.preprocess is not None:
         return facts.preprocess
-    return PreprocessConfig.hub(config.image_size, config.patch_size)
+    return PreprocessConfig.hub(vision.image_size, vision.patch_size)
 
 
 def _stored_dtype(tensors: Mapping[str, TensorInfo]) -> str:
-    stored = Counter(info.dtype for info in tensors.values())
+    """The dtype of all tensors that are not packed, or "mixed"."""
+    stored = Counter(info.dtype for info in tensors.values() if info.dtype not in _PACKED)
     return DTYPE_NAMES[next(iter(stored))] if len(stored) == 1 else "mixed"
 
 

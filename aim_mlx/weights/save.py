@@ -1,12 +1,12 @@
 """Our folder format: model.safetensors under our names, and a config.json that says everything.
 
-Both are written under temporary names, flushed to the disk and renamed, the weights first: a folder
-with a config.json of ours is complete.
+A LiT model's folder keeps its tokenizer's files too. All are written under temporary names, flushed
+to the disk and renamed, config.json last: a folder with a config.json of ours is complete.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from aim_mlx.backend import mx
-from aim_mlx.config import PreprocessConfig, VisionConfig, to_dict
+from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError, OutputError
 from aim_mlx.weights.files import OUR_FILE
 from aim_mlx.weights.finite import all_finite
-from aim_mlx.weights.hub_config import FORMAT, FORMAT_VERSION
-from aim_mlx.weights.opening import TRAINED_KEY
+from aim_mlx.weights.opening import TRAINED_KEY, ModelConfig
+from aim_mlx.weights.our_config import FORMAT, our_values
+from aim_mlx.weights.quantize import Quantization, Specs, pack, packed_specs, quantized_names
 from aim_mlx.weights.sizes import check_shapes, expected_shapes
 from aim_mlx.weights.strict_json import at, read_object, show
 from aim_mlx.weights.writer import SafetensorsWriter
@@ -28,6 +29,15 @@ from aim_mlx.weights.writer import SafetensorsWriter
 Weights = Mapping[str, mx.array] | Iterable[tuple[str, mx.array]]
 
 _STORED = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+Content = Callable[[BinaryIO], Any]  # writes one file
+# What a LiT folder keeps of its tokenizer, beside the files that every folder has.
+EXTRA_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 _TEMPORARY = ".aim-mlx.tmp"  # what the names of unfinished files end with
 
 
@@ -42,62 +52,59 @@ def provenance(
 def save_checkpoint(
     folder: str | os.PathLike[str],
     weights: Weights,
-    config: VisionConfig,
+    config: ModelConfig,
     preprocess: PreprocessConfig,
     provenance: Mapping[str, Any] | None = None,
     *,
-    dtype: mx.Dtype | None = None,
+    dtype: mx.Dtype | Mapping[str, mx.Dtype] | None = None,
+    quantization: Quantization | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes a folder that `open_checkpoint` reads; returns it.
 
     `weights` are in our names: a mapping, or pairs that are written as they come, so that they need
-    not fit in memory together (`dtype` then is float32 unless given). A mapping keeps its arrays'
-    dtypes where `dtype` is None. An existing folder must be empty, or hold this format and
-    `overwrite` be given. Raises OutputError where the folder cannot be written, leaving nothing
-    half done, and CheckpointError for weights that are not finite or not those of `config`.
+    not fit in memory together. `dtype` is one for all or one for each name; where it is None a
+    mapping keeps its arrays' dtypes, and pairs are float32. `quantization` packs the products of
+    the trunks as they are written. `extra_files` are of EXTRA_FILES. An existing folder must be
+    empty, or hold this format and `overwrite` be given. Raises OutputError where the folder cannot
+    be written, leaving nothing half done, and CheckpointError for weights that are not finite or
+    not those of `config`.
     """
     folder = Path(folder)
-    facts = dict(provenance or {})
-    values = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "kind": "vision",
-        "encoder": to_dict(config),
-        "preprocessing": to_dict(preprocess),
-        "provenance": facts,
-    }
+    values = our_values(config, preprocess, provenance or {}, quantization)
     config_text = json.dumps(values, indent=1, allow_nan=False).encode() + b"\n"
     pairs: Iterable[tuple[str, mx.array]]
+    shapes = expected_shapes(config)
     if isinstance(weights, Mapping):
-        pairs = cast(Mapping[str, mx.array], weights).items()
-        specs = _specs(dict(pairs), expected_shapes(config), dtype)
+        arrays = dict(cast(Mapping[str, mx.array], weights))
+        pairs = arrays.items()
+        check_shapes({name: tuple(array.shape) for name, array in arrays.items()}, shapes)
+        kept = {name: array.dtype for name, array in arrays.items()}
     else:
-        pairs, stored = weights, _stored_name(dtype or mx.float32)
-        specs = {name: (stored, shape) for name, shape in expected_shapes(config).items()}
-    trained = "false" if facts.get("trained") is False else "true"
+        pairs, kept = weights, dict.fromkeys(shapes, mx.float32)
+    kept = (
+        kept
+        if dtype is None
+        else dtype
+        if isinstance(dtype, Mapping)
+        else dict.fromkeys(shapes, dtype)
+    )
+    specs = {name: (_stored_name(kept[name]), shape) for name, shape in shapes.items()}
+    trained = "false" if values["provenance"].get("trained") is False else "true"
     metadata = {"format": "mlx", TRAINED_KEY: trained}
 
     def write_weights(file: BinaryIO) -> None:
-        writer = SafetensorsWriter(file, specs, metadata)
-        _write_tensors(writer, pairs, specs)
+        _write_tensors(file, pairs, specs, metadata, quantization)
 
-    def write_config(file: BinaryIO) -> None:
-        file.write(config_text)
-
-    _publish(folder, {OUR_FILE: write_weights, "config.json": write_config}, overwrite)
+    contents: dict[str, Content] = {OUR_FILE: write_weights}
+    contents |= {name: _writing(data) for name, data in (extra_files or {}).items()}
+    _publish(folder, contents | {"config.json": _writing(config_text)}, overwrite)
     return folder
 
 
-def _specs(
-    weights: dict[str, mx.array], expected: dict[str, tuple[int, ...]], dtype: mx.Dtype | None
-) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The dtype and shape of each tensor to be written; CheckpointError for other tensors."""
-    check_shapes({name: tuple(array.shape) for name, array in weights.items()}, expected)
-    return {
-        name: (_stored_name(dtype or weights[name].dtype), shape)
-        for name, shape in expected.items()
-    }
+def _writing(data: bytes) -> Content:
+    return lambda file: file.write(data)
 
 
 def _stored_name(dtype: mx.Dtype) -> str:
@@ -108,27 +115,44 @@ def _stored_name(dtype: mx.Dtype) -> str:
 
 
 def _write_tensors(
-    writer: SafetensorsWriter,
+    file: BinaryIO,
     items: Iterable[tuple[str, mx.array]],
-    specs: dict[str, tuple[str, tuple[int, ...]]],
+    specs: Specs,
+    metadata: Mapping[str, str],
+    how: Quantization | None,
 ) -> None:
-    """Writes each tensor as it comes; only one is held at a time."""
+    """Writes each tensor as it comes, packed if it is to be; only one is held at a time."""
+    shapes = {name: shape for name, (_, shape) in specs.items()}
+    packed = set(quantized_names(shapes, how))
+    stored = dict(specs)
+    for name in packed:
+        if how is not None:
+            stored |= packed_specs(name, shapes[name], how, specs[name][0])
+    writer = SafetensorsWriter(file, stored, metadata)
     written: dict[str, tuple[int, ...]] = {}
     for name, array in items:
         if name in written:
             raise CheckpointError(f"tensor {show(name)} came twice: expected once")
         written[name] = tuple(array.shape)
-        if name not in specs or specs[name][1] != written[name]:
-            check_shapes({name: written[name]}, {name: specs[name][1]} if name in specs else {})
-        stored = specs[name][0]
-        bits = _bits(array, stored)
-        if not all_finite(bits, stored):
-            raise CheckpointError(
-                f"tensor {show(name)} is not finite as {stored}: expected finite weights"
-            )
-        writer.write(name, bits)
-    check_shapes(written, {name: shape for name, (_, shape) in specs.items()})
+        if shapes.get(name) != written[name]:
+            check_shapes({name: written[name]}, {name: shapes[name]} if name in shapes else {})
+        parts = {name: array} if how is None or name not in packed else pack(name, array, how)
+        for part, values in parts.items():
+            writer.write(part, _finite_bits(part, values, stored[part][0]))
+    check_shapes(written, shapes)
     writer.finish()
+
+
+def _finite_bits(name: str, array: mx.array, stored: str) -> np.ndarray:
+    """The array in its stored form; CheckpointError where that is not finite."""
+    if stored in ("U32", "U8"):
+        return np.asarray(array)
+    bits = _bits(array, stored)
+    if not all_finite(bits, stored):
+        raise CheckpointError(
+            f"tensor {show(name)} is not finite as {stored}: expected finite weights"
+        )
+    return bits
 
 
 def _bits(array: mx.array, stored: str) -> np.ndarray:
@@ -139,7 +163,7 @@ def _bits(array: mx.array, stored: str) -> np.ndarray:
     return np.asarray(array.view(mx.uint16) if stored == "BF16" else array)
 
 
-def _publish(folder: Path, contents: Mapping[str, Any], overwrite: bool) -> None:
+def _publish(folder: Path, contents: Mapping[str, Content], overwrite: bool) -> None:
     """Writes named files into a folder, in order; on any failure it is left as it was."""
     temporary = {name: folder / f".{name}.{os.getpid()}{_TEMPORARY}" for name in contents}
     with _as_output_error(folder):
@@ -153,6 +177,8 @@ def _publish(folder: Path, contents: Mapping[str, Any], overwrite: bool) -> None
                     os.fsync(file.fileno())
             for name, path in temporary.items():
                 os.replace(path, folder / name)
+            for name in set(EXTRA_FILES) - set(contents):  # of the model that is overwritten
+                (folder / name).unlink(missing_ok=True)
             _sync_folder(folder)
         except BaseException:
             with suppress(OSError):
@@ -175,14 +201,14 @@ def _as_output_error(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _prepare(folder: Path, overwrite: bool) -> bool:
-    """Makes the folder or finds that it may be written into; returns whether it was made."""
+def check_folder(folder: Path, overwrite: bool) -> bool:
+    """Whether a folder exists; OutputError if it does and may not be written into."""
     if not os.path.lexists(folder):
-        folder.mkdir()
-        return True
+        return False
     if not folder.is_dir():
         raise OutputError(f"{at(folder)} is not a folder: choose another name")
-    names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(_TEMPORARY)}
+    with _as_output_error(folder):
+        names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(_TEMPORARY)}
     if names and not overwrite:
         raise OutputError(
             f"{at(folder)} is not empty: choose another folder, or say to overwrite it"
@@ -191,6 +217,14 @@ def _prepare(folder: Path, overwrite: bool) -> bool:
         raise OutputError(
             f"{at(folder)} holds something else than an aim-mlx model: choose another"
         )
+    return True
+
+
+def _prepare(folder: Path, overwrite: bool) -> bool:
+    """Makes the folder or finds that it may be written into; returns whether it was made."""
+    if not check_folder(folder, overwrite):
+        folder.mkdir()
+        return True
     for entry in folder.glob(f"*{_TEMPORARY}"):  # of a run that was killed
         entry.unlink()
     return False

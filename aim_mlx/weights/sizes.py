@@ -6,64 +6,37 @@ patch side, N patches.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from aim_mlx.config import HEAD_DIM, VisionConfig
+from aim_mlx.config import HEAD_DIM, LiTConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.layouts import others
 from aim_mlx.weights.strict_json import show
 
 Shapes = Mapping[str, tuple[int, ...]]
-_IMAGE, _TEXT = "image_encoder.", "text_encoder."
+IMAGE, _TEXT = "image_encoder.", "text_encoder."  # what LiT puts before each tower's names
 
 
-@dataclass(frozen=True)
-class LitSizes:
-    """Sizes of a LiT model that its tensors state; the text tower's heads come from elsewhere."""
-
-    vision: VisionConfig
-    text_dim: int
-    text_hidden_dim: int
-    text_blocks: int
-    vocab_size: int
-    context_length: int
-    projection_dim: int
-
-
-def expected_shapes(config: VisionConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a vision encoder of these sizes, with its exact shape."""
-    dim, patch = config.embed_dim, config.patch_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "preprocessor.patchifier.proj.weight": (dim, patch, patch, 3),
-        "preprocessor.patchifier.proj.bias": (dim,),
-        "preprocessor.patchifier.norm.weight": (dim,),
+def expected_shapes(config: VisionConfig | LiTConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a model of these sizes, with its exact shape."""
+    if isinstance(config, VisionConfig):
+        return _vision_shapes("", config)
+    vision, text, projected = config.vision, config.text, config.projection_dim
+    dim = vision.embed_dim
+    return {
+        **_vision_shapes(IMAGE, vision),
+        "image_encoder.head.cls_token": (1, 1, dim),
+        "image_encoder.head.k.weight": (dim, dim),
+        "image_encoder.head.v.weight": (dim, dim),
+        "image_encoder.head.linear.weight": (dim, dim),
+        "image_encoder.head.linear.bias": (dim,),
+        "image_projector.weight": (projected, dim),
+        "text_encoder.preprocessor.text_embedding.weight": (text.vocab_size, text.embed_dim),
+        "text_encoder.preprocessor.positional_embedding": (text.context_length, text.embed_dim),
+        **_trunk_shapes(_TEXT, text),
+        "text_projector.weight": (projected, text.embed_dim),
+        "log_logit_scale": (),
     }
-    if config.grid is not None:
-        shapes["preprocessor.pos_embed"] = (1, config.grid**2, dim)
-    return shapes | _trunk_shapes("", dim, config.mlp_hidden_dim, config.num_blocks)
-
-
-def expected_lit_shapes(sizes: LitSizes) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a LiT model of these sizes, with its exact shape."""
-    dim, text, projected = sizes.vision.embed_dim, sizes.text_dim, sizes.projection_dim
-    tower = {_IMAGE + name: shape for name, shape in expected_shapes(sizes.vision).items()}
-    return (
-        tower
-        | {
-            "image_encoder.head.cls_token": (1, 1, dim),
-            "image_encoder.head.k.weight": (dim, dim),
-            "image_encoder.head.v.weight": (dim, dim),
-            "image_encoder.head.linear.weight": (dim, dim),
-            "image_encoder.head.linear.bias": (dim,),
-            "image_projector.weight": (projected, dim),
-            "text_encoder.preprocessor.text_embedding.weight": (sizes.vocab_size, text),
-            "text_encoder.preprocessor.positional_embedding": (sizes.context_length, text),
-            "text_projector.weight": (projected, text),
-            "log_logit_scale": (),
-        }
-        | _trunk_shapes(_TEXT, text, sizes.text_hidden_dim, sizes.text_blocks)
-    )
 
 
 def vision_config_from_tensors(
@@ -103,23 +76,34 @@ def vision_config_from_tensors(
     )
 
 
-def lit_sizes_from_tensors(
+def text_config_from_tensors(
     shapes: Shapes,
     num_heads: int | None = None,
     rms_norm_eps: float | None = None,
+    eos_token_id: int | None = None,
     names: Callable[[str], str] = show,
-) -> LitSizes:
-    """The sizes of a LiT model that tensors in our names state; raises CheckpointError."""
-    tokens = _shape(shapes, f"{_TEXT}preprocessor.text_embedding.weight", 2, names)
-    return LitSizes(
-        vision=vision_config_from_tensors(shapes, num_heads, rms_norm_eps, names, _IMAGE),
-        text_dim=tokens[1],
-        text_hidden_dim=_shape(shapes, f"{_TEXT}trunk.blocks.0.mlp.fc1.weight", 2, names)[0],
-        text_blocks=count_blocks(shapes, _TEXT),
-        vocab_size=tokens[0],
+) -> TextConfig:
+    """The sizes of a text tower that tensors in our names state; raises CheckpointError.
+
+    `eos_token_id` None means the last of the vocabulary, as in CLIP's.
+    """
+    vocab_size, dim = _shape(shapes, f"{_TEXT}preprocessor.text_embedding.weight", 2, names)
+    optional: dict[str, Any] = {} if rms_norm_eps is None else {"rms_norm_eps": rms_norm_eps}
+    return TextConfig(
+        embed_dim=dim,
+        mlp_hidden_dim=_shape(shapes, f"{_TEXT}trunk.blocks.0.mlp.fc1.weight", 2, names)[0],
+        num_blocks=count_blocks(shapes, _TEXT),
+        num_heads=count_heads(dim) if num_heads is None else num_heads,
+        vocab_size=vocab_size,
         context_length=_shape(shapes, f"{_TEXT}preprocessor.positional_embedding", 2, names)[0],
-        projection_dim=_shape(shapes, "image_projector.weight", 2, names)[0],
+        eos_token_id=vocab_size - 1 if eos_token_id is None else eos_token_id,
+        **optional,
     )
+
+
+def projection_dim_from_tensors(shapes: Shapes, names: Callable[[str], str] = show) -> int:
+    """The width of the space that both towers of a LiT model are projected to."""
+    return _shape(shapes, "image_projector.weight", 2, names)[0]
 
 
 def check_shapes(shapes: Shapes, expected: Shapes, names: Callable[[str], str] = show) -> None:
@@ -158,9 +142,22 @@ def count_blocks(shapes: Shapes, prefix: str = "") -> int:
     return max(numbers, default=-1) + 1
 
 
-def _trunk_shapes(prefix: str, dim: int, hidden: int, blocks: int) -> dict[str, tuple[int, ...]]:
+def _vision_shapes(prefix: str, config: VisionConfig) -> dict[str, tuple[int, ...]]:
+    dim, patch = config.embed_dim, config.patch_size
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{prefix}preprocessor.patchifier.proj.weight": (dim, patch, patch, 3),
+        f"{prefix}preprocessor.patchifier.proj.bias": (dim,),
+        f"{prefix}preprocessor.patchifier.norm.weight": (dim,),
+    }
+    if config.grid is not None:
+        shapes[f"{prefix}preprocessor.pos_embed"] = (1, config.grid**2, dim)
+    return shapes | _trunk_shapes(prefix, config)
+
+
+def _trunk_shapes(prefix: str, config: VisionConfig | TextConfig) -> dict[str, tuple[int, ...]]:
+    dim, hidden = config.embed_dim, config.mlp_hidden_dim
     shapes: dict[str, tuple[int, ...]] = {}
-    for i in range(blocks):
+    for i in range(config.num_blocks):
         block = f"{prefix}trunk.blocks.{i}"
         shapes |= {
             f"{block}.attn.qkv.weight": (3 * dim, dim),
