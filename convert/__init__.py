@@ -1,0 +1,1 @@
+"""Repo tool, not in the wheel: PyTorch weights to the package's format, with a parity report."""
