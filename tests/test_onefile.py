@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -103,3 +105,49 @@ def test_an_unknown_suffix_is_refused(tmp_path, name):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(OutputError, match="does not exist"):
         write(tmp_path / "missing" / "out.npz")
+
+
+@pytest.mark.parametrize("suffix", onefile.SUFFIXES)
+def test_a_name_too_long_or_a_pipe_is_an_output_error(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    for name in ("x" * 300, "pipe"):
+        with pytest.raises(OutputError):
+            write(tmp_path / f"{name}{suffix}", overwrite=True)
+
+
+def test_a_link_to_nothing_is_not_replaced_unasked(tmp_path):
+    (tmp_path / "out.npz").symlink_to("nothing")
+    with pytest.raises(OutputError, match="exists"):
+        write(tmp_path / "out.npz")
+
+
+# Writes five rows of a thousand numbers, 20,000 bytes without any header, where no file may grow
+# beyond a number of bytes: as on a full disk, all of what is buffered fails again on closing.
+FULL = """
+import resource, signal, sys
+import numpy as np
+from aim_mlx.errors import OutputError
+from aim_mlx.store.onefile import OneFile
+from pathlib import Path
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    with OneFile(Path(sys.argv[1]), 1000, overwrite=True) as file:
+        for i in range(5):
+            file.add(str(i), np.zeros(1000, np.float32))
+        file.commit({"skipped": []})
+except OutputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [6000, 20_000, 20_050])
+@pytest.mark.parametrize("suffix", onefile.SUFFIXES)
+def test_a_full_disk_is_an_output_error_that_leaves_all_as_it_was(tmp_path, suffix, limit):
+    target = write(tmp_path / f"out{suffix}")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(target), str(limit)], capture_output=True, text=True
+    )
+    assert "nothing was kept" in done.stdout and not done.stderr, done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

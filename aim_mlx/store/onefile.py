@@ -8,8 +8,8 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,7 +44,9 @@ class OneFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._spool.close()
+        # On a full disk closing fails again, on rows that nobody wants any more.
+        with suppress(OSError):
+            self._spool.close()
         self._spool_path.unlink(missing_ok=True)
 
     def add(self, path: str, vector: np.ndarray) -> None:
@@ -56,13 +58,14 @@ class OneFile:
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """Writes the file and its rename; `manifest` is stored as JSON."""
         write = {".npz": self._npz, ".npy": self._npy, ".safetensors": self._safetensors}
+        files = {self.target: lambda file: write[self.target.suffix](file, manifest)}
+        if self.target.suffix == ".npy":
+            record = {"manifest": manifest, "paths": self._paths}
+            text = json.dumps(record, indent=1).encode() + b"\n"
+            files[sidecar(self.target)] = lambda file: file.write(text)
         with _storage(self.target):
             self._spool.flush()
-            if self.target.suffix == ".npy":
-                record = {"manifest": manifest, "paths": self._paths}
-                text = json.dumps(record, indent=1).encode() + b"\n"
-                _publish(sidecar(self.target), lambda file: file.write(text))
-            _publish(self.target, lambda file: write[self.target.suffix](file, manifest))
+            _publish(files)
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -106,13 +109,16 @@ def check_target(target: Path, overwrite: bool) -> None:
     """Raises UsageError or OutputError for a target that cannot be written, before any work."""
     if target.suffix not in SUFFIXES:
         raise UsageError(f"output must end in {', '.join(SUFFIXES)}, got {target.name!r}")
-    if not target.parent.is_dir():
-        raise OutputError(f"folder {str(target.parent)!r} does not exist: create it first")
-    if target.is_dir():
-        raise OutputError(f"{str(target)!r} is a folder: choose another output")
-    for path in (target, sidecar(target)) if target.suffix == ".npy" else (target,):
-        if path.exists() and not overwrite:
-            raise OutputError(f"{str(path)!r} exists: pass --overwrite to replace it")
+    with _storage(target):  # a name may be too long to look for
+        if not target.parent.is_dir():
+            raise OutputError(f"folder {str(target.parent)!r} does not exist: create it first")
+        for path in (target, sidecar(target)) if target.suffix == ".npy" else (target,):
+            if path.is_dir():
+                raise OutputError(f"{str(path)!r} is a folder: choose another output")
+            if os.path.lexists(path) and not overwrite:
+                raise OutputError(f"{str(path)!r} exists: pass --overwrite to replace it")
+            if path.exists() and not path.is_file():
+                raise OutputError(f"{str(path)!r} is a pipe or device: choose another output")
 
 
 def sidecar(target: Path) -> Path:
@@ -124,18 +130,24 @@ def _temporary(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.{kind}")
 
 
-def _publish(target: Path, write: Any) -> None:
-    """Writes to a temporary file, flushes it to the disk, and renames it onto the target."""
-    temporary = _temporary(target, "tmp")
+def _publish(files: Mapping[Path, Callable[[BinaryIO], Any]]) -> None:
+    """Writes each file under another name and flushes it to the disk, then renames them all.
+
+    What can fail has been done before the first rename: two files of one run stay together.
+    """
+    temporaries = {target: _temporary(target, "tmp") for target in files}
     try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        for target, write in files.items():
+            with open(temporaries[target], "xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for target, temporary in temporaries.items():
+            os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+    folder = os.open(next(iter(files)).parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
