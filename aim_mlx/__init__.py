@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from aim_mlx.embed import Embedded as Embedded
     from aim_mlx.embed import Encoder as Encoder
     from aim_mlx.errors import AimError as AimError
+    from aim_mlx.lit import LiT as LiT
     from aim_mlx.loading import load as load
     from aim_mlx.models.vision import Features as Features
     from aim_mlx.registry import MODELS as MODELS
@@ -21,6 +22,7 @@ _HOME = {
     "Embedded": "aim_mlx.embed",
     "Encoder": "aim_mlx.embed",
     "Features": "aim_mlx.models.vision",
+    "LiT": "aim_mlx.lit",
     "MODELS": "aim_mlx.registry",
     "load": "aim_mlx.loading",
 }

@@ -1,42 +1,41 @@
-"""load(): a folder, a file or a name -> an encoder with its preprocessing, ready to compute."""
+"""load(): a name, a Hub repo, a folder or a file -> an encoder with its preprocessing, ready."""
 
 import os
 import warnings
 from pathlib import Path
 
 from aim_mlx.backend import dtype_named, mx
-from aim_mlx.config import VisionConfig
+from aim_mlx.config import LiTConfig, VisionConfig
 from aim_mlx.embed import Encoder
-from aim_mlx.errors import CheckpointError, UntrainedModelWarning
+from aim_mlx.errors import CheckpointError, UntrainedModelWarning, UsageError
+from aim_mlx.lit import LiT
+from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
-from aim_mlx.registry import find_model
-from aim_mlx.weights.checkpoint import Checkpoint, load_weights, open_checkpoint
+from aim_mlx.weights.checkpoint import Checkpoint, load_into, open_checkpoint
 
 
 def load(
     model: str | os.PathLike[str],
     *,
     dtype: str | None = None,
-    config: VisionConfig | None = None,
+    revision: str | None = None,
+    config: VisionConfig | LiTConfig | None = None,
     offline: bool = False,
+    progress: type | None = None,
 ) -> Encoder:
-    """An encoder from a checkpoint folder or .safetensors file, in any published layout.
+    """An encoder from a registry name, a Hub repo id, a folder or a .safetensors file.
 
-    `dtype` is "float32" (default), "float16" or "bfloat16"; `config` gives the sizes of a bare
-    weight file. Raises CheckpointError for weights that are not sound and complete, UsageError for
-    an unknown name. Warns with UntrainedModelWarning for random weights.
+    A path that exists comes before a name. `dtype` is "float32" (default), "float16" or
+    "bfloat16"; `revision` is a repo's commit, branch or tag, pinned for registry names; `config`
+    gives the sizes of a bare weight file; `progress` is a class of bars as tqdm's, for downloads.
+    LiT checkpoints give a LiT. Raises CheckpointError for weights that cannot be had or are not
+    sound and complete, UsageError for an unknown name. Warns with UntrainedModelWarning for random
+    weights.
     """
-    checkpoint = open_checkpoint(_locate(model), config)
-    if checkpoint.kind != "vision":
-        raise CheckpointError(
-            f"expected a vision encoder, got a {checkpoint.kind} checkpoint in {checkpoint.path}"
-        )
-    encoder = Encoder(
-        _build(checkpoint, dtype_named(dtype)),
-        checkpoint.preprocess,
-        checkpoint.trained,
-        _identity(checkpoint),
-    )
+    precision = dtype_named(dtype)
+    checkpoint = open_checkpoint(_locate(model, revision, offline, progress), config)
+    encoder = _encoder(checkpoint, precision)
+    encoder.identity = {"model": os.fspath(model), **_identity(checkpoint)}
     if not encoder.trained:
         warnings.warn(
             f"{checkpoint.path} holds untrained, random weights: its vectors mean nothing",
@@ -46,30 +45,40 @@ def load(
     return encoder
 
 
-def _locate(model: str | os.PathLike[str]) -> Path:
-    """The path of a model on disk."""
-    path = Path(model)
-    if path.exists() or os.sep in str(model):
+def _locate(
+    model: str | os.PathLike[str], revision: str | None, offline: bool, progress: type | None
+) -> Path:
+    """The path of a model on disk, downloaded if it is a name or repo id not yet there."""
+    path, text = Path(model), os.fspath(model)
+    if path.exists():
+        if revision is not None:
+            raise UsageError(f"{text} is on this disk and has no revisions: leave out the revision")
         return path
-    spec = find_model(str(model))
-    raise CheckpointError(
-        f"{spec.name} is not on this disk: give a checkpoint's folder, or make one with "
-        f"'aim-mlx init {spec.name} FOLDER'"
-    )
+    from aim_mlx.weights.hub import fetch_model, is_repo_id
+
+    if os.sep in text and not is_repo_id(text):
+        raise CheckpointError(f"no file or folder {text!r}: check the path")
+    return fetch_model(text, revision, offline=offline, progress=progress)
 
 
-def _build(checkpoint: Checkpoint, dtype: mx.Dtype) -> VisionEncoder:
-    """The network with its weights; every parameter is replaced, none is left as it was made."""
-    model = VisionEncoder(checkpoint.config)
-    model.load_weights(list(load_weights(checkpoint, dtype).items()), strict=True)
-    model.eval()
-    return model
+def _encoder(checkpoint: Checkpoint, dtype: mx.Dtype) -> Encoder:
+    """The encoder around the network of a checkpoint."""
+    if isinstance(checkpoint.config, LiTConfig):
+        lit = LiTModel(checkpoint.config)
+        load_into(lit, checkpoint, dtype)
+        encoder: Encoder = LiT(lit.image_encoder, checkpoint.preprocess, lit=lit)
+    else:
+        model = VisionEncoder(checkpoint.config)
+        load_into(model, checkpoint, dtype)
+        encoder = Encoder(model, checkpoint.preprocess)
+    encoder.trained = checkpoint.trained
+    return encoder
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, object]:
-    """What records say of the model: where it was, its layout, its stored dtype, its history."""
+    """What records say of the weights: where, in which layout, stored how, with what history."""
     return {
-        "path": str(checkpoint.path),
+        "path": str(checkpoint.path),  # of a downloaded one, it ends with the commit
         "layout": checkpoint.layout,
         "stored_dtype": checkpoint.dtype,
         "trained": checkpoint.trained,

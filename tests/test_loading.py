@@ -1,5 +1,6 @@
 """load(): checkpoints to encoders."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ from safetensors.numpy import load_file
 
 import aim_mlx
 from aim_mlx.backend import mx, tree_flatten
+from aim_mlx.config import LiTConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError, UntrainedModelWarning, UsageError
+from aim_mlx.lit import LiT
 from tests.small import NATIVE, SMALL, photo, save
 
 DATA = Path(__file__).parent / "data"
@@ -75,6 +78,51 @@ def test_the_untrained_mark_goes_along_with_a_bare_file(tmp_path):
 def test_a_missing_folder_is_named():
     with pytest.raises(CheckpointError, match="nowhere"):
         aim_mlx.load("./nowhere/model")
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no revisions"):
+        aim_mlx.load(save(tmp_path / "m"), revision="main")
+
+
+LIT_LAYOUTS = ["ml_aim_mlx", "ml_aim_torch", "transformers"]
+
+
+def lit_config() -> LiTConfig:
+    sizes = json.loads((DATA / "lit" / "case.json").read_text())
+    vision = VisionConfig(**sizes["vision"], image_size=sizes["image_size"])
+    return LiTConfig(vision, TextConfig(**sizes["text"]), sizes["projection_dim"])
+
+
+@pytest.mark.parametrize("layout", LIT_LAYOUTS)
+def test_every_lit_layout_gives_the_numbers_of_the_reference(layout):
+    expected = load_file(DATA / "lit" / "io.safetensors")
+    # As published, only the transformers layout has a config.json; heads here are not of 128.
+    config = None if layout == "transformers" else lit_config()
+    lit = aim_mlx.load(DATA / "lit" / layout, config=config)
+    assert isinstance(lit, LiT)
+    pixels = expected["pixels_nchw"].transpose(0, 2, 3, 1)
+    outputs = {
+        "image_projected": lit.encode_image(pixels),
+        "text_projected": lit.encode_text(expected["input_ids"]),
+        "logits_per_image": lit.logits(pixels, expected["input_ids"]),
+    }
+    for name, tolerance in (("image_projected", 1e-4), ("text_projected", 1e-4)):
+        assert np.abs(np.array(outputs[name]) - expected[name]).max() <= tolerance, name
+    # Cosines within 1e-5, times a scale of up to 100.
+    assert np.abs(np.array(outputs["logits_per_image"]) - expected["logits_per_image"]).max() < 1e-3
+
+
+def test_a_lit_model_embeds_into_the_space_of_its_texts_by_default():
+    lit = aim_mlx.load(DATA / "lit" / "transformers")
+    assert isinstance(lit, LiT)
+    images = [photo(0), photo(1)]
+    projected = np.array(lit.encode_image(lit.preprocess(images)))
+    expected = projected / np.linalg.norm(projected, axis=1, keepdims=True)
+    np.testing.assert_allclose(lit.embed(images), expected, atol=1e-5)
+    assert lit.embed(images, pooling="mean").shape == (2, 64)
+    with pytest.raises(UsageError, match="leave out the layers"):
+        lit.embed(images, layers=[0])
 
 
 def test_a_misspelt_name_gets_a_suggestion():

@@ -13,7 +13,12 @@ def embed(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The file to write: .npz, .npy or .safetensors.")
     ],
-    model: Annotated[str, typer.Option(help="A checkpoint folder or file.")] = DEFAULT_MODEL,
+    model: Annotated[
+        str, typer.Option(help="A model name, Hub repo, folder or file.")
+    ] = DEFAULT_MODEL,
+    revision: Annotated[
+        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
+    ] = None,
     pooling: Annotated[
         str | None,
         typer.Option(help="mean, max, gem, or attention where there is such a pool."),
@@ -40,6 +45,8 @@ def embed(
     ] = False,
 ) -> int:
     """Embed every image under SRC, one vector each, in the order of their paths."""
+    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
+
     from aim_mlx.cli.progress import Progress
     from aim_mlx.embed import EmbedOptions
     from aim_mlx.embed_files import embed_files
@@ -60,7 +67,7 @@ def embed(
             summary = embed_files(
                 sources,
                 output,
-                lambda: load(model, dtype=dtype, offline=offline),
+                lambda: load(model, dtype=dtype, revision=revision, offline=offline, progress=tqdm),
                 options,
                 progress,
                 follow=follow,
