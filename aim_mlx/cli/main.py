@@ -1,5 +1,6 @@
 """`aim-mlx`: the commands, and how every one of them ends."""
 
+import logging
 import sys
 import warnings
 from typing import Annotated
@@ -8,8 +9,11 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 import aim_mlx
-from aim_mlx.cli import doctor, download, embed, init, inspect
+from aim_mlx.cli import convert, doctor, download, embed, init, inspect, models
+from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import AimError, UntrainedModelWarning
+
+_LONGEST_LINE = 2000  # characters of a message, which may quote a checkpoint's text
 
 app = typer.Typer(
     help="Turn photos into embeddings with Apple's AIM vision encoders.",
@@ -38,9 +42,11 @@ def _options(
 
 
 app.command("embed")(embed.embed)
+app.command("models")(models.models)
 app.command("download")(download.download)
 app.command("init")(init.init)
 app.command("inspect")(inspect.inspect)
+app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)
 
 
@@ -51,6 +57,7 @@ def main() -> None:
     """
     warnings.simplefilter("default", UntrainedModelWarning)
     warnings.showwarning = _show_warning
+    _quieten_pillow()
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -75,10 +82,16 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split()) or "failed"
-    print(f"aim-mlx: error: {line}", file=sys.stderr)
+    line = escaped(" ".join(message.split())) or "failed"
+    print(f"aim-mlx: error: {line[:_LONGEST_LINE]}", file=sys.stderr)
     return code
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"aim-mlx: warning: {message}", file=sys.stderr)
+    print(f"aim-mlx: warning: {escaped(str(message))[:_LONGEST_LINE]}", file=sys.stderr)
+
+
+def _quieten_pillow() -> None:
+    """What Pillow finds odd in a photo that it reads is of no use to who embeds a million."""
+    warnings.filterwarnings("ignore", module=r"PIL\b")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
