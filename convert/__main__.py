@@ -47,15 +47,13 @@ def convert(
     """
     # Before MLX is imported, which reads it: TF32 would round the inputs of float32 products.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
-    from aim_mlx.backend import dtype_named
-    from convert.conversion import check_places, write
+    from convert.conversion import check_request, write
     from convert.report import report_paths
     from convert.source import open_source
 
-    dtype_named(dtype)
     if report is not None and not verify:
         raise UsageError("--report is for --verify: give both or neither")
-    check_places(source, folder, overwrite)
+    check_request(source, folder, dtype, overwrite)
     paths = report_paths(folder, report)
     if verify:
         _check_reports(paths, overwrite)

@@ -4,74 +4,71 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from aim_mlx.backend import DTYPES, dtype_named, mx
-from aim_mlx.errors import CheckpointError, OutputError, UsageError
-from aim_mlx.weights.checkpoint import Checkpoint, load_weights, provenance, save_checkpoint
+from aim_mlx.backend import DTYPES, mx
+from aim_mlx.errors import OutputError, UsageError
+from aim_mlx.weights.checkpoint import Checkpoint, iter_weights, provenance, save_checkpoint
 from aim_mlx.weights.mapping import Step
-from aim_mlx.weights.strict_json import at
-from convert.source import Source, open_source
+from aim_mlx.weights.opening import DTYPE_NAMES
+from aim_mlx.weights.save import EXTRA_FILES, check_folder
+from aim_mlx.weights.strict_json import at, read_bytes
+from convert.source import Source, folder_of, open_source
+
+LARGEST_EXTRA = 32 * 2**20  # bytes of one of a tokenizer's files; CLIP's largest has 4 million
 
 
 def convert(path: Path, folder: Path, dtype: str | None = None, overwrite: bool = False) -> Path:
     """Converts a weight file or folder; returns the folder written."""
-    check_places(path, folder, overwrite)
+    check_request(path, folder, dtype, overwrite)
     with open_source(path, folder.absolute().parent) as source:
         return write(path, source, folder, dtype, overwrite)
+
+
+def check_request(path: Path, folder: Path, dtype: str | None, overwrite: bool) -> None:
+    """What can be said before any work; raises UsageError or OutputError."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r:.80}")
+    target = folder.resolve()
+    if target in (path.resolve(), path.resolve().parent):
+        raise UsageError(f"{at(folder)} is where the source lies: choose another folder")
+    if not target.parent.is_dir():
+        raise OutputError(f"{at(folder.parent)} is not a folder: make it first")
+    check_folder(folder, overwrite)
 
 
 def write(
     path: Path, source: Source, folder: Path, dtype: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Writes an opened source; `dtype` None keeps the stored one.
+    """Writes an opened source; `dtype` None keeps each tensor's own, bit for bit.
 
-    Raises CheckpointError for weights that are not sound, OutputError for a folder that cannot be
-    written.
+    Raises CheckpointError for weights that are not sound, UsageError for quantised ones,
+    OutputError for a folder that cannot be written.
     """
     checkpoint = source.checkpoint
-    target = target_dtype(checkpoint, dtype)
+    if checkpoint.quantization is not None:
+        raise UsageError(f"{at(path)} is quantised: convert the weights it was made from")
     history = provenance(
         source=os.path.basename(os.path.abspath(path)),
         layout=checkpoint.layout,
         trained=checkpoint.trained,
         stored_dtype=checkpoint.dtype,
         **source.facts,
-        **({"earlier": checkpoint.provenance} if checkpoint.provenance else {}),
+        earlier=checkpoint.provenance or None,
     )
-    weights = ((step.ours, load_one(checkpoint, step, target)) for step in checkpoint.steps())
     return save_checkpoint(
         folder,
-        weights,
+        iter_weights(checkpoint, None if dtype is None else DTYPES[dtype]),
         checkpoint.config,
         checkpoint.preprocess,
         history,
-        dtype=target,
+        dtype=_stored_dtypes(checkpoint) if dtype is None else DTYPES[dtype],
+        extra_files=_tokenizer_files(path) if checkpoint.kind == "lit" else {},
         overwrite=overwrite,
     )
 
 
-def check_places(path: Path, folder: Path, overwrite: bool) -> None:
-    """What can be said of the destination before any work; raises UsageError or OutputError."""
-    target = folder.resolve()
-    if target in (path.resolve(), path.resolve().parent):
-        raise UsageError(f"{at(folder)} is where the source lies: choose another folder")
-    if not target.parent.is_dir():
-        raise OutputError(f"{at(folder.parent)} is not a folder: make it first")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise OutputError(f"{at(folder)} is not empty: choose another folder, or give --overwrite")
-
-
-def target_dtype(checkpoint: Checkpoint, dtype: str | None) -> mx.Dtype:
-    """The dtype asked for, else the stored one; float32 holds whatever is mixed in a checkpoint."""
-    if dtype is None and checkpoint.dtype not in (*DTYPES, "mixed"):
-        raise CheckpointError(
-            f"{at(checkpoint.path)} is stored as {checkpoint.dtype}: expected unquantised weights"
-        )
-    return dtype_named(dtype or checkpoint.dtype if checkpoint.dtype in DTYPES else dtype)
-
-
-def load_one(checkpoint: Checkpoint, step: Step, dtype: mx.Dtype) -> mx.array:
-    """One of our tensors, loaded as `load_weights` does with all of them."""
-    return load_weights(only(checkpoint, [step]), dtype)[step.ours]
+def load_one(checkpoint: Checkpoint, step: Step, dtype: mx.Dtype | None) -> mx.array:
+    """One of our tensors, loaded as all of them are; `dtype` None keeps the stored one."""
+    return dict(iter_weights(only(checkpoint, [step]), dtype))[step.ours]
 
 
 def only(checkpoint: Checkpoint, steps: list[Step]) -> Checkpoint:
@@ -82,3 +79,17 @@ def only(checkpoint: Checkpoint, steps: list[Step]) -> Checkpoint:
         for file in checkpoint.files
     )
     return replace(checkpoint, files=files)
+
+
+def _stored_dtypes(checkpoint: Checkpoint) -> dict[str, mx.Dtype]:
+    """The stored dtype of each of our tensors."""
+    return {
+        step.ours: DTYPES[DTYPE_NAMES[checkpoint.tensors[step.sources[0]].dtype]]
+        for step in checkpoint.steps()
+    }
+
+
+def _tokenizer_files(path: Path) -> dict[str, bytes]:
+    """The files of a LiT model's tokenizer, as they lie beside its weights."""
+    paths = [folder_of(path) / name for name in EXTRA_FILES]
+    return {p.name: read_bytes(p, LARGEST_EXTRA) for p in paths if os.path.lexists(p)}

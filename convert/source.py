@@ -57,7 +57,7 @@ def open_source(path: Path, workplace: Path) -> Iterator[Source]:
         yield Source(checkpoint, {"format": "safetensors", "files": _describe(files)})
     else:
         stamps = [_stamp(file) for file in files]
-        folder = path if path.is_dir() else path.parent
+        folder = folder_of(path)
         with _temporary(workplace) as temporary, _named(temporary, path, folder):
             facts: dict[str, Any] = {"format": "pytorch", "torch": str(require_torch().__version__)}
             facts |= _stage(path, files, folder, temporary)
@@ -66,6 +66,11 @@ def open_source(path: Path, workplace: Path) -> Iterator[Source]:
     for file, stamp in zip(files, stamps, strict=True):
         if _stamp(file) != stamp:
             raise CheckpointError(f"{at(file)} changed while it was converted: convert it again")
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a source, whose JSON files belong to it."""
+    return path if path.is_dir() else path.parent
 
 
 def torch_files(path: Path) -> list[Path] | None:

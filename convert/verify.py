@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from aim_mlx.backend import DTYPES, device_name, mx
-from aim_mlx.config import PreprocessConfig, VisionConfig
+from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError
 from aim_mlx.images import preprocess
 from aim_mlx.models.vision import VisionEncoder
@@ -29,19 +29,21 @@ _NATIVE_SIDE = 160  # pixels: some 170 patches, within what native models take u
 def verify(source: Source, folder: Path, pictures: list[np.ndarray] | None = None) -> Report:
     """Compares a written folder with the source it was made from.
 
-    In float32 the source's weights run through both networks; in the folder's dtype the folder's
-    own run through ours. The folder's tensors must be the source's, bit for bit after the cast.
+    In float32 the source's weights run through both networks (by way of the folder, where it holds
+    them without loss); in the folder's own dtype, what it holds runs through ours. Its tensors must
+    be the source's, bit for bit after the cast.
     """
     written = open_checkpoint(folder)
-    config = vision_config(written)
-    if written.kind != source.checkpoint.kind or config != vision_config(source.checkpoint):
+    config = written.vision
+    if written.config != source.checkpoint.config:
         raise CheckpointError(f"{at(folder)} is not made from the source: convert it again")
     pictures = seeded_pictures(written.preprocess) if pictures is None else pictures
     images = [preprocess(Image.fromarray(p), written.preprocess)[None] for p in pictures]
     expected = reference_outputs(source.checkpoint, config, images)
     gc.collect()  # the reference's weights, before ours are loaded
-    exact = written if written.dtype == "float32" else source.checkpoint
-    dtypes = dict.fromkeys(["float32", written.dtype])
+    lossless = written.dtype in ("float32", source.checkpoint.dtype)
+    exact = written if lossless else source.checkpoint
+    dtypes = dict.fromkeys(["float32", *({written.dtype} & set(DTYPES))])
     return Report(
         facts=_facts(source, written, images),
         tensors=len(written.tensors),
@@ -67,11 +69,6 @@ def seeded_pictures(config: PreprocessConfig) -> list[np.ndarray]:
     return pictures
 
 
-def vision_config(checkpoint: Checkpoint) -> VisionConfig:
-    """The vision encoder's sizes, of a LiT model those of its image tower."""
-    return getattr(checkpoint.config, "vision", checkpoint.config)
-
-
 def _compare(
     checkpoint: Checkpoint, dtype: str, images: list[np.ndarray], expected: list[Outputs]
 ) -> Comparison:
@@ -89,7 +86,7 @@ def _compare(
 
 def _encoder(checkpoint: Checkpoint, dtype: mx.Dtype) -> VisionEncoder:
     """Our encoder with a checkpoint's weights, of a LiT model its image tower."""
-    model = VisionEncoder(vision_config(checkpoint))
+    model = VisionEncoder(checkpoint.vision)
     steps, start = checkpoint.steps(), 0
     if checkpoint.kind == "lit":
         tower, head = OUR_TOWER
@@ -126,11 +123,10 @@ def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def _changed(source: Checkpoint, written: Checkpoint) -> Iterator[str]:
     """Names of written tensors that are not the source's in the written dtype."""
-    dtype = DTYPES[written.dtype]
     steps = {step.ours: step for step in source.steps()}
     for step in written.steps():
-        ours, theirs = load_one(written, step, dtype), load_one(source, steps[step.ours], dtype)
-        if not mx.array_equal(ours, theirs):
+        ours = load_one(written, step, None)
+        if not mx.array_equal(ours, load_one(source, steps[step.ours], ours.dtype)):
             yield step.ours
 
 
