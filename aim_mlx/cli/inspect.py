@@ -12,6 +12,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print layout, sizes, dtype and parameters of a checkpoint, and which models it fits."""
+    from aim_mlx.cli.terminal import escaped
     from aim_mlx.weights.inspect import describe
 
     facts = describe(path)
@@ -20,7 +21,7 @@ def inspect(
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {_readable(value)}")
+        print(f"{name:<{width}}  {escaped(_readable(value))}")
 
 
 def _readable(value: object) -> str:

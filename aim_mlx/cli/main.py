@@ -92,6 +92,6 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _quieten_pillow() -> None:
-    """What Pillow finds odd in a photo that it reads is of no use to who embeds a million."""
+    """Pillow remarks on photos that it reads all the same; those it cannot read have a reason."""
     warnings.filterwarnings("ignore", module=r"PIL\b")
     logging.getLogger("PIL").addHandler(logging.NullHandler())

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from aim_mlx.cli.terminal import escaped
 from aim_mlx.embed_files import Summary
 from aim_mlx.images import Listing, Skip
 
@@ -82,10 +83,3 @@ class Progress:
     def _emit(self, event: str, record: dict[str, Any]) -> None:
         if self._as_json:
             print(json.dumps({"event": event, **record}), flush=True)
-
-
-def escaped(text: str) -> str:
-    """Text safe for a terminal: control characters and undecodable bytes become escapes."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
-    )
