@@ -1,7 +1,7 @@
 """A Hub on this machine for tests: it answers what the real client asks, and fails when told to.
 
-Large files are kept as Git LFS and come by a redirect from a second port, as from a CDN. Both ports
-are on 127.0.0.1 only.
+Large files are kept as Git LFS and come by a redirect to another host, as from a CDN: the same
+server under the name localhost. It listens on 127.0.0.1 only.
 """
 
 import hashlib
@@ -48,20 +48,16 @@ class HubServer:
         self.log: list[str] = []
         self.listing_only: dict[str, int] = {}  # more names for every listing, with their sizes
         self._lock = threading.Lock()
-        self._servers = [self._serve(), self._serve()]
-        self.url, self.cdn = (f"http://127.0.0.1:{s.server_address[1]}" for s in self._servers)
-
-    def _serve(self) -> ThreadingHTTPServer:
         handler = type("BoundHandler", (_Handler,), {"hub": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        return server
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        port = self._server.server_address[1]
+        self.url, self.cdn = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
 
     def close(self) -> None:
-        for server in self._servers:
-            server.shutdown()
-            server.server_close()
+        self._server.shutdown()
+        self._server.server_close()
 
     def add(self, repo: str, files: dict[str, bytes]) -> str:
         """Publishes a commit as main; returns it."""

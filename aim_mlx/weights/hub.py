@@ -8,7 +8,6 @@
 
 import glob
 import hashlib
-import json
 import os
 import re
 from contextlib import suppress
@@ -19,10 +18,10 @@ from aim_mlx import __version__
 from aim_mlx.errors import CheckpointError
 from aim_mlx.registry import find_model
 from aim_mlx.weights.files import INDEX_FILE, WEIGHT_FILES
+from aim_mlx.weights.hub_cache import complete, in_cache, record, recorded, remember, shard_names
 from aim_mlx.weights.hub_errors import Unreachable, explained
-from aim_mlx.weights.strict_json import LARGEST_JSON, read_object, show
+from aim_mlx.weights.strict_json import LARGEST_JSON, show
 
-RECORD = ".aim-mlx.json"
 SMALL_FILES = (
     "config.json",
     "preprocessor_config.json",
@@ -37,7 +36,6 @@ LARGEST_SMALL = 32 * 2**20  # bytes; the tokenizer of the published models has t
 _REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./+-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def fetch(
     Raises CheckpointError where the files cannot be had, OutputError where they cannot be stored.
     """
     revision = _checked(repo, revision)
-    if _COMMIT.fullmatch(revision) and (folder := _recorded(repo, revision)):
+    if _COMMIT.fullmatch(revision) and (folder := recorded(repo, revision)):
         return folder
     if offline or _offline_everywhere():
         if folder := cached(repo, revision):
@@ -106,8 +104,8 @@ def fetch(
         if folder := cached(repo, revision):
             return folder
         raise
-    folder = _recorded(repo, listing.commit) or _download(listing, progress or _silent())
-    _remember(folder, revision)
+    folder = recorded(repo, listing.commit) or _download(listing, progress or _silent())
+    remember(folder, revision)
     return folder
 
 
@@ -117,7 +115,7 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
     A folder that another program filled serves if it has a config.json and complete weights.
     """
     revision = _checked(repo, revision)
-    return _recorded(repo, revision) or _complete(repo, revision)
+    return recorded(repo, revision) or complete(repo, revision)
 
 
 def _checked(repo: str, revision: str | None) -> str:
@@ -136,42 +134,6 @@ def _offline_everywhere() -> bool:
     from huggingface_hub import constants
 
     return constants.HF_HUB_OFFLINE
-
-
-def _in_cache(repo: str, name: str, revision: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo, name, revision=revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _recorded(repo: str, revision: str) -> Path | None:
-    """The folder of a finished download, if each file of its record is there in full size."""
-    record = _in_cache(repo, RECORD, revision)
-    if record is None:
-        return None
-    try:
-        files = read_object(record)["files"]
-        if all(os.path.getsize(record.parent / name) == f["size"] for name, f in files.items()):
-            return record.parent
-    except (CheckpointError, OSError, LookupError, TypeError, AttributeError):
-        pass  # a file was deleted, or the record is not ours: as if there were none
-    return None
-
-
-def _complete(repo: str, revision: str) -> Path | None:
-    """The folder that another program filled, if nothing of its weights is missing."""
-    config = _in_cache(repo, "config.json", revision)
-    if config is None:
-        return None
-    folder = config.parent
-    if any((folder / name).is_file() for name in WEIGHT_FILES):
-        return folder
-    try:
-        shards = _shards(folder / INDEX_FILE)
-    except CheckpointError:
-        return None
-    return folder if all((folder / name).is_file() for name in shards) else None
 
 
 def _list(repo: str, revision: str) -> Listing:
@@ -207,15 +169,16 @@ def _download(listing: Listing, progress: type) -> Path:
                 f"{name} of {listing.repo} has {size} bytes, expected at most {limits[name]}: "
                 "not a model for this package"
             )
-    paths = [_get(listing, name, progress) for name in names]
-    folder = paths[-1].parent
+    folder = [_get(listing, name, progress) for name in names][-1].parent
     if weights == INDEX_FILE:
-        shards = _shards(folder / INDEX_FILE)
+        shards = shard_names(folder / INDEX_FILE)
         for shard in shards:
             if shard not in listing.files:
                 raise CheckpointError(f"{listing.repo} lacks the shard {show(shard)} of its index")
-        paths += [_get(listing, shard, progress) for shard in shards]
-    _record(listing, paths)
+        for shard in shards:
+            _get(listing, shard, progress)
+        names += shards
+    record(folder, listing.repo, {name: listing.files[name].digest for name in names})
     return folder
 
 
@@ -232,26 +195,12 @@ def _choose_weights(listing: Listing) -> str:
     )
 
 
-def _shards(index: Path) -> list[str]:
-    """The shards that an index names; CheckpointError for a name that is not a plain file's."""
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: expected a weight_map from tensors to shards")
-    for name in weight_map.values():
-        if not isinstance(name, str) or not _SHARD.fullmatch(name):
-            raise CheckpointError(
-                f"{index} names the shard {show(name)}: expected the name of a .safetensors file "
-                "in the same folder"
-            )
-    return sorted(set(weight_map.values()))
-
-
 def _get(listing: Listing, name: str, progress: type) -> Path:
     """One file in the cache with the listed digest; what was there with another is replaced."""
     with explained(listing.repo, listing.commit):
         from huggingface_hub import hf_hub_download
 
-        for _ in range(2 if _in_cache(listing.repo, name, listing.commit) else 1):
+        for _ in range(2 if in_cache(listing.repo, name, listing.commit) else 1):
             path = Path(
                 hf_hub_download(
                     listing.repo,
@@ -308,32 +257,6 @@ def _sweep(path: Path) -> None:
         blob = path.parent / os.readlink(path)
         for rest in blob.parent.glob(glob.escape(blob.name) + ".*.incomplete"):
             rest.unlink()
-
-
-def _record(listing: Listing, paths: list[Path]) -> None:
-    """Writes the record; a cache that cannot be written to is checked again at every use."""
-    files = {
-        path.name: {"size": path.stat().st_size, "digest": listing.files[path.name].digest}
-        for path in paths
-    }
-    values = {"repo": listing.repo, "commit": listing.commit, "files": files}
-    with suppress(OSError):
-        _replace(paths[0].parent / RECORD, json.dumps(values, indent=1))
-
-
-def _remember(folder: Path, revision: str) -> None:
-    """Notes which commit a branch or tag was, where the client looks for it too."""
-    ref = folder.parent.parent / "refs" / revision
-    with suppress(OSError):
-        if revision != folder.name and not (ref.is_file() and ref.read_text() == folder.name):
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            _replace(ref, folder.name)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _silent() -> type:
