@@ -138,6 +138,20 @@ def test_shards_open_as_the_whole(folder: Path):
     assert sharded.config == whole.config and sharded.parameters == whole.parameters
 
 
+def test_a_hub_snapshot_whose_blobs_are_links_into_a_shared_store_opens(
+    folder: Path, tmp_path: Path
+):
+    shard(folder)
+    repo, store = tmp_path / "models--o--n", tmp_path / "blobs" / "ab"
+    for made in (repo / "blobs", repo / "snapshots" / "abc", store):
+        made.mkdir(parents=True)
+    for i, file in enumerate(sorted(folder.iterdir())):
+        file.rename(store / str(i))
+        (repo / "blobs" / str(i)).symlink_to(f"../../blobs/ab/{i}")
+        (repo / "snapshots" / "abc" / file.name).symlink_to(f"../../blobs/{i}")
+    assert open_checkpoint(repo / "snapshots" / "abc").kind == "vision"
+
+
 def test_a_hub_snapshot_of_links_into_its_blobs_opens(folder: Path, tmp_path: Path):
     shard(folder)
     repo = tmp_path / "models--apple--x"

@@ -87,7 +87,8 @@ def _check_shard(folder: Path, name: str) -> CheckedFile:
     home, target = folder.resolve(), path.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":  # models--owner--name/snapshots/<revision>/<file>
-        allowed.append(home.parent.parent / "blobs")
+        allowed.append(home.parents[1] / "blobs")
+        allowed.append(home.parents[2] / "blobs")  # shared by all repos, where Xet stores files
     if not any(target.is_relative_to(root) for root in allowed):
         raise CheckpointError(
             f"shard {show(name)} is a link that leaves {at(folder)}: put the file itself there"
