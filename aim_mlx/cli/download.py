@@ -1,7 +1,6 @@
 """`aim-mlx download`: a model's files into the Hub's cache on this disk."""
 
 import json
-import os
 from typing import Annotated
 
 import typer
@@ -18,10 +17,6 @@ def download(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Download a published model once, and print its folder."""
-    # The client reads these when it is imported: no lines of its own beside the bar and our
-    # errors, no telemetry. What the user has set stays.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
     from aim_mlx.errors import Interrupted

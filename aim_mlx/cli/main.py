@@ -1,6 +1,7 @@
 """`aim-mlx`: the commands, and how every one of them ends."""
 
 import logging
+import os
 import sys
 import warnings
 from typing import Annotated
@@ -58,6 +59,10 @@ def main() -> None:
     warnings.simplefilter("default", UntrainedModelWarning)
     warnings.showwarning = _show_warning
     _quieten_pillow()
+    # The Hub's client reads these when it is imported: no lines of its own beside the bar and our
+    # errors, no telemetry. What the user has set stays.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -76,9 +81,18 @@ def _run(arguments: list[str]) -> int:
             raise
         return _fail(str(error), error.exit_code)
     except Exception as error:
+        if _was_interrupted(error):
+            return _fail("interrupted", 130)
         if "--debug" in arguments:
             raise
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: a compiled module turns it into an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _fail(message: str, code: int) -> int:
