@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import aim_mlx
 from aim_mlx.backend import DTYPES, device_name, mx
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError
@@ -23,7 +24,7 @@ from convert.report import Comparison, Difference, Report, difference
 from convert.source import Source
 
 _SHAPES = ((1.0, 1.4), (1.3, 1.0))  # height and width of the pictures, in units of their side
-_NATIVE_SIDE = 160  # pixels: some 170 patches, within what native models take unscaled
+_NATIVE_SIDE = 160  # pixels: 150 to 180 patches, which native models take unscaled
 
 
 def verify(source: Source, folder: Path, pictures: list[np.ndarray] | None = None) -> Report:
@@ -152,6 +153,6 @@ def _facts(source: Source, written: Checkpoint, images: list[np.ndarray]) -> dic
         "pictures": f"{len(images)} seeded, preprocessed to (height x width) {sizes}",
         "reference": f"transformers {version('transformers')}, torch {version('torch')}, "
         f"eager attention, float32, with {direct}",
-        "ours": f"aim-mlx {version('aim-mlx')}, mlx {version('mlx')}, on {device_name()}, "
+        "ours": f"aim-mlx {aim_mlx.__version__}, mlx {version('mlx')}, on {device_name()}, "
         f"{platform.system()} {platform.machine()}",
     }

@@ -139,7 +139,7 @@ def test_a_state_dict_may_stand_beside_plain_values_and_behind_prefixes(wrapper,
 def test_parameters_and_views_of_one_storage_are_read(tmp_path):
     import torch
 
-    weights = {name: torch.nn.Parameter(value) for name, value in state_dict().items()}
+    weights: dict[str, Any] = {n: torch.nn.Parameter(v) for n, v in state_dict().items()}
     thirds = torch.cat([weights[f"encoder.layers.0.attention.{p}_proj.weight"] for p in "qkv"])
     for part, view in zip("qkv", thirds.detach().chunk(3), strict=True):
         weights[f"encoder.layers.0.attention.{part}_proj.weight"] = view
