@@ -69,6 +69,8 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     try:
         result = app(args=arguments, prog_name="aim-mlx", standalone_mode=False)
+        if result == 130:  # typer's own way to end at Ctrl-C says nothing
+            return _fail("interrupted", 130)
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, Abort):
         return _fail("interrupted", 130)
