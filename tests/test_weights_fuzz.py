@@ -37,6 +37,7 @@ CASES = {
     ("ml-aim-mlx", True): 1000,
     ("transformers", True): 1000,
     ("timm", True): 1000,
+    ("quantised", False): 1000,
     ("lit", False): 100,
 }
 mutations = st.lists(
@@ -52,8 +53,7 @@ def outcome(folder: Path) -> str:
         _check_against_the_parser(checkpoint)
         weights = load_weights(checkpoint)
         assert weights and all(np.isfinite(np.asarray(v)).all() for v in weights.values())
-        if checkpoint.kind == "vision":
-            _check_model(folder)
+        _check_model(folder)
         result = "loaded"
     except AimError as error:
         text = str(error)

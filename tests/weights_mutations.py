@@ -10,13 +10,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from aim_mlx.backend import mx
 from aim_mlx.config import PreprocessConfig, VisionConfig, to_dict
+from aim_mlx.weights.checkpoint import save_checkpoint
 from aim_mlx.weights.layouts import layout_named
 from aim_mlx.weights.mapping import from_ours
+from aim_mlx.weights.quantize import Quantization
 from aim_mlx.weights.sizes import expected_shapes
 from tests.weights_files import DATA, as_bfloat16, crafted, read_tensors, weight_file
 
@@ -33,7 +37,9 @@ _JSON_FILES = ("config.json", "preprocessor_config.json", INDEX)
 
 
 def checkpoint(layout: str, sharded: bool = False) -> Files:
-    """A sound checkpoint: a `layout` of the table, "aim-mlx", "native" or "lit"."""
+    """A sound checkpoint: a `layout` of the table, "aim-mlx", "native", "quantised" or "lit"."""
+    if layout == "quantised":
+        return _quantised()
     if layout == "lit":
         tensors, files = _lit()
     else:
@@ -125,6 +131,21 @@ def _preprocessor(config: PreprocessConfig) -> dict[str, Any]:
         "image_mean": [0.5, 0.4, 0.3],
         "image_std": [0.2, 0.3, 0.2],
     }
+
+
+def _quantised() -> Files:
+    """Our own format with packed weights, which need a width of a whole group."""
+    config = VisionConfig(32, 32, 1, 2, 2, 4)
+    rng = np.random.default_rng(0)
+    weights = {
+        name: mx.array(rng.normal(0, 1, shape).astype(np.float32))
+        for name, shape in expected_shapes(config).items()
+    }
+    preprocess = PreprocessConfig.hub(config.image_size, config.patch_size)
+    with TemporaryDirectory() as folder:
+        how = Quantization(4, 32)
+        save_checkpoint(f"{folder}/m", weights, config, preprocess, quantization=how)
+        return {path.name: path.read_bytes() for path in Path(folder, "m").iterdir()}
 
 
 def _lit() -> tuple[dict[str, Stored], Files]:
