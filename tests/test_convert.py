@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import aim_mlx
 from aim_mlx.backend import mx
 from aim_mlx.cli import main as cli
 from aim_mlx.config import LiTConfig, TextConfig, VisionConfig
@@ -30,6 +31,7 @@ from tests.weights_files import (
     as_bfloat16,
     copy_case,
     read_tensors,
+    shard,
     weight_file,
     write_tensors,
 )
@@ -109,6 +111,25 @@ def test_a_quantised_folder_converts_to_the_weights_it_stands_for(tmp_path: Path
     assert done.quantization is None and done.tensors_quantized == 0
     a, b = (load_weights(open_checkpoint(tmp_path / n)) for n in ("q", "full"))
     assert all(mx.array_equal(a[name], b[name]).item() for name in a)
+
+
+def test_shards_become_one_file_bit_for_bit(tmp_path: Path):
+    source = copy_case(tmp_path, "vision_absolute", "transformers")
+    whole = load_weights(open_checkpoint(source))
+    shard(source, 3)
+    convert_checkpoint(source, tmp_path / "m", compare=False)
+    assert len(open_checkpoint(tmp_path / "m").provenance["files"]) == 3
+    joined = load_weights(open_checkpoint(tmp_path / "m"))
+    assert all(mx.array_equal(whole[name], joined[name]).item() for name in whole)
+
+
+def test_a_quantised_folder_embeds_as_before_within_its_cost(tmp_path: Path):
+    source = DATA / "vision_absolute" / "transformers"
+    done = convert_checkpoint(source, tmp_path / "q", quantization=Quantization())
+    pictures = list(probe_pictures(56))
+    a, b = (aim_mlx.load(folder).embed(pictures) for folder in (source, tmp_path / "q"))
+    # The same pictures through the whole path: what the conversion said is what embedding shows.
+    assert done.cosines == pytest.approx((a * b).sum(axis=1).tolist(), abs=1e-6)
 
 
 def test_a_quantised_lit_folder_gives_the_same_projections(tmp_path: Path):

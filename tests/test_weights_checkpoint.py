@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
+from aim_mlx.weights.convert import convert_checkpoint
+from aim_mlx.weights.quantize import Quantization
 from aim_mlx.weights.sizes import expected_shapes
 from tests.weights_files import (
     DATA,
@@ -635,15 +637,31 @@ odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size
 odd = odd | st.lists(odd, max_size=3) | st.dictionaries(st.text(max_size=3), odd, max_size=2)
 
 
-@pytest.mark.parametrize("layout", ["ml_aim_torch", "transformers", "timm"])
+@pytest.mark.parametrize(
+    ("case", "layout"),
+    [
+        ("vision_absolute", "ml_aim_torch"),
+        ("vision_absolute", "transformers"),
+        ("vision_absolute", "timm"),
+        ("lit", "transformers"),
+        ("lit", "ours"),
+    ],
+)
 @fuzz
 @given(data=st.data())
-def test_any_config_opens_or_is_refused(tmp_path: Path, layout: str, data: st.DataObject):
-    folder = tmp_path / "case"
+def test_any_config_opens_or_is_refused(
+    tmp_path: Path, case: str, layout: str, data: st.DataObject
+):
+    folder, published = tmp_path / "case", DATA / case / layout
+    if layout == "ours":
+        published = tmp_path / "ours"
+        if not published.exists():
+            source, how = DATA / case / "transformers", Quantization(8, 32)
+            convert_checkpoint(source, published, quantization=how, compare=False)
     if not folder.exists():
-        shutil.copytree(DATA / "vision_absolute" / layout, folder)
-    values = json.loads((DATA / "vision_absolute" / layout / "config.json").read_text())
-    for place in [values, values.get("model_args"), values.get("pretrained_cfg")]:
+        shutil.copytree(published, folder)
+    values = json.loads((published / "config.json").read_text())
+    for place in [values, *values.values(), *values.get("encoder", {}).values()]:
         if isinstance(place, dict) and data.draw(st.booleans()):
             place[data.draw(st.sampled_from(sorted(place)))] = data.draw(odd)
     (folder / "config.json").write_text(json.dumps(values))

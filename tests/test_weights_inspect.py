@@ -29,7 +29,10 @@ def test_shards_are_listed(tmp_path: Path):
     assert len(describe(folder)["files"]) == 2
 
 
-@pytest.mark.parametrize("name", ["aimv2-large-patch14-336", "aimv2-large-patch14-native"])
+@pytest.mark.parametrize(
+    "name",
+    ["aimv2-large-patch14-336", "aimv2-large-patch14-native", "aimv2-large-patch14-224-lit"],
+)
 def test_the_published_models_of_the_same_sizes_are_named(tmp_path: Path, name: str):
     """A sparse file of a published model's tensors: only its header is ever read."""
     header, end = {}, 0
@@ -44,6 +47,14 @@ def test_the_published_models_of_the_same_sizes_are_named(tmp_path: Path, name: 
     facts = describe(path)
     assert name in facts["fits"]
     assert all(MODELS[fit].config == MODELS[name].config for fit in facts["fits"])
+
+
+def test_a_lit_folder_is_described_with_both_towers():
+    facts = describe(DATA / "lit" / "transformers")
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["kind"] == "lit" and facts["quantization"] is None
+    assert facts["sizes"]["vision"]["num_heads"] == 2 and facts["sizes"]["text"]["num_heads"] == 3
+    assert facts["sizes"]["projection_dim"] == 32
 
 
 def test_what_cannot_be_opened_cannot_be_described(tmp_path: Path):

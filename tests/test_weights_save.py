@@ -12,7 +12,7 @@ import pytest
 import safetensors
 
 from aim_mlx.backend import mx
-from aim_mlx.config import PreprocessConfig, VisionConfig
+from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError, OutputError
 from aim_mlx.weights.checkpoint import (
     load_weights,
@@ -20,6 +20,7 @@ from aim_mlx.weights.checkpoint import (
     provenance,
     save_checkpoint,
 )
+from aim_mlx.weights.initial import initial_weights
 from aim_mlx.weights.sizes import expected_shapes
 from aim_mlx.weights.writer import SafetensorsWriter
 from tests.weights_files import DATA, edit_json
@@ -154,6 +155,45 @@ def test_our_config_must_agree_with_the_weights(saved: Path):
 def test_another_weight_file_in_our_folder_is_not_taken_for_ours(saved: Path):
     (saved / "mlx_model.safetensors").write_text("something else")
     assert open_checkpoint(saved).config == CONFIG
+
+
+LIT = LiTConfig(VisionConfig(64, 96, 1, 2, 14, 28), TextConfig(48, 64, 1, 3, 9, 5, 8), 16, 50.0)
+
+
+@pytest.fixture
+def saved_lit(tmp_path: Path) -> Path:
+    return save_checkpoint(
+        tmp_path / "lit", initial_weights(LIT, 0), LIT, PreprocessConfig.hub(28), provenance()
+    )
+
+
+def test_a_saved_lit_folder_opens_as_it_was(saved_lit: Path):
+    checkpoint = open_checkpoint(saved_lit)
+    assert (checkpoint.kind, checkpoint.config) == ("lit", LIT)
+    same(load_weights(checkpoint), dict(initial_weights(LIT, 0)))
+
+
+def test_a_random_lit_model_starts_at_the_published_temperature():
+    weights = dict(initial_weights(LIT, 0))
+    assert weights["log_logit_scale"].item() == pytest.approx(np.log(1 / 0.07))
+    table = np.array(weights["text_encoder.preprocessor.text_embedding.weight"])
+    assert 0.01 < table.std() < 0.03
+
+
+@pytest.mark.parametrize("name", ["vision", "text", "projection_dim", "max_logit_scale"])
+@pytest.mark.parametrize("value", [None, 0, [], {}, "x", {"embed_dim": 64}])
+def test_a_lit_config_of_ours_is_read_strictly(saved_lit: Path, name: str, value: Any):
+    values = json.loads((saved_lit / "config.json").read_text())["encoder"]
+    edit_json(saved_lit / "config.json", encoder=values | {name: value})
+    with pytest.raises(CheckpointError):
+        open_checkpoint(saved_lit)
+
+
+def test_kind_and_sizes_must_be_of_one_kind(saved: Path, saved_lit: Path):
+    for folder, kind in ((saved, "lit"), (saved_lit, "vision")):
+        edit_json(folder / "config.json", kind=kind)
+        with pytest.raises(CheckpointError, match="Config"):
+            open_checkpoint(folder)
 
 
 # Weights that cannot be saved

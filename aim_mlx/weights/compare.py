@@ -30,7 +30,7 @@ def similarity(before: Checkpoint, after: Checkpoint) -> list[float]:
     pixels = _pixels(before.vision, before.preprocess)
     a, b = (_vectors(checkpoint, pixels) for checkpoint in (before, after))
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return [float(cosine) for cosine in (a * b).sum(axis=1) / lengths]
+    return [min(1.0, float(cosine)) for cosine in (a * b).sum(axis=1) / lengths]
 
 
 def probe_pictures(size: int) -> np.ndarray:
