@@ -12,6 +12,7 @@ from aim_mlx.config import PreprocessConfig, VisionConfig
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.registry import MODELS
+from aim_mlx.weights import load
 from aim_mlx.weights.checkpoint import (
     Quantization,
     load_into,
@@ -151,6 +152,21 @@ def test_on_the_cpu_a_network_is_filled_unpacked(packed: Path):
     model = VisionEncoder(CONFIG)
     load_into(model, open_checkpoint(packed), mx.float32)
     assert "trunk.blocks.0.mlp.fc1.scales" not in dict(tree_flatten(model.parameters()))
+
+
+def test_on_a_gpu_a_network_stays_packed_where_its_products_have_kernels(packed: Path, monkeypatch):
+    monkeypatch.setattr(load, "on_gpu", lambda: True)
+    for kernels in (True, False):
+        if not kernels:
+            monkeypatch.setattr(mx, "quantized_matmul", no_kernel)
+        model = VisionEncoder(CONFIG)
+        load_into(model, open_checkpoint(packed), mx.float16)
+        names = dict(tree_flatten(model.parameters()))
+        assert ("trunk.blocks.0.mlp.fc1.scales" in names) == kernels
+
+
+def no_kernel(*_: object, **__: object) -> None:
+    raise RuntimeError("[quantized_matmul] No implementation for problem shape")
 
 
 def test_packed_tensors_are_stored_as_mlx_has_them(packed: Path):

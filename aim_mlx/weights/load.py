@@ -10,8 +10,9 @@ from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.finite import all_finite
 from aim_mlx.weights.mapping import Step, to_ours
 from aim_mlx.weights.opening import DTYPE_NAMES, Checkpoint
-from aim_mlx.weights.quantize import Quantization, quantize_modules, unpack
+from aim_mlx.weights.quantize import Quantization, multiplies_packed, quantize_modules, unpack
 from aim_mlx.weights.safety import CheckedFile, TensorReader
+from aim_mlx.weights.sizes import expected_shapes
 from aim_mlx.weights.strict_json import at, show
 
 _STORED = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
@@ -36,13 +37,17 @@ def load_into(
 ) -> None:
     """Replaces every parameter of a network, none is left as it was made; raises as load_weights.
 
-    Quantised weights stay packed on a GPU. On the CPU, where a packed product takes 38 times as
-    long, they are unpacked once. `packed` overrides this.
+    Quantised weights stay packed on a GPU that multiplies them so. On the CPU, where a packed
+    product takes 38 times as long, they are unpacked once. `packed` overrides this.
     """
-    packed = on_gpu() if packed is None else packed
-    if checkpoint.quantization is not None and packed:
-        quantize_modules(model, checkpoint.quantized, checkpoint.quantization)
-    model.load_weights(list(iter_weights(checkpoint, dtype, packed=packed)), strict=True)
+    how, names = checkpoint.quantization, checkpoint.quantized
+    if how is not None and packed is None:
+        shapes = expected_shapes(checkpoint.config)
+        packed = on_gpu() and multiplies_packed([shapes[n] for n in names], how, dtype)
+    if how is not None and packed:
+        quantize_modules(model, names, how)
+    weights = iter_weights(checkpoint, dtype, packed=bool(packed))
+    model.load_weights(list(weights), strict=True)
     model.eval()
 
 

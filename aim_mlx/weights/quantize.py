@@ -139,3 +139,22 @@ def quantize_modules(model: nn.Module, names: Iterable[str], how: Quantization) 
         mode=how.mode,
         class_predicate=lambda path, _: path in paths,
     )
+
+
+def multiplies_packed(
+    shapes: Iterable[tuple[int, ...]], how: Quantization, dtype: mx.Dtype
+) -> bool:
+    """Whether the device has kernels for packed products with weights (out, in) of these shapes.
+
+    MLX's CUDA back end lacks some, which shows only when they are computed.
+    """
+    form: dict[str, Any] = {"group_size": how.group_size, "bits": how.bits, "mode": how.mode}
+    try:
+        for shape in set(shapes):
+            parts = mx.quantize(mx.zeros(shape, dtype), **form)
+            for tokens in (256, 257):  # kernels differ for whole tiles and for a rest
+                x = mx.zeros((1, tokens, shape[1]), dtype)
+                mx.eval(mx.quantized_matmul(x, *parts, transpose=True, **form))
+    except RuntimeError:
+        return False
+    return True
