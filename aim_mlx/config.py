@@ -81,8 +81,8 @@ class TextConfig:
         _check_trunk(self)
         if type(self.eos_token_id) is not int or not 0 <= self.eos_token_id < self.vocab_size:
             raise CheckpointError(
-                f"eos_token_id must be from 0 to {self.vocab_size - 1}, got {self.eos_token_id!r}: "
-                "correct config.json"
+                f"eos_token_id must be from 0 to {self.vocab_size - 1}, "
+                f"got {self.eos_token_id!r:.80}: correct config.json"
             )
 
 
@@ -102,7 +102,7 @@ class LiTConfig:
         _check_sizes(self, ("projection_dim",))
         if not _is_real(self.max_logit_scale) or not 1 <= self.max_logit_scale <= 1e4:
             raise CheckpointError(
-                f"max_logit_scale must be from 1 to 10000, got {self.max_logit_scale!r}: "
+                f"max_logit_scale must be from 1 to 10000, got {self.max_logit_scale!r:.80}: "
                 "correct config.json"
             )
 
@@ -125,13 +125,13 @@ class PreprocessConfig:
         if (self.shortest_edge is None) != (self.crop_size is None):
             raise CheckpointError(
                 "shortest_edge and crop_size must both be given (fixed size) or both be absent "
-                f"(native), got {self.shortest_edge!r} and {self.crop_size!r}"
+                f"(native), got {self.shortest_edge!r:.80} and {self.crop_size!r:.80}"
             )
         for name in ("shortest_edge", "crop_size"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 1 <= value <= 16_384):
                 raise CheckpointError(
-                    f"{name} must be a whole number from 1 to 16384, got {value!r}"
+                    f"{name} must be a whole number from 1 to 16384, got {value!r:.80}"
                 )
         if self.shortest_edge is not None and self.crop_size is not None:
             if self.crop_size > self.shortest_edge:
@@ -139,7 +139,7 @@ class PreprocessConfig:
                     f"crop_size {self.crop_size} is larger than shortest_edge {self.shortest_edge}"
                 )
         if type(self.patch_size) is not int or not 1 <= self.patch_size <= 256:
-            raise CheckpointError(f"patch_size must be from 1 to 256, got {self.patch_size!r}")
+            raise CheckpointError(f"patch_size must be from 1 to 256, got {self.patch_size!r:.80}")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if (
@@ -147,10 +147,12 @@ class PreprocessConfig:
                 or len(values) != 3
                 or not all(_is_real(v) for v in values)
             ):
-                raise CheckpointError(f"{name} must be three finite numbers, got {values!r}")
+                raise CheckpointError(f"{name} must be three finite numbers, got {values!r:.80}")
             object.__setattr__(self, name, tuple(float(v) for v in values))
-        if any(v <= 0 for v in self.std):
-            raise CheckpointError(f"std must be three positive numbers, got {self.std!r}")
+        if any(not 1e-6 <= v <= 1e6 for v in self.std):  # smaller ones vanish in float32
+            raise CheckpointError(
+                f"std must be three numbers from 1e-6 to 1e6, got {self.std!r:.80}"
+            )
 
     @property
     def native(self) -> bool:
@@ -203,7 +205,7 @@ def _check_sizes(config: Any, names: tuple[str, ...]) -> None:
         value, largest = getattr(config, name), _LARGEST[name]
         if type(value) is not int or not 1 <= value <= largest:
             raise CheckpointError(
-                f"{name} must be a whole number from 1 to {largest}, got {value!r}: "
+                f"{name} must be a whole number from 1 to {largest}, got {value!r:.80}: "
                 "correct config.json"
             )
 
@@ -217,7 +219,7 @@ def _check_trunk(config: "VisionConfig | TextConfig") -> None:
         )
     if not _is_real(config.rms_norm_eps) or not 0 < config.rms_norm_eps < 1:
         raise CheckpointError(
-            f"rms_norm_eps must be between 0 and 1, got {config.rms_norm_eps!r}: "
+            f"rms_norm_eps must be between 0 and 1, got {config.rms_norm_eps!r:.80}: "
             "correct config.json"
         )
 

@@ -42,6 +42,7 @@ class Report(Protocol):
     def listed(self, listing: Listing) -> None: ...
     def skipped(self, skip: Skip) -> None: ...
     def embedded(self, path: str) -> None: ...
+    def noted(self, note: str) -> None: ...
 
 
 def embed_files(
@@ -75,14 +76,19 @@ def embed_files(
     encoder = load()
     encoder.check(options)
     paths = [os.fsdecode(path) for path in listing.files]
+    first_frames: list[str] = []
     with OneFile(output, encoder.dim(options), overwrite) as file:
         with closing(encoder.embed_stream(paths, options)) as rows:
             for row in rows:
                 _record(row, paths[row.index], file, skipped, report)
+                if row.multi_frame:
+                    first_frames.append(paths[row.index])
         embedded = len(paths) + len(listing.skipped) - len(skipped)
         if not embedded:
             raise AimError(f"none of {len(skipped)} images could be embedded: nothing was written")
-        file.commit(manifest(encoder, options, skipped))
+        file.commit({**manifest(encoder, options, skipped), "first_frame_only": first_frames})
+    if first_frames:
+        report.noted(f"of {len(first_frames)} images with several frames the first was embedded")
     seconds = time.monotonic() - started
     return Summary(
         str(output), listing.listed, embedded, len(skipped), listing.ignored, round(seconds, 3)

@@ -50,6 +50,8 @@ def _locate(
 ) -> Path:
     """The path of a model on disk, downloaded if it is a name or repo id not yet there."""
     path, text = Path(model), os.fspath(model)
+    if not text:
+        raise UsageError("expected a model's name, repo, folder or file, got an empty text")
     if path.exists():
         if revision is not None:
             raise UsageError(f"{text} is on this disk and has no revisions: leave out the revision")
@@ -72,6 +74,9 @@ def _encoder(checkpoint: Checkpoint, dtype: mx.Dtype) -> Encoder:
         load_into(model, checkpoint, dtype)
         encoder = Encoder(model, checkpoint.preprocess)
     encoder.trained = checkpoint.trained
+    # Building the layers drew random numbers that were never computed; undone, they would pile up
+    # in the generator's state with each model loaded.
+    mx.eval(mx.random.state)
     return encoder
 
 

@@ -126,6 +126,9 @@ class _Silent:
     def listed(self, listing: Any) -> None:
         pass
 
+    def noted(self, note: str) -> None:
+        pass
+
     def embedded(self, path: str) -> None:
         pass
 

@@ -84,6 +84,22 @@ def test_json_gives_a_record_for_each_skip_and_a_summary_that_adds_up(
     assert code == summary["exit_code"] == 3
 
 
+def test_of_an_animation_the_first_frame_is_embedded_and_noted(capsys, model, tmp_path):
+    frames = [Image.fromarray(photo(seed)) for seed in range(3)]
+    (tmp_path / "in").mkdir()
+    frames[0].save(
+        tmp_path / "in" / "x.webp", lossless=True, save_all=True, append_images=frames[1:]
+    )
+    out = tmp_path / "o.npz"
+    code, _, stderr = run(capsys, "embed", tmp_path / "in", "-o", out, "--model", model)
+    assert code == 0 and "1 images with several frames" in stderr
+    with np.load(out) as archive:
+        manifest = json.loads(str(archive["manifest"]))
+        expected = aim_mlx.load(model).embed([photo(0)])
+        np.testing.assert_allclose(archive["embeddings"], expected, atol=1e-5)
+    assert [Path(path).name for path in manifest["first_frame_only"]] == ["x.webp"]
+
+
 def test_a_complete_run_ends_with_zero(capsys, model, photos, tmp_path):
     (photos / "broken.jpg").unlink()
     out = tmp_path / "o.safetensors"
@@ -113,6 +129,7 @@ BAD_CALLS = [
     (["embed", "PHOTOS", "-o", "o.npz", "--modle", "MODEL"], 2, ["--model"]),
     (["embed", "PHOTOS", "-o", "o.npz", "--model", "aimv2-lage-patch14-224"], 2, ["did you mean"]),
     (["embed", "PHOTOS", "-o", "o.npz", "--model", "./none"], 4, ["none"]),
+    (["embed", "PHOTOS", "-o", "o.npz", "--model", ""], 2, ["empty"]),
     (
         ["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--batch-size", "0"],
         2,

@@ -75,7 +75,8 @@ def test_an_impossible_logit_scale_is_refused(scale):
     [
         ({"crop_size": None}, "both"),
         ({"crop_size": 300}, "larger than"),
-        ({"std": [0.0, 1.0, 1.0]}, "positive"),
+        ({"std": [0.0, 1.0, 1.0]}, "1e-6"),
+        ({"std": [1e-320, 1.0, 1.0]}, "1e-6"),
         ({"mean": [0.0, 1.0]}, "three"),
         ({"mean": [0.0, 1.0, float("inf")]}, "finite"),
         ({"shortest_edge": 1.5}, "shortest_edge"),

@@ -120,9 +120,9 @@ def test_without_torch_the_refusal_names_the_extra(arguments, tmp_path, capsys, 
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    (tmp_path / "empty.pth").touch()
+    (tmp_path / "empty.safetensors").touch()
     with pytest.raises(CheckpointError):
-        run([str(tmp_path / "empty.pth"), str(tmp_path / "out"), "--debug"])
+        run([str(tmp_path / "empty.safetensors"), str(tmp_path / "out"), "--debug"])
 
 
 def test_safetensors_sources_need_no_torch_and_leave_a_record(tmp_path, capsys, no_torch):

@@ -57,7 +57,10 @@ class Progress:
     def listed(self, listing: Listing) -> None:
         self._bar.update(self._task, total=len(listing.files) + len(listing.skipped))
         for note in listing.notes:
-            self._say(f"note: {escaped(note)}")
+            self.noted(note)
+
+    def noted(self, note: str) -> None:
+        self._say(f"note: {escaped(note)}")
 
     def embedded(self, path: str) -> None:
         self.done += 1
