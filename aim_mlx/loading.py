@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 from aim_mlx.backend import dtype_named, mx
@@ -86,6 +87,7 @@ def _identity(checkpoint: Checkpoint) -> dict[str, object]:
         "path": str(checkpoint.path),  # of a downloaded one, it ends with the commit
         "layout": checkpoint.layout,
         "stored_dtype": checkpoint.dtype,
+        "quantization": asdict(checkpoint.quantization) if checkpoint.quantization else None,
         "trained": checkpoint.trained,
         "provenance": checkpoint.provenance,
     }
