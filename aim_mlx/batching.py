@@ -21,11 +21,11 @@ Row = TypeVar("Row", bound=Indexed)
 
 
 def batches(
-    samples: Iterable[Sample], patch_size: int, patches: int, batch_size: int | None = None
+    samples: Iterable[Sample], patch_size: int, batch_size: int, patches: int | None = None
 ) -> Iterator[list[Sample]]:
     """Samples in order -> lists whose pixels have one shape; failures ride along with any.
 
-    A list is full at `batch_size` samples or, where that is None, at about `patches` patches.
+    A list is full at `batch_size` samples or, where `patches` is given, at about that many patches.
     """
     groups: dict[tuple[int, ...], list[Sample]] = {}
     failures: list[Sample] = []
@@ -42,7 +42,7 @@ def batches(
         group = groups.setdefault(shape, [])
         group.append(sample)
         waiting += grid
-        full = batch_size or max(1, patches // grid)
+        full = batch_size if patches is None else min(batch_size, max(1, patches // grid))
         if len(group) >= full:
             ready = shape
         elif waiting > _BATCHES_WAITING * full * grid or _oldest_waits(groups, sample.index):

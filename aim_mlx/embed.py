@@ -1,12 +1,14 @@
 """Images to vectors: the main job.
 
 Samples come decoded from `images.stream`, are batched by grid, run through the encoder, pooled,
-and leave in the order they came in. One batch computes while the next is being gathered.
+and leave in the order they came in. Batches compute while the next is being gathered.
 """
 
+import math
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ from aim_mlx.images import ImageSource, Sample, decode, preprocess, stream
 from aim_mlx.models.pooling import POOLINGS, check_pooling, normalized, pool
 from aim_mlx.models.vision import Features, VisionEncoder, block_indices
 
-# Patches in flight at a time where no batch size is asked for: 32 images of 224 x 224 on a GPU,
-# two for each core on a CPU, where larger batches gain nothing and cost memory.
+# Patches in a batch where no size is asked for: 32 images of 224 x 224 on a GPU, four on a CPU,
+# where every core has a batch of its own and larger ones gain little.
 _GPU_PATCHES = 32 * 256
-_CPU_PATCHES_PER_STREAM = 2 * 256
+_CPU_PATCHES = 4 * 256
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,14 @@ class Encoder:
             max_pixels=options.max_pixels,
             allow_truncated=options.allow_truncated,
         )
-        size = min(options.batch_size or len(images), len(images))
         checked = False
-        with closing(samples), cpu_streams(size) as streams:
-            patches = _GPU_PATCHES if on_gpu() else _CPU_PATCHES_PER_STREAM * len(streams)
-            grouped = batches(samples, self.preprocessing.patch_size, patches, options.batch_size)
+        most = math.ceil(len(images) / (options.batch_size or 1))  # batches there can be
+        with closing(samples), cpu_streams(most) as streams:
+            size, patches = options.batch_size, None
+            if size is None:  # no more than a stream's share, that none stands idle
+                size = max(1, math.ceil(len(images) / len(streams)))
+                patches = _GPU_PATCHES if on_gpu() else _CPU_PATCHES
+            grouped = batches(samples, self.preprocessing.patch_size, size, patches)
             for rows in self._computed(grouped, options, streams):
                 checked = checked or self._check_finite(rows)
                 yield from rows
@@ -181,28 +186,32 @@ class Encoder:
     def _computed(
         self, grouped: Iterator[list[Sample]], options: EmbedOptions, streams: list[mx.Stream]
     ) -> Iterator[list[Embedded]]:
-        """The rows of each batch; the next one is gathered and started before one is waited for."""
-        running = None
-        for batch in grouped:
-            started = self._start(batch, options, streams)
-            if running is not None:
-                yield self._finish(*running)
-            running = (batch, started)
-        if running is not None:
-            yield self._finish(*running)
+        """The rows of each batch; as many batches as there are streams compute together.
+
+        They are set going by one call: on the CPU it returns only when most of its work is done,
+        so that a call for each would run them in turn. The next are gathered before any is read.
+        """
+        running: list[tuple[list[Sample], mx.array | None]] = []
+        while together := list(islice(grouped, len(streams))):
+            started = [
+                (batch, self._start(batch, options, device_stream))
+                for batch, device_stream in zip(together, streams, strict=False)
+            ]
+            with _explained(max(map(len, together))):
+                mx.async_eval([vectors for _, vectors in started if vectors is not None])
+            yield from (self._finish(*each) for each in running)
+            running = started
+        yield from (self._finish(*each) for each in running)
 
     def _start(
-        self, batch: list[Sample], options: EmbedOptions, streams: list[mx.Stream]
-    ) -> list[mx.array]:
-        """Sets a batch computing, split over the streams: vectors (B', D) of each part."""
+        self, batch: list[Sample], options: EmbedOptions, device_stream: mx.Stream
+    ) -> mx.array | None:
+        """The vectors (B, D) of a batch, not yet computed; None where all of it failed."""
         pixels = [sample.pixels for sample in batch if sample.pixels is not None]
-        vectors = []
-        for part, device_stream in zip(_split(pixels, len(streams)), streams, strict=False):
-            with mx.stream(device_stream):
-                vectors.append(self._vectors(mx.array(np.stack(part)), options))
-        with _explained(len(batch)):
-            mx.async_eval(vectors)
-        return vectors
+        if not pixels:
+            return None
+        with mx.stream(device_stream):
+            return self._vectors(mx.array(np.stack(pixels)), options)
 
     def _vectors(self, pixels: mx.array, options: EmbedOptions) -> mx.array:
         """Pixels (B, H, W, 3) -> vectors (B, D) float32, not yet computed."""
@@ -219,10 +228,10 @@ class Encoder:
         """Tokens (B, N, D) -> vectors (B, D) float32."""
         return pool(tokens, self.pooling(options))
 
-    def _finish(self, batch: list[Sample], parts: list[mx.array]) -> list[Embedded]:
+    def _finish(self, batch: list[Sample], computing: mx.array | None) -> list[Embedded]:
         """Waits for a batch; its rows, failures of decoding included."""
         with _explained(len(batch)):
-            vectors = iter([row for part in parts for row in np.array(part)])
+            vectors = iter([] if computing is None else np.array(computing))
         return [_row(sample, vectors) for sample in batch]
 
     def _check_finite(self, rows: list[Embedded]) -> bool:
@@ -264,34 +273,23 @@ def _listed(images: Any) -> Sequence[ImageSource]:
     return images if isinstance(images, Sequence) else list(images)
 
 
-def _split(items: list[Any], parts: int) -> list[list[Any]]:
-    """Consecutive runs of near equal length, none empty."""
-    parts = min(parts, len(items))
-    bounds = [len(items) * i // parts for i in range(parts + 1)] if parts else [0]
-    return [items[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-
-
 def _named(row: Embedded, image: ImageSource) -> ImageError:
     failure = row.failure or ImageError("non_finite", "no vector")
     name = f" ({image!s:.200})" if isinstance(image, (str, Path)) else ""
     return ImageError(failure.reason, f"image {row.index}{name}: {failure.detail}")
 
 
-class _explained:
+@contextmanager
+def _explained(batch: int) -> Iterator[None]:
     """Turns MLX's out-of-memory error into one that says what to do."""
-
-    def __init__(self, batch: int):
-        self._batch = batch
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, (RuntimeError, MemoryError)) and _out_of_memory(error):
-            smaller = max(1, self._batch // 2)
-            raise AimError(
-                f"out of memory with {self._batch} images at a time: try --batch-size {smaller}"
-            ) from error
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise AimError(
+            f"out of memory with {batch} images at a time: try --batch-size {max(1, batch // 2)}"
+        ) from error
 
 
 def _out_of_memory(error: BaseException) -> bool:

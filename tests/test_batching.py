@@ -30,33 +30,34 @@ def shapes(batch: list[Sample]) -> set[tuple[int, ...]]:
     return {sample.pixels.shape for sample in batch if sample.pixels is not None}
 
 
-@given(kinds=st.text("abc-", max_size=60), size=st.sampled_from([None, 1, 2, 5]))
+@given(kinds=st.text("abc-", max_size=60), size=st.sampled_from([1, 2, 5]))
 def test_every_sample_is_in_one_batch_of_one_shape_and_no_larger_than_asked(kinds, size):
-    made = list(batches(iter(samples(kinds)), 14, patches=12, batch_size=size))
+    made = list(batches(iter(samples(kinds)), 14, batch_size=size))
     assert sorted(s.index for batch in made for s in batch) == list(range(len(kinds)))
     for batch in made:
         assert len(shapes(batch)) <= 1
-        assert len([s for s in batch if s.pixels is not None]) <= (size or 3)
+        assert len([s for s in batch if s.pixels is not None]) <= size
 
 
-def test_without_a_batch_size_a_batch_holds_about_the_patches_asked_for():
-    sizes = [len(batch) for batch in batches(iter(samples("bbbbbbb")), 14, patches=12)]
+def test_a_batch_holds_about_the_patches_asked_for_and_no_more_samples_than_its_size():
+    sizes = [len(batch) for batch in batches(iter(samples("bbbbbbb")), 14, 9, patches=12)]
     assert sizes == [2, 2, 2, 1]
+    assert [len(batch) for batch in batches(iter(samples("bbb")), 14, 1, patches=12)] == [1, 1, 1]
 
 
 def test_an_image_larger_than_the_patches_asked_for_is_a_batch_of_its_own():
-    assert [len(batch) for batch in batches(iter(samples("aa")), 14, patches=1)] == [1, 1]
+    assert [len(batch) for batch in batches(iter(samples("aa")), 14, 9, patches=1)] == [1, 1]
 
 
 def test_a_rare_shape_does_not_wait_for_ever(monkeypatch):
     monkeypatch.setattr(batching, "_LONGEST_WAIT", 10)
-    made = list(batches(iter(samples("c" + "a" * 60)), 14, patches=8, batch_size=2))
+    made = list(batches(iter(samples("c" + "a" * 60)), 14, batch_size=2))
     position = next(i for i, batch in enumerate(made) if batch[0].index == 0)
     assert position < 8
 
 
 def test_a_batch_size_above_the_default_is_reached():
-    made = list(batches(iter(samples("a" * 100)), 14, patches=4, batch_size=50))
+    made = list(batches(iter(samples("a" * 100)), 14, batch_size=50))
     assert [len(batch) for batch in made] == [50, 50]
 
 
@@ -69,7 +70,7 @@ def test_waiting_samples_are_bounded_by_their_patches():
             yield sample
 
     given_out = 0
-    for batch in batches(source(), 14, patches=6000, batch_size=5):
+    for batch in batches(source(), 14, batch_size=5):
         assert len(taken) - given_out <= 4 * 5 + 1
         given_out += len(batch)
     assert given_out == 120
