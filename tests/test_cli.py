@@ -252,7 +252,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_file(model, tmp_path):
     out = tmp_path / "o.npz"
     process = start("embed", folder, "-o", out, "--model", model)
     for _ in range(600):
-        if list(tmp_path.glob(".o.npz.*.rows")):
+        if list(tmp_path.glob(".o.npz.rows.*")):
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

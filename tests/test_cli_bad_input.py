@@ -337,7 +337,7 @@ def test_an_interrupt_once_or_twice_ends_soon_without_a_traceback(one, model, si
         os.link(one / "a.png", one / f"{i}.png")
     process = start("embed", one, "-o", one.parent / "o.npz", "--model", model)
     for _ in range(600):
-        if list(one.parent.glob(".o.npz.*.rows")):
+        if list(one.parent.glob(".o.npz.rows.*")):
             break
         time.sleep(0.05)
     for _ in range(signals):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from aim_mlx import durable
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.store import onefile
 from aim_mlx.store.onefile import OneFile, sidecar
@@ -90,7 +91,7 @@ def test_a_full_disk_is_an_output_error_that_leaves_nothing(tmp_path, monkeypatc
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onefile.os, "fsync", full)
+    monkeypatch.setattr(durable.os, "fsync", full)
     with pytest.raises(OutputError, match="No space left on device"):
         write(tmp_path / "out.npz")
     assert list(tmp_path.iterdir()) == []

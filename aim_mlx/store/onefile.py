@@ -8,13 +8,14 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from aim_mlx.durable import publish, temporary
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.weights.writer import SafetensorsWriter
 
@@ -36,7 +37,7 @@ class OneFile:
         self.target = target
         self._dim = dim
         self._paths: list[str] = []
-        self._spool_path = _temporary(target, "rows")
+        self._spool_path = temporary(target.with_name(target.name + ".rows"))
         with _storage(target):
             self._spool: BinaryIO = open(self._spool_path, "xb")
 
@@ -65,7 +66,7 @@ class OneFile:
             files[sidecar(self.target)] = lambda file: file.write(text)
         with _storage(self.target):
             self._spool.flush()
-            _publish(files)
+            publish(files)
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -124,34 +125,6 @@ def check_target(target: Path, overwrite: bool) -> None:
 def sidecar(target: Path) -> Path:
     """Where the paths and the manifest of a .npy file go."""
     return target.with_name(target.name + ".json")
-
-
-def _temporary(target: Path, kind: str) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}.{kind}")
-
-
-def _publish(files: Mapping[Path, Callable[[BinaryIO], Any]]) -> None:
-    """Writes each file under another name and flushes it to the disk, then renames them all.
-
-    What can fail has been done before the first rename: two files of one run stay together.
-    """
-    temporaries = {target: _temporary(target, "tmp") for target in files}
-    try:
-        for target, write in files.items():
-            with open(temporaries[target], "xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        for target, temporary in temporaries.items():
-            os.replace(temporary, target)
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
-    folder = os.open(next(iter(files)).parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:

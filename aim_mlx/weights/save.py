@@ -16,6 +16,7 @@ import numpy as np
 
 from aim_mlx.backend import mx
 from aim_mlx.config import PreprocessConfig
+from aim_mlx.durable import TEMPORARY, publish
 from aim_mlx.errors import CheckpointError, OutputError
 from aim_mlx.weights.files import OUR_FILE
 from aim_mlx.weights.finite import all_finite
@@ -38,7 +39,6 @@ EXTRA_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
-_TEMPORARY = ".aim-mlx.tmp"  # what the names of unfinished files end with
 
 
 def provenance(
@@ -165,26 +165,15 @@ def _bits(array: mx.array, stored: str) -> np.ndarray:
 
 def _publish(folder: Path, contents: Mapping[str, Content], overwrite: bool) -> None:
     """Writes named files into a folder, in order; on any failure it is left as it was."""
-    temporary = {name: folder / f".{name}.{os.getpid()}{_TEMPORARY}" for name in contents}
     with _as_output_error(folder):
         created = _prepare(folder, overwrite)
-        new = [folder / name for name in contents if not os.path.lexists(folder / name)]
         try:
-            for name, write in contents.items():
-                with open(temporary[name], "xb") as file:
-                    write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-            for name, path in temporary.items():
-                os.replace(path, folder / name)
+            publish({folder / name: write for name, write in contents.items()})
             for name in set(EXTRA_FILES) - set(contents):  # of the model that is overwritten
                 (folder / name).unlink(missing_ok=True)
-            _sync_folder(folder)
         except BaseException:
-            with suppress(OSError):
-                for path in [*temporary.values(), *new]:
-                    path.unlink(missing_ok=True)
-                if created:
+            if created:
+                with suppress(OSError):
                     folder.rmdir()
             raise
 
@@ -208,7 +197,7 @@ def check_folder(folder: Path, overwrite: bool) -> bool:
     if not folder.is_dir():
         raise OutputError(f"{at(folder)} is not a folder: choose another name")
     with _as_output_error(folder):
-        names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(_TEMPORARY)}
+        names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY)}
     if names and not overwrite:
         raise OutputError(
             f"{at(folder)} is not empty: choose another folder, or say to overwrite it"
@@ -225,7 +214,7 @@ def _prepare(folder: Path, overwrite: bool) -> bool:
     if not check_folder(folder, overwrite):
         folder.mkdir()
         return True
-    for entry in folder.glob(f"*{_TEMPORARY}"):  # of a run that was killed
+    for entry in folder.glob(f"*{TEMPORARY}"):  # of a run that was killed
         entry.unlink()
     return False
 
@@ -235,15 +224,6 @@ def _is_ours(folder: Path) -> bool:
         return read_object(folder / "config.json").get("format") == FORMAT
     except CheckpointError:
         return False
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the renames durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _version(package: str) -> str | None:
