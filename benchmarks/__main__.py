@@ -73,6 +73,7 @@ def measure(plan: Plan, model: str) -> dict[str, Any]:
             },
             "pipeline": {"rounds": pipeline_rounds(plan, weights, photos, side)},
             "memory": memory(plan, weights, small),
+            "loading": loading_rounds(plan, weights),
         }
     summary = summarise(measured)
     return {
@@ -110,6 +111,16 @@ def pipeline_rounds(plan: Plan, model: str, photos: str, side: int) -> list[dict
         }
         for _ in range(plan.rounds)
     ]
+
+
+def loading_rounds(plan: Plan, model: str) -> list[dict[str, Any]]:
+    """Ours and theirs in turn, after one of each that warms the disk cache."""
+    each = {"ours": "load_ours", "theirs": "load_theirs"}
+    rounds = [
+        {side: worker(name, model=model) for side, name in each.items()}
+        for _ in range(1 + plan.rounds)
+    ]
+    return rounds[1:]
 
 
 def memory(plan: Plan, model: str, folder: str) -> dict[str, Any]:

@@ -28,10 +28,23 @@ def summarise(measured: dict[str, Any]) -> dict[str, Any]:
         "peak_over_weights_gb": {
             str(each["count"]): (each["peak_bytes"] - weights) / GB for each in (few, many)
         },
+        "loading": _loading(measured["loading"]),
         "start_seconds": {
             name: spread(each["seconds"]) for name, each in measured["startup"].items()
         },
     }
+
+
+def _loading(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    sums = [result["checksum"] for each in rounds for result in each.values()]
+    result: dict[str, Any] = {"checksums_differ_by": max(sums) - min(sums)}
+    for side in ("ours", "theirs"):
+        result[side] = {
+            "seconds": spread([each[side]["seconds"] for each in rounds]),
+            "peak_gb": spread([each[side]["peak_bytes"] / GB for each in rounds]),
+        }
+    seconds = [each["ours"]["seconds"] / each["theirs"]["seconds"] for each in rounds]
+    return result | {"seconds_ratio": spread(seconds)}
 
 
 def _encoder(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -69,6 +82,8 @@ def goals(summary: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, A
     ratio, pipeline = encoder["best_ratio"]["median"], summary["folder_to_encoder"]["median"]
     milliseconds = 1e3 * start["import"]["median"]
     difference = encoder["checksums_differ_by"]
+    loading = summary["loading"]["ours"]["peak_gb"]["high"]
+    bound = 1.1 * measured["checkpoint"]["weights_bytes"] / GB + 0.3
     rows = [
         ("outputs' checksums, ours and theirs", f"{difference:.0e}", "<= 1e-3", difference <= 1e-3),
         ("rate of transformers, best against best", f"{ratio:.2f}", ">= 0.90", ratio >= 0.9),
@@ -78,6 +93,7 @@ def goals(summary: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, A
         ("aim-mlx --help", _time(start["--help"]), "< 0.4 s", start["--help"]["median"] < 0.4),
         ("mlx, torch imported at the start", ", ".join(unwanted) or "none", "none", not unwanted),
         ("peak memory over the weights", f"{max(peaks):.2f} GB", "<= 1 GB", max(peaks) <= 1),
+        ("peak memory of loading", f"{loading:.2f} GB", f"<= {bound:.2f} GB", loading <= bound),
     ]
     names = ("goal", "measured", "wanted", "holds")
     return [dict(zip(names, row, strict=True)) for row in rows]
@@ -109,6 +125,10 @@ def markdown(result: dict[str, Any]) -> str:
     lines.append(_row("decode and resize 12 MP, core-seconds", summary["decode_core_seconds"]))
     for count, peak in summary["peak_over_weights_gb"].items():
         lines.append(f"| peak memory over the weights, {count} files | {peak:.2f} GB | | |")
+    loading = summary["loading"]
+    for what, key in (("load float32, seconds", "seconds"), ("load float32, peak GB", "peak_gb")):
+        ratio = loading["seconds_ratio"] if key == "seconds" else None
+        lines.append(_row(what, loading["ours"][key], loading["theirs"][key], ratio))
     for name, seconds in summary["start_seconds"].items():
         what = "import aim_mlx" if name == "import" else f"aim-mlx {name}"
         lines.append(f"| {what} | {_time(seconds)} | | |")

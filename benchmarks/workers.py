@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.loading import load_ours, load_theirs
 from benchmarks.material import images_in_memory, make_checkpoint, make_photos
 
 _PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow", "torch", "transformers")
@@ -177,6 +178,7 @@ WORKERS: dict[str, Callable[..., dict[str, Any]]] = {
     for function in (machine, encode_ours, encode_theirs, embed_folder, decode_folder, peak_memory)
 }
 WORKERS |= {"make_checkpoint": make_checkpoint, "make_photos": make_photos}
+WORKERS |= {"load_ours": load_ours, "load_theirs": load_theirs}
 
 if __name__ == "__main__":
     print(json.dumps(WORKERS[sys.argv[1]](**json.loads(sys.argv[2]))))
