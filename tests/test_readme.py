@@ -27,21 +27,25 @@ def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, re.S)
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    """A folder in which the lines of the first block were run; installing is what CI does."""
-    folder = tmp_path_factory.mktemp("readme")
-    lines = re.sub(r"^pip install .*? && ", "", block("start"), flags=re.M)
+def run_block(mark: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The lines of a block run in a folder; installing is what CI does."""
+    lines = re.sub(r"^pip install .*? && ", "", block(mark), flags=re.M)
     lines = lines.replace("python examples", f"python {ROOT}/examples")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
+    return subprocess.run(
         ["bash", "-c", lines],
         cwd=folder,
         env=os.environ | {"PATH": path},
         capture_output=True,
         text=True,
     )
-    yield folder, done
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A folder in which the lines of the first block were run."""
+    folder = tmp_path_factory.mktemp("readme")
+    yield folder, run_block("start", folder)
     for weights in folder.rglob("*.safetensors"):  # pytest keeps the folders of several runs
         weights.unlink()
 
@@ -63,6 +67,16 @@ def test_the_python_lines_run(started, monkeypatch, capsys):
     with pytest.warns(UntrainedModelWarning):
         exec("\n".join(python_blocks()), {})
     assert "0 (1024,)" in capsys.readouterr().out
+
+
+def test_the_line_that_quantises_runs_and_says_what_it_cost(started):
+    folder, _ = started
+    done = run_block("convert", folder)
+    assert done.returncode == 0 and "cosine" in done.stderr, done.stderr
+    sizes = [
+        (folder / name / "model.safetensors").stat().st_size for name in ("model", "model-8bit")
+    ]
+    assert sizes[1] < 0.3 * sizes[0]
 
 
 def test_the_table_of_commands_is_complete():
