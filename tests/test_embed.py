@@ -169,3 +169,10 @@ def test_half_precision_points_the_same_way(name):
     images = [photo(seed) for seed in range(3)]
     cosines = (exact.embed(images) * half.embed(images)).sum(axis=1)
     assert half.dtype == getattr(mx, name) and (cosines > 0.999).all(), cosines
+
+
+def test_the_samples_of_the_next_batches_are_decoded_ahead_within_bounds():
+    assert encoder()._ahead(4, None, 2) == 8
+    assert encoder()._ahead(1000, None, 2) == 64
+    assert encoder()._ahead(100, 64, 2) == 8  # four images of 16 patches for each stream
+    assert encoder(NATIVE)._ahead(4, None, 2) is None
