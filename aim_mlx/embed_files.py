@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,7 +108,7 @@ def _record(row: Embedded, path: str, file: OneFile, skipped: list[Skip], report
 def manifest(encoder: Encoder, options: EmbedOptions, skipped: Sequence[Skip]) -> dict[str, Any]:
     """All that is needed to compute the same vectors again, as JSON values."""
     return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": encoder.identity,
         "encoder": to_dict(encoder.model.config),
         "preprocessing": to_dict(encoder.preprocessing),

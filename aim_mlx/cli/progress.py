@@ -24,8 +24,9 @@ from aim_mlx.images import Listing, Skip
 
 class _Rate(ProgressColumn):
     def render(self, task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.2f} images/s")
+        # Over the whole run: rows come in bursts, a batch at a time.
+        seconds = task.finished_time or task.elapsed
+        return Text(f"{task.completed / seconds:.2f} images/s" if seconds else "")
 
 
 class Progress:
