@@ -1,0 +1,176 @@
+"""Rows of a CSV, JSONL or Parquet file with named columns, such as path and caption."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from aim_mlx.errors import UsageError
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+_LONGEST_LINE = 2**20  # bytes; a longer one is no table of paths and captions
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The values of one row in the order the columns were asked for.
+
+    `place` says where it stands, such as "line 7 of pairs.csv", for messages.
+    """
+
+    place: str
+    values: tuple[str, ...]
+
+
+def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> list[Row]:
+    """The rows of a table, its format known by the suffix; other columns are passed over.
+
+    Text is UTF-8, with or without a byte-order mark and with any line ends; lines with nothing in
+    them are passed over. Whole numbers become their digits. Raises UsageError for a file that
+    cannot be read or is not of its format, a missing column, an empty value, and no rows at all.
+    """
+    path = Path(path)
+    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+    if path.suffix.lower() not in readers:
+        raise UsageError(
+            f"a table must end in {', '.join(SUFFIXES)}, got {path.name!r}: save it as one of these"
+        )
+    if not path.is_file():
+        raise UsageError(f"no file {str(path)!r}: check the path of the table")
+    try:
+        rows = [
+            Row(place, _checked(place, columns, values))
+            for place, values in readers[path.suffix.lower()](path, columns)
+        ]
+    except OSError as error:
+        raise UsageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    if not rows:
+        raise UsageError(f"{path.name} has no rows: expected {', '.join(columns)} in each")
+    return rows
+
+
+def beside(table: str | os.PathLike[str], path: str) -> str:
+    """A path as a table states it: absolute, or relative to the table's own folder."""
+    return os.path.join(os.path.dirname(os.fspath(table)), path)
+
+
+def _checked(place: str, columns: Sequence[str], values: Sequence[Any]) -> tuple[str, ...]:
+    """The values as text; raises UsageError, with the place, for one that is none."""
+    texts = []
+    for column, value in zip(columns, values, strict=True):
+        if type(value) is int:
+            value = str(value)
+        if not isinstance(value, str):
+            raise UsageError(f"{place}: expected text as {column!r}, got {_short(value)}")
+        if not value.strip():
+            raise UsageError(f"{place}: {column!r} is empty: fill it in, or remove the row")
+        if "\0" in value:
+            raise UsageError(f"{place}: {column!r} holds a NUL character: remove it")
+        texts.append(value)
+    return tuple(texts)
+
+
+def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """A header with the names of the columns, then the rows; quoted values may hold line ends."""
+    with open(path, "rb") as file:
+        reader = csv.reader(_lines(path, file), strict=True)
+        try:
+            header = next(reader, [])
+            places = [_column(path, header, column) for column in columns]
+            for values in reader:
+                place = f"line {reader.line_num} of {path.name}"
+                if values and len(values) != len(header):
+                    raise UsageError(
+                        f"{place}: expected {len(header)} values, got {len(values)}: put values "
+                        "that hold a comma in double quotes"
+                    )
+                if values:
+                    yield place, [values[i] for i in places]
+        except csv.Error as error:
+            where = f"line {reader.line_num} of {path.name}"
+            raise UsageError(f"{where} is not CSV ({error}): mend it") from error
+
+
+def _jsonl_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """One JSON object a line."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(_lines(path, file), 1):
+            if not line.strip():
+                continue
+            place = f"line {number} of {path.name}"
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"{place} is not JSON ({error!s:.80}): mend it") from error
+            if not isinstance(values, dict):
+                raise UsageError(f"{place}: expected a JSON object, got {_short(values)}")
+            for column in columns:
+                if column not in values:
+                    raise _missing(place, column, list(values))
+            yield place, [values[column] for column in columns]
+
+
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for column in columns:
+                _column(path, file.schema_arrow.names, column)
+            number = 0
+            for batch in file.iter_batches(columns=list(dict.fromkeys(columns))):
+                values = batch.to_pydict()
+                for row in zip(*(values[column] for column in columns), strict=True):
+                    number += 1
+                    yield f"row {number} of {path.name}", row
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path.name} is not a sound Parquet file ({' '.join(str(error).split())[:80]}): "
+            "write it again"
+        ) from error
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends; raises UsageError naming the line that is none."""
+    number = 0
+    while line := file.readline(_LONGEST_LINE + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        if len(line) > _LONGEST_LINE:
+            raise UsageError(
+                f"line {number} of {path.name} is longer than {_LONGEST_LINE:,} bytes: "
+                "expected a table of text"
+            )
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"line {number} of {path.name} is not UTF-8 (byte {error.start + 1} of the line): "
+                "save the table as UTF-8"
+            ) from error
+
+
+def _column(path: Path, found: Sequence[str], column: str) -> int:
+    """Where a column stands; raises UsageError where it is missing or there twice."""
+    if column not in found:
+        raise _missing(path.name, column, found)
+    if found.count(column) > 1:
+        raise UsageError(f"{path.name} has the column {column!r} twice: expected it once")
+    return found.index(column)
+
+
+def _missing(place: str, column: str, found: Sequence[str]) -> UsageError:
+    names = ", ".join(map(repr, found))
+    names = names if len(names) <= 200 else f"{names[:197]}..."
+    return UsageError(f"{place} has no column {column!r}: it has {names or 'none'}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

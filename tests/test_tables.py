@@ -1,0 +1,114 @@
+"""Tables of paths and captions: three formats, and what is wrong said with its place."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from aim_mlx.errors import UsageError
+from aim_mlx.tables import beside, read_table
+
+ROWS = [("a.jpg", "a cat, asleep"), ("sub/ü.jpg", 'two\n"dogs"')]
+
+
+def write(folder, suffix: str):
+    """The same two rows, with a column that nobody asks for, in one of the formats."""
+    path = folder / f"pairs{suffix}"
+    names = ("caption", "other", "path")
+    rows = [(caption, "x", name) for name, caption in ROWS]
+    if suffix == ".csv":
+        quoted = [[f'"{v.replace(chr(34), chr(34) * 2)}"' for v in row] for row in rows]
+        path.write_text("\n".join(",".join(row) for row in [names, *quoted]) + "\n")
+    elif suffix == ".jsonl":
+        path.write_text("".join(json.dumps(dict(zip(names, r, strict=True))) + "\n" for r in rows))
+    else:
+        columns = zip(*rows, strict=True)
+        pq.write_table(pa.table(dict(zip(names, map(list, columns), strict=True))), path)
+    return path
+
+
+def values(path, columns=("path", "caption")):
+    return [row.values for row in read_table(path, columns)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_each_format_gives_the_same_rows_in_the_order_asked_for(tmp_path, suffix):
+    assert values(write(tmp_path, suffix)) == ROWS
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_byte_order_mark_and_other_line_ends_do_not_matter(tmp_path, suffix):
+    path = tmp_path / f"p{suffix}"
+    text = (
+        "path,caption\r\na,b\r\n\r\n" if suffix == ".csv" else '{"path":"a","caption":"b"}\r\n\r\n'
+    )
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert values(path) == [("a", "b")]
+
+
+def test_whole_numbers_are_read_as_their_digits(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"path": "a", "label": 7}\n')
+    assert values(path, ("path", "label")) == [("a", "7")]
+
+
+def test_a_row_knows_its_place(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text('path,caption\na,"x\ny"\nb,z\n')
+    assert [row.place for row in read_table(path, ["path"])] == [
+        "line 3 of p.csv",
+        "line 4 of p.csv",
+    ]
+
+
+def test_paths_are_relative_to_the_folder_of_the_table():
+    assert beside("data/pairs.csv", "img/a.jpg") == "data/img/a.jpg"
+    assert beside("pairs.csv", "a.jpg") == "a.jpg"
+    assert beside("data/pairs.csv", "/img/a.jpg") == "/img/a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.csv", b"path,caption\na,b\nc,\xff\xfe\n", "line 3 of p.csv is not UTF-8 (byte 3"),
+        ("p.csv", "path,caption\n".encode("utf-16"), "line 1 of p.csv is not UTF-8"),
+        ("p.csv", b"file,text\na,b\n", "p.csv has no column 'path': it has 'file', 'text'"),
+        ("p.csv", b"", "p.csv has no column 'path': it has none"),
+        ("p.csv", b"path,caption\n", "p.csv has no rows"),
+        ("p.csv", b"path,caption,path\na,b,c\n", "'path' twice"),
+        ("p.csv", b"path,caption\na,b,c\n", "line 2 of p.csv: expected 2 values, got 3"),
+        ("p.csv", b'path,caption\na,"b\n', "is not CSV"),
+        ("p.csv", b"path,caption\na, \n", "line 2 of p.csv: 'caption' is empty"),
+        ("p.csv", b"path,caption\na\0,b\n", "line 2 of p.csv: 'path' holds a NUL"),
+        ("p.csv", b"x" * (2**20 + 1), "longer than"),
+        ("p.jsonl", b'{"path": "a"\n', "line 1 of p.jsonl is not JSON"),
+        ("p.jsonl", b"[" * 100_000 + b"\n", "line 1 of p.jsonl is not JSON"),
+        ("p.jsonl", b'["a", "b"]\n', "expected a JSON object"),
+        ("p.jsonl", b'{"path": "a"}\n', "line 1 of p.jsonl has no column 'caption'"),
+        ("p.jsonl", b'{"path": "a", "caption": null}\n', "expected text as 'caption', got None"),
+        ("p.jsonl", b'{"path": "a", "caption": 1.5}\n', "expected text as 'caption', got 1.5"),
+        ("p.jsonl", b"\n", "p.jsonl has no rows"),
+        ("p.parquet", b"PAR1 not really", "not a sound Parquet file"),
+        ("p.parquet", b"", "not a sound Parquet file"),
+        ("p.xlsx", b"PK", "must end in .csv, .jsonl, .parquet"),
+    ],
+)
+def test_a_bad_table_is_refused_with_the_place_and_the_reason(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as failure:
+        read_table(path, ("path", "caption"))
+    assert words in str(failure.value)
+
+
+def test_a_null_in_parquet_names_its_row(tmp_path):
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"path": ["a", None], "caption": ["b", "c"]}), path)
+    with pytest.raises(UsageError, match="row 2 of p.parquet: expected text as 'path'"):
+        read_table(path, ("path", "caption"))
+
+
+def test_a_table_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no file"):
+        read_table(tmp_path / "p.csv", ("path",))
