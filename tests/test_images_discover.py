@@ -2,9 +2,15 @@
 
 import os
 import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Listing, discover
@@ -88,11 +94,16 @@ def test_the_counts_add_up(tmp_path):
     assert listing.listed == 7
 
 
-@pytest.mark.parametrize("name", ["gone", "gone.jpg", "a\0b"])
+@pytest.mark.parametrize("name", ["gone", "gone.jpg", "a\0b", "a.jpg/b.jpg"])
 def test_a_missing_source_is_a_usage_error(tmp_path, name):
     with pytest.raises(UsageError, match="cannot be found") as caught:
         discover([make(tmp_path, "a.jpg"), f"{tmp_path}/{name}"])
     assert caught.value.exit_code == 2
+
+
+def test_an_empty_path_is_not_the_working_folder():
+    with pytest.raises(UsageError, match="cannot be found"):
+        discover([""])
 
 
 def test_an_unreadable_folder_is_skipped_and_the_rest_goes_on(tmp_path, monkeypatch):
@@ -182,7 +193,7 @@ def test_names_that_are_not_utf_8_are_kept(tmp_path):
     with open(os.path.join(os.fsencode(tmp_path), name), "wb"):
         pass
     (path,) = discover([tmp_path]).files
-    assert os.fsencode(path.name) == name and path.exists()
+    assert os.fsencode(path).endswith(b"/" + name) and os.path.exists(path)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +203,7 @@ def test_names_that_are_not_utf_8_are_kept(tmp_path):
 )
 def test_odd_names_are_kept_exactly(tmp_path, name):
     (path,) = discover([make(tmp_path, name)]).files
-    assert path.name in os.listdir(tmp_path) and path.exists()
+    assert os.path.basename(path) in os.listdir(tmp_path) and os.path.exists(path)
 
 
 def test_hard_links_are_both_listed(tmp_path):
@@ -205,14 +216,14 @@ def test_a_file_named_twice_or_inside_a_named_folder_is_listed_once(tmp_path):
     make(tmp_path, "a.jpg", "sub/b.jpg", "sub/c.txt")
     sources = [tmp_path / "sub", tmp_path, tmp_path / "a.jpg", tmp_path / "sub" / ".." / "a.jpg"]
     listing = discover([*sources, tmp_path / "sub" / "c.txt", str(tmp_path / "sub")])
-    assert sorted(path.name for path in listing.files) == ["a.jpg", "b.jpg", "c.txt"]
+    assert sorted(map(os.path.basename, listing.files)) == ["a.jpg", "b.jpg", "c.txt"]
 
 
 def test_relative_sources_give_relative_paths(tmp_path, monkeypatch):
     make(tmp_path, "sub/a.jpg", "b.jpg")
     monkeypatch.chdir(tmp_path)
-    assert discover(["."]).files == (Path("b.jpg"), Path("sub/a.jpg"))
-    assert discover(["sub", "b.jpg", "./b.jpg"]).files == (Path("b.jpg"), Path("sub/a.jpg"))
+    assert discover(["."]).files == ("b.jpg", "sub/a.jpg")
+    assert discover(["sub", "b.jpg", "./b.jpg", ".//sub/."]).files == ("b.jpg", "sub/a.jpg")
 
 
 def test_the_output_inside_the_sources_is_passed_by(tmp_path):
@@ -231,3 +242,163 @@ def test_a_very_deep_tree_ends_with_a_record_and_no_error(tmp_path, monkeypatch)
     listing = discover([tmp_path])
     assert names(listing, tmp_path) == ["a.jpg"]
     assert [skip.reason for skip in listing.skipped] == ["unreadable"]
+
+
+# Paths from a list
+
+
+def test_of_a_list_a_missing_path_has_vanished_and_the_rest_goes_on(tmp_path):
+    make(tmp_path, "a.jpg", "sub/b.jpg", "odd name")
+    gone = [tmp_path / "gone.jpg", tmp_path / "a.jpg" / "x.jpg", f"{tmp_path}/./gone.jpg"]
+    found = [tmp_path / "a.jpg", tmp_path / "odd name", tmp_path / "sub"]
+    listing = discover([], from_list=[*gone, *found])
+    assert names(listing, tmp_path) == ["a.jpg", "odd name", "sub/b.jpg"]
+    assert reasons(listing) == {"gone.jpg": "vanished", "x.jpg": "vanished"}
+    assert listing.listed == 5
+
+
+def test_of_a_list_a_path_that_cannot_be_looked_at_is_unreadable(tmp_path):
+    listing = discover([], from_list=["n" * 10_000, "a\0b"])
+    assert [skip.reason for skip in listing.skipped] == ["unreadable", "unreadable"]
+    assert all(skip.detail for skip in listing.skipped)
+
+
+def test_a_list_that_names_the_output_passes_it_by(tmp_path):
+    make(tmp_path, "a.jpg", "out/manifest.json", "single.npz")
+    listed = [tmp_path / "a.jpg", tmp_path / "out" / "manifest.json", tmp_path / "single.npz"]
+    listing = discover([], exclude=[tmp_path / "out", tmp_path / "single.npz"], from_list=listed)
+    assert names(listing, tmp_path) == ["a.jpg"] and listing.listed == 1
+
+
+# Patterns
+
+TREE = ("a.jpg", "a.png", "drafts/b.jpg", "2024/drafts/c.jpg", "2024/may/d.jpg", "2024/may/e.png")
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ([], ["*.png"], "a.jpg drafts/b.jpg 2024/drafts/c.jpg 2024/may/d.jpg"),
+        ([], ["*.PNG"], " ".join(TREE)),
+        ([], ["drafts"], "a.jpg a.png 2024/may/d.jpg 2024/may/e.png"),
+        ([], ["drafts/"], "a.jpg a.png 2024/may/d.jpg 2024/may/e.png"),
+        ([], ["/drafts/"], "a.jpg a.png 2024/drafts/c.jpg 2024/may/d.jpg 2024/may/e.png"),
+        ([], ["2024/*"], "a.jpg a.png drafts/b.jpg"),
+        ([], ["2024/*.jpg"], "a.jpg a.png drafts/b.jpg 2024/may/e.png"),
+        ([], ["a.jpg/", "?.png/"], " ".join(TREE)),
+        ([], ["/a.*"], " ".join(TREE[2:])),
+        (["*.png"], [], "a.png 2024/may/e.png"),
+        (["[ab].*"], [], "a.jpg a.png drafts/b.jpg"),
+        (["[!ab].*"], [], "2024/drafts/c.jpg 2024/may/d.jpg 2024/may/e.png"),
+        (["drafts/", "e.png"], [], "drafts/b.jpg 2024/drafts/c.jpg 2024/may/e.png"),
+        (["2024"], ["drafts", "*.png"], "2024/may/d.jpg"),
+        (["*/drafts/*"], [], "2024/drafts/c.jpg"),
+        (["nothing"], [], ""),
+    ],
+    ids=str,
+)
+def test_patterns_choose_among_what_is_found(tmp_path, include, exclude, expected):
+    listing = discover([make(tmp_path, *TREE)], include_patterns=include, exclude_patterns=exclude)
+    assert sorted(names(listing, tmp_path)) == sorted(expected.split())
+
+
+def test_an_excluded_folder_is_not_entered_and_counts_as_one(tmp_path, monkeypatch):
+    make(tmp_path, "a.jpg", "drafts/b.jpg", "drafts/c.jpg", "d.png")
+    entered = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: entered.append(path) or scandir(path))
+    listing = discover([tmp_path], exclude_patterns=["drafts/", "*.png"])
+    assert entered == [str(tmp_path)]
+    assert listing.listed == 3 and listing.notes == ("1 excluded", "1 excluded folders")
+
+
+def test_patterns_leave_alone_what_is_named_itself(tmp_path):
+    make(tmp_path, "drafts/a.jpg", "drafts/b.jpg", "c.jpg")
+    folder = tmp_path / "drafts"
+    listing = discover([folder], exclude_patterns=["drafts", "b.jpg"])
+    assert names(listing, folder) == ["a.jpg"]
+    listing = discover([folder / "b.jpg"], exclude_patterns=["b.jpg"], from_list=[folder / "a.jpg"])
+    assert names(listing, folder) == ["a.jpg", "b.jpg"]
+
+
+def test_what_is_excluded_is_not_skipped(tmp_path):
+    make(tmp_path, "a.jpg")
+    (tmp_path / "broken.jpg").symlink_to("nothing")
+    listing = discover([tmp_path], exclude_patterns=["broken*"])
+    assert listing.skipped == () and listing.ignored == 1
+
+
+def test_a_pattern_matches_a_name_in_either_unicode_form(tmp_path):
+    make(tmp_path, "caf\u00e9.jpg", "cafe\u0301.png", "cafe.jpg")
+    listing = discover([tmp_path], exclude_patterns=["cafe\u0301.*"])
+    assert names(listing, tmp_path) == ["cafe.jpg"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/", "//"])
+def test_an_empty_pattern_is_a_usage_error(tmp_path, pattern):
+    with pytest.raises(UsageError, match="expected a pattern"):
+        discover([tmp_path], include_patterns=[pattern])
+    with pytest.raises(UsageError, match="expected a pattern"):
+        discover([tmp_path], exclude_patterns=[pattern])
+
+
+# Glob -> what it means for a path below the source: (path, is a folder) -> whether it matches.
+GLOBS: dict[str, Callable[[str, bool], bool]] = {
+    "*.jpg": lambda path, folder: path.endswith(".jpg"),
+    "d": lambda path, folder: path.split("/")[-1] == "d",
+    "d/": lambda path, folder: folder and path.split("/")[-1] == "d",
+    "/d": lambda path, folder: path == "d",
+    "*/e.jpg": lambda path, folder: path.endswith("/e.jpg"),
+    "[ab]*": lambda path, folder: path.split("/")[-1][0] in "ab",
+}
+PATHS = st.lists(
+    st.sampled_from(["a.jpg", "b.png", "c.txt", "d", "e.jpg", "._f.jpg", "Thumbs.db"]),
+    min_size=1,
+    max_size=3,
+).map("/".join)
+KINDS: dict[str, Callable[[Path], object]] = {
+    "file": Path.touch,
+    "fifo": os.mkfifo,
+    "link to a folder": lambda path: path.symlink_to("."),
+    "link to nothing": lambda path: path.symlink_to("nothing"),
+}
+
+
+def expected_of(
+    folder: Path, include: list[str], exclude: list[str], below: str = "", inside: bool = False
+) -> Iterator[tuple[str, str]]:
+    """What becomes of each entry, as a plain reading of the rules has it."""
+    for path in folder.iterdir():
+        name = below + path.name
+        is_folder = path.is_dir()
+        included = inside or not include or any(GLOBS[glob](name, is_folder) for glob in include)
+        excluded = any(GLOBS[glob](name, is_folder) for glob in exclude)
+        if path.name in ("._f.jpg", "Thumbs.db"):
+            yield name, "ignored"
+        elif is_folder and not path.is_symlink() and not excluded:
+            yield from expected_of(path, include, exclude, name + "/", included and bool(include))
+        elif is_folder or path.suffix not in (".jpg", ".png") or excluded or not included:
+            yield name, "ignored"
+        else:
+            yield name, "listed" if path.is_file() else "skipped"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    tree=st.dictionaries(PATHS, st.sampled_from(sorted(KINDS)), max_size=12),
+    include=st.lists(st.sampled_from(sorted(GLOBS)), max_size=2),
+    exclude=st.lists(st.sampled_from(sorted(GLOBS)), max_size=2),
+)
+def test_every_entry_of_any_tree_is_listed_ignored_or_skipped_once(tree, include, exclude):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for path, kind in tree.items():
+            with suppress(FileExistsError, NotADirectoryError):  # one path may be within another
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                KINDS[kind](root / path)
+        listing = discover([root], include_patterns=include, exclude_patterns=exclude)
+        expected = Counter(dict(expected_of(root, include, exclude)).values())
+        files = [n for n, what in expected_of(root, include, exclude) if what == "listed"]
+        assert names(listing, root) == sorted(files)
+        assert (len(listing.skipped), listing.ignored) == (expected["skipped"], expected["ignored"])
+        assert listing.listed == expected.total()

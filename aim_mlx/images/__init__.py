@@ -2,6 +2,7 @@
 
 from aim_mlx.images.decode import ImageSource, decode, default_max_pixels
 from aim_mlx.images.discover import Listing, Skip, discover
+from aim_mlx.images.path_lists import in_share, parse_share, read_paths, split
 from aim_mlx.images.planner import plan_native
 from aim_mlx.images.preprocess import preprocess
 from aim_mlx.images.preprocess_json import config_from_preprocessor_json
@@ -16,7 +17,11 @@ __all__ = [
     "decode",
     "default_max_pixels",
     "discover",
+    "in_share",
+    "parse_share",
     "plan_native",
     "preprocess",
+    "read_paths",
+    "split",
     "stream",
 ]

@@ -5,13 +5,18 @@ Every entry met is listed, skipped with a reason, or ignored by a rule and count
 
 import os
 import stat
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from heapq import heappop, heappush
 from pathlib import Path
+from typing import NamedTuple
 
 from aim_mlx.errors import UsageError
+from aim_mlx.images.patterns import Patterns
+
+_Identity = tuple[int, int]  # device and inode
 
 # Suffixes that say "image". Those that no decoder here reads are listed all the same: the decoder
 # gives each a reason, where leaving them out would lose them in silence.
@@ -33,7 +38,7 @@ _LIBRARY_SUFFIXES = (".photoslibrary", ".photolibrary", ".migratedphotolibrary",
 class Skip:
     """Something that should have been an image and cannot be: a fixed word and a sentence."""
 
-    path: str | Path
+    path: str
     reason: str
     detail: str
 
@@ -42,7 +47,7 @@ class Skip:
 class Listing:
     """What discover() met: listed == len(files) + ignored + len(skipped)."""
 
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
     ignored: int
     skipped: tuple[Skip, ...]
     notes: tuple[str, ...]
@@ -53,129 +58,190 @@ class Listing:
 
 
 def discover(
-    sources: Iterable[str | Path], follow: bool = False, exclude: Iterable[str | Path] = ()
+    sources: Iterable[str | Path],
+    follow: bool = False,
+    exclude: Iterable[str | Path] = (),
+    include_patterns: Iterable[str] = (),
+    exclude_patterns: Iterable[str] = (),
+    from_list: Iterable[str | Path] = (),
 ) -> Listing:
     """Image files under the sources, sorted by the bytes of their paths, each once.
 
-    A file named itself is listed whatever its suffix. Folders are searched by suffix; links to
-    files are followed, links to folders only with `follow`, each folder once. `exclude` names
-    files and folders to pass by, such as the output. Raises UsageError for a source that is
-    missing.
+    A file named itself is listed whatever its suffix and the patterns. Folders are searched by
+    suffix; links to files are followed, links to folders only with `follow`, each folder once.
+    `exclude` names files and folders to pass by uncounted, such as the output.
+
+    The patterns are globs (see Patterns) for what is found in folders. A folder that matches stands
+    for all that is in it; an excluded one is not entered and counts as one. Of the images those
+    that match an include pattern, if there are any, and no exclude pattern are listed.
+
+    `from_list` are further sources, of which one that is missing is skipped as `vanished`. Raises
+    UsageError for one of `sources` that is missing, and for an empty pattern.
     """
     if isinstance(sources, (str, os.PathLike)):
         sources = (sources,)
-    search = _Search(follow)
+    search = _Search(follow, Patterns(include_patterns), Patterns(exclude_patterns))
     search.pass_by(exclude)
     search.add_sources(sources)
+    search.add_sources(from_list, may_be_missing=True)
     search.run()
     return search.listing()
+
+
+class _Folder(NamedTuple):
+    path: str
+    below: str = ""  # the path below the source it was found under, with a "/" at its end
+    included: bool = False  # with all that is in it
 
 
 class _Search:
     """One walk: iterative, so that no depth of folders ends it."""
 
-    def __init__(self, follow: bool):
+    def __init__(self, follow: bool, include: Patterns, exclude: Patterns):
         self.follow = follow
+        self.include = include
+        self.exclude = exclude
         self.files: list[str] = []
-        self.skipped: list[Skip] = []
+        self.skipped: dict[str, Skip] = {}
         self.ignored: Counter[str] = Counter()
         self.libraries: list[str] = []
-        self.named: set[tuple[int, int, str]] = set()  # device, inode of the folder, and file name
-        self.visited: set[tuple[int, int]] = set()
-        self.folders: list[str] = []
-        self.linked: list[tuple[bytes, str]] = []  # a heap: folders behind links come last
+        self.passed: set[_Identity] = set()
+        self.visited: set[_Identity] = set()
+        self.named: defaultdict[_Identity, set[str]] = defaultdict(set)  # folder -> names of files
+        self.sources: deque[_Folder] = deque()
+        self.folders: list[_Folder] = []
+        self.linked: list[tuple[bytes, _Folder]] = []  # a heap: folders behind links come last
+        self.identity = cache(_identity)  # of the few folders that the named files are in
 
     def pass_by(self, paths: Iterable[str | Path]) -> None:
         for path in (os.fspath(path) for path in paths):
             if os.path.isdir(path):
-                self.visited.add(_identity(path))
+                self.passed.add(_identity(path))
             elif os.path.lexists(path):
-                self.named.add(_file_key(path))
+                folder, name = os.path.split(path)
+                self.named[_identity(folder or ".")].add(name)
 
-    def add_sources(self, sources: Iterable[str | Path]) -> None:
-        for path in (os.fspath(source) for source in sources):
+    def add_sources(self, sources: Iterable[str | Path], may_be_missing: bool = False) -> None:
+        for path in (_clean(source) for source in sources):
             try:
                 mode = os.stat(path).st_mode
             except (OSError, ValueError) as error:
                 if not os.path.islink(path):
-                    raise UsageError(
-                        f"expected a file or folder, but {path!r} cannot be found: check the path"
-                    ) from error
+                    self._add_missing(path, error, may_be_missing)
+                    continue
                 mode = 0
             if stat.S_ISDIR(mode):
-                self.folders.append(path)
-            elif (key := _file_key(path)) not in self.named:
-                self.named.add(key)
-                if stat.S_ISREG(mode):
-                    self.files.append(path)
-                else:
-                    self._skip_irregular(path)
-        self.folders.reverse()
+                self.sources.append(_Folder(path))
+            else:
+                self._add_named(path, mode)
+
+    def _add_missing(self, path: str, error: Exception, may_be_missing: bool) -> None:
+        if not may_be_missing:
+            raise UsageError(
+                f"expected a file or folder, but {path!r} cannot be found: check the path"
+            ) from error
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            self._skip(path, "vanished", "the file is not there")
+        else:
+            self._skip(path, "unreadable", getattr(error, "strerror", None) or str(error))
+
+    def _add_named(self, path: str, mode: int) -> None:
+        folder, name = os.path.split(path)
+        identity = self.identity(folder or ".")
+        if identity in self.passed or name in self.named[identity]:
+            return
+        self.named[identity].add(name)
+        if stat.S_ISREG(mode):
+            self.files.append(path)
+        else:
+            self._skip_irregular(path)
 
     def run(self) -> None:
-        while self.folders or self.linked:
+        while self.sources or self.folders or self.linked:
             # Real folders first: a photo is named by its own place, whatever links lead to it.
-            self._scan(self.folders.pop() if self.folders else heappop(self.linked)[1])
+            if self.folders:
+                self._scan(self.folders.pop())
+            else:
+                self._scan(self.sources.popleft() if self.sources else heappop(self.linked)[1])
 
-    def _scan(self, folder: str) -> None:
+    def _scan(self, folder: _Folder) -> None:
         try:
-            identity = _identity(folder)
-            if identity in self.visited:
+            identity = _identity(folder.path)
+            if identity in self.visited or identity in self.passed:
                 return
             self.visited.add(identity)
-            with os.scandir(folder) as entries:
+            named = self.named.get(identity, ())
+            prefix = "" if folder.path == "." else os.path.join(folder.path, "")
+            with os.scandir(folder.path) as entries:
                 for entry in entries:
-                    if (*identity, entry.name) not in self.named:
-                        self._add(entry)
+                    if entry.name not in named:
+                        self._add(entry, prefix + entry.name, folder)
         except OSError as error:
             detail = f"the folder cannot be read: {error.strerror or error}"
-            self.skipped.append(Skip(Path(folder), "unreadable", detail))
+            self._skip(folder.path, "unreadable", detail)
 
-    def _add(self, entry: os.DirEntry) -> None:
-        is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+    def _add(self, entry: os.DirEntry, path: str, parent: _Folder) -> None:
+        is_link = entry.is_symlink()
         if entry.name.startswith("._") or entry.name in _IGNORED_NAMES:
             self.ignored["system files"] += 1
-        elif entry.is_dir(follow_symlinks=False):
-            if entry.name.lower().endswith(_LIBRARY_SUFFIXES):
-                self.ignored["photo libraries"] += 1
-                self.libraries.append(entry.path)
-            else:
-                self.folders.append(entry.path)
-        elif entry.is_symlink() and os.path.isdir(entry.path):
-            if self.follow:
-                heappush(self.linked, (os.fsencode(entry.path), entry.path))
-            else:
-                self.ignored["links to folders"] += 1
-        elif not is_image:
+        elif entry.is_dir(follow_symlinks=False) or (is_link and os.path.isdir(path)):
+            self._add_folder(path, parent.below + entry.name, is_link, parent.included)
+        elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
             self.ignored["other files"] += 1
-        elif os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
-            self.files.append(entry.path)
+        elif not self._is_wanted(parent.below + entry.name, parent.included):
+            self.ignored["excluded"] += 1
+        elif os.path.isfile(path) if is_link else entry.is_file():
+            self.files.append(path)
         else:
-            self._skip_irregular(entry.path)
+            self._skip_irregular(path)
+
+    def _add_folder(self, path: str, below: str, is_link: bool, included: bool) -> None:
+        if is_link and not self.follow:
+            self.ignored["links to folders"] += 1
+        elif self.exclude and self.exclude.match(below, is_folder=True):
+            self.ignored["excluded folders"] += 1
+        elif below.lower().endswith(_LIBRARY_SUFFIXES):
+            self.ignored["photo libraries"] += 1
+            self.libraries.append(path)
+        else:
+            included = included or (bool(self.include) and self.include.match(below, True))
+            folder = _Folder(path, below + "/", included)
+            if is_link:
+                heappush(self.linked, (os.fsencode(path), folder))
+            else:
+                self.folders.append(folder)
+
+    def _is_wanted(self, below: str, included: bool) -> bool:
+        if self.include and not included and not self.include.match(below, is_folder=False):
+            return False
+        return not (self.exclude and self.exclude.match(below, is_folder=False))
 
     def _skip_irregular(self, path: str) -> None:
         detail = "a FIFO, socket or device, not a file"
         if os.path.islink(path) and not os.path.exists(path):
             detail = "a link to nothing"
-        self.skipped.append(Skip(Path(path), "not_regular", detail))
+        self._skip(path, "not_regular", detail)
+
+    def _skip(self, path: str, reason: str, detail: str) -> None:
+        self.skipped[path] = Skip(path, reason, detail)
 
     def listing(self) -> Listing:
         notes = [f"{count} {what}" for what, count in sorted(self.ignored.items())]
         for library in sorted(self.libraries, key=os.fsencode):
             notes.append(f"photo library left out: {library!r} (export its photos to a folder)")
         return Listing(
-            files=tuple(sorted(map(Path, self.files), key=os.fsencode)),
+            files=tuple(sorted(self.files, key=os.fsencode)),
             ignored=self.ignored.total(),
-            skipped=tuple(sorted(self.skipped, key=lambda skip: os.fsencode(skip.path))),
+            skipped=tuple(self.skipped[path] for path in sorted(self.skipped, key=os.fsencode)),
             notes=tuple(notes),
         )
 
 
-def _identity(folder: str) -> tuple[int, int]:
+def _identity(folder: str) -> _Identity:
     found = os.stat(folder)
     return found.st_dev, found.st_ino
 
 
-def _file_key(path: str) -> tuple[int, int, str]:
-    parent, name = os.path.split(path)
-    return (*_identity(parent or "."), name)
+def _clean(path: str | Path) -> str:
+    """Without "./" and doubled slashes; the empty path, an unset variable perhaps, stays empty."""
+    return os.fspath(path) and str(Path(path))
