@@ -1,4 +1,4 @@
-"""The MLX back end: device, dtype, and a fast BLAS on Linux. Import `mx` and `nn` from here.
+"""The MLX back end: device, dtype, and a fast BLAS on Linux. Import `mx`, `nn` and `optim` from here.
 
 MLX's Linux CPU wheel bundles the reference BLAS; OpenBLAS, loaded into the process before MLX,
 takes its place and multiplies matrices 17 to 35 times faster. The order matters, so this is the
@@ -34,7 +34,8 @@ _require_mlx()
 
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
-from mlx.utils import tree_flatten  # noqa: E402
+import mlx.optimizers as optim  # noqa: E402
+from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
 
 __all__ = [
     "BLAS",
@@ -45,7 +46,9 @@ __all__ = [
     "mx",
     "nn",
     "on_gpu",
+    "optim",
     "tree_flatten",
+    "tree_unflatten",
 ]
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}

@@ -150,3 +150,24 @@ def test_silu_is_right_and_finite_far_from_zero():
     x = np.concatenate([np.linspace(-100, 100, 2001), [-3e4, 3e4]]).astype(np.float32)
     expected = x.astype(np.float64) / (1 + np.exp(np.minimum(-x.astype(np.float64), 700)))
     np.testing.assert_allclose(layers.silu(mx.array(x)), expected, atol=2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("x", [-1e4, -90.0, -79.0, -5.0, 0.0, 5.0, 90.0, 1e4])
+def test_the_gradient_of_silu_is_right_and_finite_far_from_zero(x):
+    gradient = mx.grad(lambda v: layers.silu(v).sum())(mx.array([x]))
+    gate = 1 / (1 + np.exp(min(-x, 700.0)))
+    np.testing.assert_allclose(gradient, [gate * (1 + x * (1 - gate))], atol=2e-6)
+
+
+def test_the_gradient_of_attention_equals_that_of_the_function_used_on_a_gpu():
+    rng = np.random.default_rng(0)
+    q, k, v, weights = (mx.array(rng.normal(size=(2, 3, 7, 8)), mx.float32) for _ in range(4))
+    causal = mx.array(np.tri(7, dtype=bool))
+
+    def fused(q, k, v):
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=8**-0.5, mask=causal)
+
+    wanted = mx.grad(lambda *qkv: (fused(*qkv) * weights).sum(), (0, 1, 2))(q, k, v)
+    ours = mx.grad(lambda *qkv: (layers.attend(*qkv, causal) * weights).sum(), (0, 1, 2))(q, k, v)
+    for each, expected in zip(ours, wanted, strict=True):
+        np.testing.assert_allclose(each, expected, atol=1e-5)  # sums in another order

@@ -16,6 +16,10 @@ TrunkConfig = VisionConfig | TextConfig
 # need 64 MB a head group rather than half a gigabyte.
 _QUERIES_AT_ONCE = 512
 
+# Below it silu is zero to 33 digits, and e to its negative would pass the range of float32: the
+# value would still be right, but the gradient infinity times zero.
+_SILU_FLOOR = -80.0
+
 
 class Attention(nn.Module):
     """Multi-head self-attention: (B, N, D), mask (N, N) or None for all -> (B, N, D)."""
@@ -86,7 +90,7 @@ def silu(x: mx.array) -> mx.array:
     """x * sigmoid(x), elementwise."""
     if on_gpu():
         return nn.silu(x)
-    return x / (1 + _power_on_cpu(1 / math.e, x))
+    return x / (1 + _power_on_cpu(1 / math.e, mx.maximum(x, _SILU_FLOOR)))
 
 
 def _attend_on_cpu(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
