@@ -1,4 +1,4 @@
-"""The MLX back end: device, dtype, and a fast BLAS on Linux. Import `mx`, `nn` and `optim` from here.
+"""The MLX back end: device, dtype, and a fast BLAS on Linux. `mx`, `nn`, `optim` come from here.
 
 MLX's Linux CPU wheel bundles the reference BLAS; OpenBLAS, loaded into the process before MLX,
 takes its place and multiplies matrices 17 to 35 times faster. The order matters, so this is the
