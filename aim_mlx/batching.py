@@ -1,8 +1,10 @@
-"""Grouping samples of one grid into batches, and putting finished rows back into order."""
+"""Grouping what has one shape into batches, and putting finished rows back into order."""
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Protocol, TypeVar
+
+import numpy as np
 
 from aim_mlx.images import Sample
 
@@ -56,6 +58,19 @@ def batches(
     yield from groups.values()
     if failures:
         yield failures
+
+
+def by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """Texts of these lengths -> the rows of each batch, longest first, with little to pad.
+
+    A batch, each row padded to its longest, has at most `tokens` tokens, or one row.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        rows = order[start : start + max(1, tokens // int(lengths[order[start]]))]
+        yield rows
+        start += len(rows)
 
 
 def _oldest_waits(groups: dict[tuple[int, ...], list[Sample]], index: int) -> bool:

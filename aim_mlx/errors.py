@@ -49,3 +49,7 @@ class ImageError(AimError):
 
 class UntrainedModelWarning(UserWarning):
     """The weights are random: whatever is computed with them means nothing."""
+
+
+class TruncatedTextWarning(UserWarning):
+    """A text was over the context length: it was cut, and keeps its end token."""

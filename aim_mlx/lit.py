@@ -1,15 +1,27 @@
 """Images and texts in one space: an encoder whose vectors can be compared with words."""
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import cast
 
 import numpy as np
 
-from aim_mlx.backend import mx
+from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
+from aim_mlx.batching import by_length
 from aim_mlx.embed import EmbedOptions, Encoder
-from aim_mlx.errors import UsageError
+from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.pooling import POOLINGS
+from aim_mlx.models.text import TextFeatures
+from aim_mlx.tokenizer import TokenIds, Tokenizer
+
+Texts = Sequence[str] | np.ndarray | Sequence[Sequence[int]]
+
+_GPU_TOKENS = 32 * 1024
+_CPU_TOKENS = 512
 
 
 @dataclass
@@ -17,6 +29,7 @@ class LiT(Encoder):
     """A LiT model with its preprocessing; `model` is its image tower."""
 
     lit: LiTModel = field(kw_only=True)
+    tokenizer: Tokenizer | None = field(default=None, kw_only=True)
 
     @property
     def poolings(self) -> tuple[str, ...]:
@@ -40,15 +53,76 @@ class LiT(Encoder):
         """Normalised pixels (B, H, W, 3) -> projected, not normalised (B, P)."""
         return self.lit.encode_image(mx.array(pixels).astype(self.dtype))
 
-    def encode_text(self, ids: np.ndarray | Sequence[Sequence[int]]) -> mx.array:
-        """Token ids (B, L), each with an end token -> projected, not normalised (B, P).
+    def tokenize(self, texts: Sequence[str]) -> TokenIds:
+        """Texts -> token ids, with the rows that were over the context length and are cut.
 
-        Raises UsageError for ids that the text tower cannot take.
+        Raises CheckpointError where the model came without a tokenizer.
         """
-        return self.lit.encode_text(np.asarray(ids))
+        if self.tokenizer is None:
+            raise CheckpointError(
+                "this model came without a tokenizer: put tokenizer.json, or vocab.json and "
+                f"merges.txt, beside its weights ({self.identity.get('path', 'no file')})"
+            )
+        return self.tokenizer.encode(texts)
 
-    def logits(
-        self, pixels: np.ndarray | mx.array, ids: np.ndarray | Sequence[Sequence[int]]
-    ) -> mx.array:
-        """Pixels (n, H, W, 3) and token ids (C, L) -> scaled cosines (n, C) in float32."""
-        return self.lit.logits(self.encode_image(pixels), self.encode_text(ids))
+    def encode_text(self, texts: Texts) -> mx.array:
+        """Texts, or ids (B, L) with an end token each -> projected, not normalised (B, P), float32.
+
+        Texts of like length run together; neither their order nor what they are padded with
+        changes a row. Warns with TruncatedTextWarning where texts were cut. Raises CheckpointError
+        for words without a tokenizer, UsageError for ids that the text tower cannot take.
+        """
+        ids = self._ids(texts)
+        ends = self.lit.text_encoder.ends(ids)
+        vectors = np.empty((len(ids), self.lit.config.projection_dim), np.float32)
+        budget = _GPU_TOKENS if on_gpu() else _CPU_TOKENS
+        share = math.ceil(ids.size / BLAS.threads)  # that no stream stands idle
+        batches = by_length(ends + 1, max(1, min(budget, share)))
+        with cpu_streams(len(ids)) as streams:
+            while together := list(islice(batches, len(streams))):
+                started = []
+                for rows, device_stream in zip(together, streams, strict=False):
+                    with mx.stream(device_stream):
+                        started.append(self._text_vectors(ids[rows], int(ends[rows].max()) + 1))
+                mx.async_eval(started)
+                for rows, computing in zip(together, started, strict=True):
+                    vectors[rows] = np.array(computing)
+        return mx.array(vectors)
+
+    def _text_vectors(self, ids: np.ndarray, length: int) -> mx.array:
+        return self.lit.encode_text(ids[:, :length]).astype(mx.float32)
+
+    def text_features(
+        self, texts: Texts, layers: Sequence[int] = (), final: bool = True
+    ) -> TextFeatures:
+        """Texts or ids -> tokens (B, L, D), the place of each text's end, and outputs of blocks.
+
+        Raises what `encode_text` raises, and UsageError for layers that do not exist.
+        """
+        return self.lit.text_encoder.features(self._ids(texts), layers, final)
+
+    def logits(self, pixels: np.ndarray | mx.array, texts: Texts) -> mx.array:
+        """Pixels (n, H, W, 3) and texts or ids (C, L) -> scaled cosines (n, C) in float32."""
+        return self.lit.logits(self.encode_image(pixels), self.encode_text(texts))
+
+    def _ids(self, texts: Texts) -> np.ndarray:
+        """The ids (B, L) of texts, or those given."""
+        if isinstance(texts, str) or not len(texts) or isinstance(texts[0], str):
+            tokens = self.tokenize(cast(Sequence[str], texts))
+            if tokens.cut:
+                warn_of_cut(len(tokens.cut), tokens.ids.shape[1])
+            return tokens.ids
+        try:
+            return np.asarray(texts)
+        except ValueError:
+            raise UsageError("expected ids (B, L), got rows of several lengths: pad them") from None
+
+
+def warn_of_cut(count: int, longest: int) -> None:
+    """Says that texts were cut."""
+    warnings.warn(
+        f"{count} text{'s' if count > 1 else ''} of more than {longest} tokens "
+        "cut to that length, the end token kept",
+        TruncatedTextWarning,
+        stacklevel=4,
+    )

@@ -12,6 +12,7 @@ from aim_mlx.errors import CheckpointError, UntrainedModelWarning, UsageError
 from aim_mlx.lit import LiT
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
+from aim_mlx.tokenizer import Tokenizer
 from aim_mlx.weights.checkpoint import Checkpoint, load_into, open_checkpoint
 
 
@@ -29,9 +30,9 @@ def load(
     A path that exists comes before a name. `dtype` is "float32" (default), "float16" or
     "bfloat16"; `revision` is a repo's commit, branch or tag, pinned for registry names; `config`
     gives the sizes of a bare weight file; `progress` is a class of bars as tqdm's, for downloads.
-    LiT checkpoints give a LiT. Raises CheckpointError for weights that cannot be had or are not
-    sound and complete, UsageError for an unknown name. Warns with UntrainedModelWarning for random
-    weights.
+    LiT checkpoints give a LiT, with the tokenizer beside the weights if there is one. Raises
+    CheckpointError for weights or a tokenizer that cannot be had or are not sound and complete,
+    UsageError for an unknown name. Warns with UntrainedModelWarning for random weights.
     """
     precision = dtype_named(dtype)
     checkpoint = open_checkpoint(_locate(model, revision, offline, progress), config)
@@ -67,9 +68,12 @@ def _locate(
 def _encoder(checkpoint: Checkpoint, dtype: mx.Dtype) -> Encoder:
     """The encoder around the network of a checkpoint."""
     if isinstance(checkpoint.config, LiTConfig):
+        tokenizer = Tokenizer.load(checkpoint.folder, checkpoint.config.text)
         lit = LiTModel(checkpoint.config)
         load_into(lit, checkpoint, dtype)
-        encoder: Encoder = LiT(lit.image_encoder, checkpoint.preprocess, lit=lit)
+        encoder: Encoder = LiT(
+            lit.image_encoder, checkpoint.preprocess, lit=lit, tokenizer=tokenizer
+        )
     else:
         model = VisionEncoder(checkpoint.config)
         load_into(model, checkpoint, dtype)

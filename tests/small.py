@@ -5,13 +5,17 @@ from pathlib import Path
 import numpy as np
 
 from aim_mlx.backend import mx, tree_flatten
-from aim_mlx.config import PreprocessConfig, VisionConfig
+from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.embed import Encoder
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.weights.checkpoint import provenance, save_checkpoint
+from aim_mlx.weights.sizes import expected_shapes
 
 SMALL = VisionConfig(64, 176, 3, 2, 14, 56)
 NATIVE = VisionConfig(64, 176, 3, 2, 14, None)
+# As large a vocabulary as the reference's small one, and room for short prompts only.
+SMALL_LIT = LiTConfig(SMALL, TextConfig(48, 128, 2, 3, 1385, 16, 1384), 32)
+TOKENIZER = Path(__file__).parent / "data" / "clip_tokenizer"
 
 
 def noisy(config: VisionConfig, seed: int = 0) -> VisionEncoder:
@@ -35,6 +39,29 @@ def save(folder: Path, config: VisionConfig = SMALL, trained: bool = True) -> Pa
     weights = dict(tree_flatten(noisy(config).parameters()))
     preprocess = PreprocessConfig.hub(config.image_size)
     return save_checkpoint(folder, weights, config, preprocess, provenance(trained=trained))
+
+
+def save_lit(
+    folder: Path, config: LiTConfig = SMALL_LIT, seed: int = 0, tokenizer: bool = True
+) -> Path:
+    """A LiT folder with noise in all tensors and the reference's small tokenizer."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in expected_shapes(config).items():
+        # Token vectors of size one, or all texts would be much alike.
+        deviation = 1.0 if "text_embedding" in name else 0.1
+        values = rng.normal(0, deviation, shape) + (1.0 if "norm" in name else 0.0)
+        weights[name] = mx.array(values.astype(np.float32))
+    weights["log_logit_scale"] = mx.array(2.5)
+    files = [TOKENIZER / name for name in ("vocab.json", "merges.txt")] if tokenizer else []
+    return save_checkpoint(
+        folder,
+        weights,
+        config,
+        PreprocessConfig.hub(config.vision.image_size),
+        provenance(trained=True),
+        extra_files={file.name: file.read_bytes() for file in files},
+    )
 
 
 def photo(seed: int, height: int = 60, width: int = 80) -> np.ndarray:

@@ -12,7 +12,7 @@ from typer.exceptions import Abort, TyperException
 import aim_mlx
 from aim_mlx.cli import convert, doctor, download, embed, init, inspect, models
 from aim_mlx.cli.terminal import escaped
-from aim_mlx.errors import AimError, UntrainedModelWarning
+from aim_mlx.errors import AimError, TruncatedTextWarning, UntrainedModelWarning
 
 _LONGEST_LINE = 2000  # characters of a message, which may quote a checkpoint's text
 
@@ -56,7 +56,8 @@ def main() -> None:
 
     A closed pipe ends a command quietly with 1: typer sees to that.
     """
-    warnings.simplefilter("default", UntrainedModelWarning)
+    for kind in (UntrainedModelWarning, TruncatedTextWarning):
+        warnings.simplefilter("default", kind)
     warnings.showwarning = _show_warning
     _quieten_pillow()
     # The Hub's client reads these when it is imported: no lines of its own beside the bar and our

@@ -5,12 +5,30 @@
 - the vector of a text is the token at its first end token
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from aim_mlx.backend import mx, nn
 from aim_mlx.config import TextConfig
 from aim_mlx.errors import UsageError
 from aim_mlx.models.layers import Trunk
+from aim_mlx.models.vision import block_indices
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What the tower makes of a batch of texts.
+
+    tokens: (B, L, D) after the final norm, None if they were not asked for
+    ends:   (B,) the place of each text's first end token; what is behind it belongs to no text
+    layers: index as asked for -> that block's output (B, L, D), before the final norm
+    """
+
+    tokens: mx.array | None
+    ends: np.ndarray
+    layers: dict[int, mx.array] = field(default_factory=dict)
 
 
 class TokenEmbedding(nn.Module):
@@ -48,17 +66,45 @@ class TextEncoder(nn.Module):
         Raises UsageError for ids that are not of the vocabulary, for texts over the context length
         and for a text without an end token.
         """
-        ends = self._check(ids)
-        L = ids.shape[1]
-        x = self.preprocessor(mx.array(ids.astype(np.int32)))
-        causal = mx.array(np.tri(L, dtype=bool))
-        for block in self.trunk.blocks:
-            x = block(x, causal)
+        ends = self.ends(ids)
+        x = self._blocks(ids, {}, self._config.num_blocks)[0]
         x = x[mx.arange(len(ids)), mx.array(ends)]
         return self.trunk.post_trunk_norm(x)
 
-    def _check(self, ids: np.ndarray) -> np.ndarray:
-        """The position of the first end token of each row; MLX itself checks no index."""
+    def features(
+        self, ids: np.ndarray, layers: Sequence[int] = (), final: bool = True
+    ) -> TextFeatures:
+        """Token ids (B, L) -> TextFeatures; `layers` and `final` as for the vision encoder.
+
+        Raises UsageError as a call does, and for layers that do not exist.
+        """
+        ends = self.ends(ids)
+        wanted = block_indices(layers, self._config.num_blocks)
+        if not final and not wanted:
+            raise UsageError("nothing to compute: ask for layers or for the final tokens")
+        depth = self._config.num_blocks if final else max(wanted.values()) + 1
+        x, outputs = self._blocks(ids, wanted, depth)
+        tokens = self.trunk.post_trunk_norm(x) if final else None
+        return TextFeatures(tokens, ends, {asked: outputs[i] for asked, i in wanted.items()})
+
+    def _blocks(
+        self, ids: np.ndarray, wanted: dict[int, int], depth: int
+    ) -> tuple[mx.array, dict[int, mx.array]]:
+        """The output of the first `depth` blocks, and of each of those wanted."""
+        x = self.preprocessor(mx.array(ids.astype(np.int32)))
+        causal = mx.array(np.tri(ids.shape[1], dtype=bool))
+        outputs = {}
+        for i, block in enumerate(self.trunk.blocks[:depth]):
+            x = block(x, causal)
+            if i in wanted.values():
+                outputs[i] = x
+        return x, outputs
+
+    def ends(self, ids: np.ndarray) -> np.ndarray:
+        """The place of the first end token of each row; MLX itself checks no index.
+
+        Raises UsageError for ids that are no texts of this vocabulary and context length.
+        """
         config = self._config
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
             raise UsageError(f"expected integer ids (B, L), got {ids.dtype} {ids.shape}")

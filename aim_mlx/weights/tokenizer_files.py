@@ -139,16 +139,16 @@ def _merges(path: Path, values: Any) -> list[tuple[str, str]]:
 
 def _with_added(path: Path, ids: dict[str, int], added: Any) -> dict[str, int]:
     """The vocabulary with the added tokens, which can only be the two special ones."""
-    ids: dict[Any, Any] = dict(ids)
+    all_ids: dict[Any, Any] = dict(ids)
     for entry in added if isinstance(added, list) else []:
         entry = entry if isinstance(entry, dict) else {"content": entry}
         token, index = entry.get("content"), entry.get("id")
-        if token not in (BOS, EOS) or ids.setdefault(token, index) != index:
+        if token not in (BOS, EOS) or all_ids.setdefault(token, index) != index:
             raise CheckpointError(
                 f"{at(path)}: unexpected added token {show(token)} with id {show(index)}: "
                 f"expected {BOS} and {EOS} as in the vocabulary"
             )
-    return ids
+    return all_ids
 
 
 def _check_rules(

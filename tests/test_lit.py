@@ -1,0 +1,145 @@
+"""Words in, vectors out: the text side of a LiT with its tokenizer."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import aim_mlx
+from aim_mlx import lit as lit_module
+from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
+from aim_mlx.lit import LiT
+from aim_mlx.weights.convert import convert_checkpoint
+from tests.small import TOKENIZER, photo, save_lit
+
+TEXTS = ["a photo of a cat", "two dogs", "", "it's the dog's 2nd ball, isn't it", "x", "two dogs"]
+CLOSE = 2e-6  # the same sums over batches of another shape
+CUT = "1 text of more than 16 tokens cut"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return save_lit(tmp_path_factory.mktemp("lit") / "model")
+
+
+@pytest.fixture(scope="module")
+def lit(folder) -> LiT:
+    loaded = aim_mlx.load(folder)
+    assert isinstance(loaded, LiT)
+    return loaded
+
+
+def one_by_one(lit: LiT, texts: list[str]) -> np.ndarray:
+    return np.concatenate([np.array(lit.encode_text([text])) for text in texts])
+
+
+def test_texts_give_what_their_ids_give(lit):
+    ids = lit.tokenize(TEXTS[:3]).ids
+    expected = np.array(lit.lit.encode_text(ids))
+    np.testing.assert_allclose(np.array(lit.encode_text(TEXTS[:3])), expected, atol=CLOSE)
+    np.testing.assert_allclose(np.array(lit.encode_text(ids)), expected, atol=CLOSE)
+
+
+@pytest.mark.filterwarnings(f"ignore:{CUT}")
+@pytest.mark.parametrize("tokens", [1, 20, 1000])
+def test_neither_the_batch_nor_its_padding_changes_a_text(lit, tokens, monkeypatch):
+    expected = one_by_one(lit, TEXTS)
+    monkeypatch.setattr(lit_module, "_CPU_TOKENS", tokens)
+    monkeypatch.setattr(lit_module, "_GPU_TOKENS", tokens)
+    np.testing.assert_allclose(np.array(lit.encode_text(TEXTS)), expected, atol=CLOSE)
+    backwards = np.array(lit.encode_text(TEXTS[::-1]))[::-1]
+    np.testing.assert_allclose(backwards, expected, atol=CLOSE)
+
+
+def test_other_texts_get_other_vectors(lit):
+    vectors = one_by_one(lit, TEXTS[:3])
+    assert np.abs(vectors[0] - vectors[1]).max() > 0.1 < np.abs(vectors[0] - vectors[2]).max()
+
+
+def test_more_padding_or_anything_behind_the_end_changes_no_bit(lit):
+    ids = lit.tokenize(["two dogs"]).ids
+    wider = np.concatenate([ids, np.full((1, 5), 7, np.int32)], axis=1)
+    assert np.array_equal(np.array(lit.encode_text(ids)), np.array(lit.encode_text(wider)))
+
+
+def test_long_texts_are_cut_with_a_warning_and_keep_their_end(lit):
+    with pytest.warns(TruncatedTextWarning, match=CUT):
+        vector = np.array(lit.encode_text(["2 " * 100, "cat"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(vector[0], np.array(lit.encode_text(["2 " * 14]))[0], atol=CLOSE)
+
+
+def test_no_texts_give_no_rows(lit):
+    assert lit.encode_text([]).shape == (0, 32)
+
+
+def test_logits_take_words(lit):
+    pixels = lit.preprocess([photo(0), photo(1)])
+    images, texts = np.array(lit.encode_image(pixels)), one_by_one(lit, TEXTS[:3])
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    expected = np.exp(2.5) * images @ texts.T
+    np.testing.assert_allclose(np.array(lit.logits(pixels, TEXTS[:3])), expected, atol=1e-4)
+
+
+def test_text_features_are_those_that_the_vector_is_made_of(lit):
+    features = lit.text_features(TEXTS[:2], layers=[0, -1])
+    assert list(features.layers) == [0, -1] and features.layers[0].shape == (2, 10, 48)
+    ends = np.array(features.tokens)[np.arange(2), features.ends]
+    projected = ends @ np.array(lit.lit.text_projector.weight).T
+    np.testing.assert_allclose(projected, np.array(lit.encode_text(TEXTS[:2])), atol=CLOSE)
+    normed = lit.lit.text_encoder.trunk.post_trunk_norm(features.layers[-1])
+    np.testing.assert_allclose(np.array(normed), np.array(features.tokens), atol=CLOSE)
+
+
+def test_text_features_stop_after_the_last_block_asked_for(lit, monkeypatch):
+    tower = lit.lit.text_encoder
+    blocks = [tower.trunk.blocks[0], lambda *_: pytest.fail("a block too many")]
+    monkeypatch.setitem(tower.trunk, "blocks", blocks)  # modules are dictionaries
+    features = lit.text_features(["cat"], layers=[0], final=False)
+    assert features.tokens is None and list(features.layers) == [0]
+
+
+@pytest.mark.parametrize(("layers", "final"), [([2], True), ([], False)])
+def test_text_layers_that_do_not_exist_are_refused(lit, layers, final):
+    with pytest.raises(UsageError, match=r"layer|nothing to compute"):
+        lit.text_features(["cat"], layers, final)
+
+
+@pytest.mark.parametrize("texts", ["cat", ["cat", 3], [[1384], [5, 1384]], [["cat"]], [3.0]])
+def test_what_is_neither_texts_nor_ids_is_refused(lit, texts):
+    with pytest.raises(UsageError, match="expected"):
+        lit.encode_text(texts)
+
+
+def test_a_model_without_tokenizer_files_takes_images_and_ids_and_says_what_words_need(tmp_path):
+    lit = aim_mlx.load(save_lit(tmp_path / "bare", tokenizer=False))
+    assert isinstance(lit, LiT)
+    assert lit.embed([photo(0)]).shape == (1, 32)
+    assert lit.encode_text([[5, 1384]]).shape == (1, 32)
+    with pytest.raises(CheckpointError, match=r"tokenizer.json, or vocab.json.*bare"):
+        lit.encode_text(["cat"])
+
+
+def test_a_tokenizer_that_does_not_fit_stops_the_loading(tmp_path):
+    folder = save_lit(tmp_path / "m", tokenizer=False)
+    vocabulary = json.loads((TOKENIZER / "vocab.json").read_text())
+    vocabulary["<|endoftext|>"] = 1400
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    shutil.copy(TOKENIZER / "merges.txt", folder)
+    with pytest.raises(CheckpointError, match="vocab.json has ids up to 1400"):
+        aim_mlx.load(folder)
+
+
+def test_the_tokenizer_goes_along_when_a_model_is_converted(folder, lit, tmp_path):
+    convert_checkpoint(folder, tmp_path / "half", dtype="float16", compare=False)
+    half = aim_mlx.load(tmp_path / "half")
+    assert isinstance(half, LiT)
+    # float16 has 11 bits of mantissa; the vectors are of size one.
+    np.testing.assert_allclose(
+        np.array(half.encode_text(TEXTS[:2])), one_by_one(lit, TEXTS[:2]), atol=2e-2
+    )
