@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aim_mlx.errors import UsageError
-from aim_mlx.images import Listing, discover
+from aim_mlx.images import Listing, discover, is_under
 
 
 def make(root, *names):
@@ -140,6 +140,14 @@ def test_follow_visits_every_folder_once_by_its_own_name(tmp_path):
     assert names(listing, tmp_path / "in") == ["out/b.jpg", "z/a.jpg"]
 
 
+def test_with_follow_a_later_source_is_named_by_its_own_place_too(tmp_path):
+    make(tmp_path / "one", "a.jpg")
+    make(tmp_path / "two", "b.jpg")
+    (tmp_path / "one" / "link").symlink_to("../two")
+    listing = discover([tmp_path / "one", tmp_path / "two"], follow=True)
+    assert names(listing, tmp_path) == ["one/a.jpg", "two/b.jpg"]
+
+
 def test_a_source_that_is_a_link_to_a_folder_is_searched(tmp_path):
     make(tmp_path / "real", "a.jpg")
     (tmp_path / "link").symlink_to("real")
@@ -224,6 +232,26 @@ def test_relative_sources_give_relative_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert discover(["."]).files == ("b.jpg", "sub/a.jpg")
     assert discover(["sub", "b.jpg", "./b.jpg", ".//sub/."]).files == ("b.jpg", "sub/a.jpg")
+
+
+@pytest.mark.parametrize("source", [".", "./", "sub", "./sub/", "sub//deep", "../top/sub", "/"])
+def test_what_was_found_under_a_source_is_under_it(tmp_path, monkeypatch, source):
+    make(tmp_path / "top", "sub/deep/a.jpg", "sub/deep/..b.jpg")
+    monkeypatch.chdir(tmp_path / "top")
+    found = discover([source]).files if source != "/" else ["/a.jpg", "/sub/b.jpg"]
+    assert len(found) == 2 and all(is_under(path, source) for path in found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [("sub.jpg", "sub"), ("subway/a.jpg", "./sub"), ("../a.jpg", "."), ("/a.jpg", "."), ("a", "b")],
+)
+def test_what_is_beside_a_source_is_not_under_it(path, source):
+    assert not is_under(path, source)
+
+
+def test_a_source_that_is_a_file_is_under_itself():
+    assert is_under("a.jpg", "./a.jpg")
 
 
 def test_the_output_inside_the_sources_is_passed_by(tmp_path):

@@ -1,7 +1,7 @@
 """Image files to pixels: discover, decode, preprocess, stream. Knows no model."""
 
 from aim_mlx.images.decode import ImageSource, decode, default_max_pixels
-from aim_mlx.images.discover import Listing, Skip, discover
+from aim_mlx.images.discover import Listing, Skip, discover, is_under
 from aim_mlx.images.path_lists import in_share, parse_share, read_paths, split
 from aim_mlx.images.planner import plan_native
 from aim_mlx.images.preprocess import preprocess
@@ -18,6 +18,7 @@ __all__ = [
     "default_max_pixels",
     "discover",
     "in_share",
+    "is_under",
     "parse_share",
     "plan_native",
     "preprocess",

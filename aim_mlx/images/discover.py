@@ -88,6 +88,14 @@ def discover(
     return search.listing()
 
 
+def is_under(path: str, source: str | Path) -> bool:
+    """Whether a path, as discover() gives it, is that of a source or of something below it."""
+    top = _clean(source)
+    if top == ".":
+        return not os.path.isabs(path) and path.split("/")[0] != ".."
+    return path == top or path.startswith(_prefix(top))
+
+
 class _Folder(NamedTuple):
     path: str
     below: str = ""  # the path below the source it was found under, with a "/" at its end
@@ -171,7 +179,7 @@ class _Search:
                 return
             self.visited.add(identity)
             named = self.named.get(identity, ())
-            prefix = "" if folder.path == "." else os.path.join(folder.path, "")
+            prefix = _prefix(folder.path)
             with os.scandir(folder.path) as entries:
                 for entry in entries:
                     if entry.name not in named:
@@ -240,6 +248,11 @@ class _Search:
 def _identity(folder: str) -> _Identity:
     found = os.stat(folder)
     return found.st_dev, found.st_ino
+
+
+def _prefix(folder: str) -> str:
+    """What the paths of a folder's entries begin with."""
+    return "" if folder == "." else os.path.join(folder, "")
 
 
 def _clean(path: str | Path) -> str:
