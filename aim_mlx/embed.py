@@ -8,6 +8,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from aim_mlx.backend import cpu_streams, mx, on_gpu
+from aim_mlx.backend import cpu_streams, mx, nn, on_gpu
 from aim_mlx.batching import batches, in_order
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import AimError, CheckpointError, ImageError, UsageError
 from aim_mlx.images import ImageSource, Sample, decode, preprocess, stream
 from aim_mlx.models.pooling import POOLINGS, check_pooling, normalized, pool
 from aim_mlx.models.vision import Features, VisionEncoder, block_indices
+from aim_mlx.weights.digest import parameters_digest
 
 # Patches in a batch where no size is asked for: 32 images of 224 x 224 on a GPU, four on a CPU,
 # where every core has a batch of its own and larger ones gain little.
@@ -81,6 +83,16 @@ class Encoder:
     @property
     def dtype(self) -> mx.Dtype:
         return self.model.trunk.post_trunk_norm.weight.dtype
+
+    @property
+    def network(self) -> nn.Module:
+        """All that was loaded."""
+        return self.model
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of all parameters as loaded, in hex; the same whatever layout they came in."""
+        return parameters_digest(self.network)
 
     @property
     def poolings(self) -> tuple[str, ...]:

@@ -32,6 +32,10 @@ class LiT(Encoder):
     tokenizer: Tokenizer | None = field(default=None, kw_only=True)
 
     @property
+    def network(self) -> LiTModel:
+        return self.lit
+
+    @property
     def poolings(self) -> tuple[str, ...]:
         return ("attention", *POOLINGS)
 
