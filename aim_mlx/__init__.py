@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from aim_mlx.loading import load as load
     from aim_mlx.models.vision import Features as Features
     from aim_mlx.registry import MODELS as MODELS
+    from aim_mlx.zeroshot import ZeroShotHead as ZeroShotHead
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ _HOME = {
     "Features": "aim_mlx.models.vision",
     "LiT": "aim_mlx.lit",
     "MODELS": "aim_mlx.registry",
+    "ZeroShotHead": "aim_mlx.zeroshot",
     "load": "aim_mlx.loading",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

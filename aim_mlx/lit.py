@@ -1,6 +1,7 @@
 """Images and texts in one space: an encoder whose vectors can be compared with words."""
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
 from aim_mlx.batching import by_length
 from aim_mlx.embed import EmbedOptions, Encoder
 from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
+from aim_mlx.images import ImageSource
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.pooling import POOLINGS
 from aim_mlx.models.text import TextFeatures
@@ -109,12 +111,35 @@ class LiT(Encoder):
         """Pixels (n, H, W, 3) and texts or ids (C, L) -> scaled cosines (n, C) in float32."""
         return self.lit.logits(self.encode_image(pixels), self.encode_text(texts))
 
+    def classify(
+        self,
+        images: Sequence[ImageSource],
+        labels: Sequence[str],
+        templates: str | os.PathLike[str] | Sequence[str] = "plain",
+        *,
+        multi_label: bool = False,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Images -> scores (n, C) float32 for the labels: probabilities, which sum to one.
+
+        `templates` are "plain", "varied", a file or a list of texts with one `{}`. `multi_label`
+        gives the cosine with each label instead. To use labels again, make a ZeroShotHead. Raises
+        what `embed` raises, and UsageError for labels or templates that do not serve.
+        """
+        from aim_mlx.zeroshot import ZeroShotHead  # which is made with a LiT
+
+        head = ZeroShotHead.build(self, labels, templates, single=multi_label)
+        if head.cut:
+            warn_of_cut(head.cut, self.lit.config.text.context_length)
+        vectors = self.embed(images, pooling="attention", batch_size=batch_size)
+        return head.scores(vectors, multi_label)
+
     def _ids(self, texts: Texts) -> np.ndarray:
         """The ids (B, L) of texts, or those given."""
         if isinstance(texts, str) or not len(texts) or isinstance(texts[0], str):
             tokens = self.tokenize(cast(Sequence[str], texts))
             if tokens.cut:
-                warn_of_cut(len(tokens.cut), tokens.ids.shape[1])
+                warn_of_cut(len(tokens.cut), tokens.ids.shape[1], stacklevel=4)
             return tokens.ids
         try:
             return np.asarray(texts)
@@ -122,11 +147,11 @@ class LiT(Encoder):
             raise UsageError("expected ids (B, L), got rows of several lengths: pad them") from None
 
 
-def warn_of_cut(count: int, longest: int) -> None:
-    """Says that texts were cut."""
+def warn_of_cut(count: int, longest: int, stacklevel: int = 3) -> None:
+    """Says that texts were cut, by default to whoever called the function that calls this."""
     warnings.warn(
         f"{count} text{'s' if count > 1 else ''} of more than {longest} tokens "
         "cut to that length, the end token kept",
         TruncatedTextWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )

@@ -14,7 +14,7 @@ from aim_mlx.weights.sizes import expected_shapes
 SMALL = VisionConfig(64, 176, 3, 2, 14, 56)
 NATIVE = VisionConfig(64, 176, 3, 2, 14, None)
 # As large a vocabulary as the reference's small one, and room for short prompts only.
-SMALL_LIT = LiTConfig(SMALL, TextConfig(48, 128, 2, 3, 1385, 16, 1384), 32)
+SMALL_LIT = LiTConfig(SMALL, TextConfig(48, 128, 2, 3, 1385, 32, 1384), 32)
 TOKENIZER = Path(__file__).parent / "data" / "clip_tokenizer"
 
 
