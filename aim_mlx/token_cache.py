@@ -1,0 +1,242 @@
+"""Tokens of a frozen trunk on disk, computed once: float16 shards, known by the images' content.
+
+FOLDER/KEY/tokens-000000.npy ... are arrays of records (digest, tokens), each written whole by one
+rename and never changed; KEY stands for the encoder, its preprocessing and the layers, which
+FOLDER/KEY/identity.json states. What is there is never computed again, whatever its name.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aim_mlx.config import to_dict
+from aim_mlx.durable import TEMPORARY, publish
+from aim_mlx.embed import Encoder
+from aim_mlx.errors import OutputError, UsageError
+from aim_mlx.images import Skip
+from aim_mlx.tokens import Content, changed, frozen_tokens, token_shape
+
+_SHARD_BYTES = 64 << 20
+_SHARD_SECONDS = 60.0  # the most work that a kill can cost
+_HEADER_BYTES = 256  # at most, of a shard; reckoned for every image, as time may close a shard
+
+Progress = Callable[[int, int], None]  # images done, images to do
+
+
+class TokenCache:
+    """The cached tokens of one encoder, in a folder that several may share.
+
+    `limit` bounds the bytes of all shards in the folder, those of other encoders included. Raises
+    UsageError for a native-resolution model, OutputError for a folder that cannot be used.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        encoder: Encoder,
+        layers: Sequence[int] = (),
+        limit: int | None = None,
+    ):
+        self.shape = token_shape(encoder)
+        self.limit = limit
+        self.identity = _identity(encoder, layers)
+        self._encoder, self._layers = encoder, tuple(layers)
+        self._root = Path(folder)
+        self._folder = self._root / hashlib.sha256(_text(self.identity)).hexdigest()[:32]
+        self._record = np.dtype([("digest", "u1", (32,)), ("tokens", "<f2", self.shape)])
+        self._shards: list[np.ndarray] = []
+        self._where: dict[bytes, tuple[int, int]] = {}
+        with _storage(self._root):
+            self._open_shards()
+
+    def missing(self, digests: Sequence[str]) -> list[str]:
+        """The digests whose tokens are not there, each once."""
+        return [each for each in dict.fromkeys(digests) if _key(each) not in self._where]
+
+    def bytes_to_add(self, digests: Sequence[str]) -> int:
+        """What filling in these would take on the disk, at most."""
+        return len(self.missing(digests)) * (self._record.itemsize + _HEADER_BYTES)
+
+    def fits(self, digests: Sequence[str]) -> bool:
+        """Whether filling in these stays within the limit."""
+        return self.limit is None or self._used() + self.bytes_to_add(digests) <= self.limit
+
+    def fill(
+        self, images: Mapping[str, tuple[str, Content]], progress: Progress | None = None
+    ) -> list[Skip]:
+        """Computes the tokens of images, digest -> (path, content), that are not there yet.
+
+        Returns those that could not be decoded, with the reason. Whatever ends it early, finished
+        shards stay. Raises UsageError where the limit does not allow it, OutputError where the disk
+        does not, and AimError for tokens that float16 cannot hold.
+        """
+        missing = self.missing(list(images))
+        if not missing:
+            return []
+        if not self.fits(missing):
+            raise UsageError(
+                f"the tokens need {self.bytes_to_add(missing):,} bytes on top of {self._used():,}, "
+                f"the limit is {self.limit:,}: raise it"
+            )
+        with _storage(self._root):
+            self._prepare(self.bytes_to_add(missing))
+            self._open_shards(clean=True)
+            missing = self.missing(missing)
+            return self._compute([images[digest] for digest in missing], progress)
+
+    def rows(self, digests: Sequence[str]) -> "CachedTokens":
+        """The tokens of a list of images, to be read by their place in it."""
+        places = np.array([self._where[_key(digest)] for digest in digests], np.int64)
+        return CachedTokens([shard["tokens"] for shard in self._shards], places.reshape(-1, 2))
+
+    def _compute(
+        self, images: Sequence[tuple[str, Content]], progress: Progress | None
+    ) -> list[Skip]:
+        skips = []
+        shard = _Shard(self._record)
+        paths = [path for path, _ in images]
+        with closing(frozen_tokens(self._encoder, paths, self._layers)) as rows:
+            for row in rows:
+                path, content = images[row.index]
+                failure = row.failure or changed(path, content)
+                if failure is not None:
+                    skips.append(Skip(path, failure.reason, failure.detail))
+                else:
+                    shard.add(_key(content.digest), row.vector)
+                if shard.full:
+                    self._publish(shard.take())
+                if progress is not None:
+                    progress(row.index + 1, len(images))
+        self._publish(shard.take())
+        return skips
+
+    def _publish(self, records: np.ndarray) -> None:
+        if not len(records):
+            return
+        if self.limit is not None and self._used() + records.nbytes + _HEADER_BYTES > self.limit:
+            raise OutputError(
+                f"{str(self._root)!r} has grown to its limit of {self.limit:,} bytes by another's "
+                "work: raise the limit, or choose another folder"
+            )
+        number = max((int(path.stem[7:]) + 1 for path in self._files()), default=0)
+        path = self._folder / f"tokens-{number:06d}.npy"
+        publish({path: lambda file: np.save(file, records, allow_pickle=False)})
+        self._open_shard(path)
+
+    def _prepare(self, needed: int) -> None:
+        """Makes the folder; raises OutputError where the disk is too small."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise OutputError(
+                f"the tokens need {needed:,} bytes, {str(self._root)!r} has {free:,} free: "
+                "make room, choose another folder, or lower the limit to stream from the images"
+            )
+        text = _text(self.identity) + b"\n"
+        publish({self._folder / "identity.json": lambda file: file.write(text)})
+
+    def _open_shards(self, clean: bool = False) -> None:
+        self._shards.clear()
+        self._where.clear()
+        for path in self._files():
+            if not self._open_shard(path) and clean:
+                path.unlink()  # damaged: its images are computed again
+        if clean:
+            for path in self._folder.glob(f".*{TEMPORARY}"):  # of a run that was killed
+                path.unlink()
+
+    def _open_shard(self, path: Path) -> bool:
+        """Maps a shard; False where it is not sound."""
+        try:
+            records = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError):
+            return False
+        if records.dtype != self._record or records.ndim != 1:
+            return False
+        for row, digest in enumerate(records["digest"]):
+            self._where[digest.tobytes()] = (len(self._shards), row)
+        self._shards.append(records)
+        return True
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("tokens-[0-9]*.npy"))
+
+    def _used(self) -> int:
+        return sum(path.stat().st_size for path in self._root.glob("*/tokens-*.npy"))
+
+
+class CachedTokens:
+    """Memory-mapped tokens of a list of images."""
+
+    def __init__(self, shards: Sequence[np.ndarray], places: np.ndarray):
+        self.shape: tuple[int, int] = shards[0].shape[1:] if shards else (0, 0)
+        self._shards = shards
+        self._places = places  # (images, 2): shard and row
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The tokens of images by their place in the list, float16 (B, N, D)."""
+        tokens = np.empty((len(indices), *self.shape), np.float16)
+        for place, (shard, row) in enumerate(self._places[np.asarray(indices, np.int64)]):
+            tokens[place] = self._shards[shard][row]
+        return tokens
+
+
+class _Shard:
+    """Records that wait to be written together."""
+
+    def __init__(self, record: np.dtype):
+        self._records = np.empty(max(1, _SHARD_BYTES // record.itemsize), record)
+        self._count = 0
+        self._started = time.monotonic()
+
+    def add(self, digest: bytes, tokens: np.ndarray | None) -> None:
+        self._records[self._count]["digest"] = np.frombuffer(digest, np.uint8)
+        self._records[self._count]["tokens"] = tokens
+        self._count += 1
+
+    @property
+    def full(self) -> bool:
+        late = time.monotonic() - self._started >= _SHARD_SECONDS
+        return self._count == len(self._records) or (self._count > 0 and late)
+
+    def take(self) -> np.ndarray:
+        records, self._count = self._records[: self._count], 0
+        self._started = time.monotonic()
+        return records
+
+
+def _identity(encoder: Encoder, layers: Sequence[int]) -> dict[str, Any]:
+    """All that decides the tokens of an image."""
+    return {
+        "weights": encoder.weights_digest,
+        "encoder": to_dict(encoder.model.config),
+        "preprocessing": to_dict(encoder.preprocessing),
+        "layers": list(layers),
+    }
+
+
+def _text(identity: Mapping[str, Any]) -> bytes:
+    return json.dumps(identity, sort_keys=True, indent=1).encode()
+
+
+def _key(digest: str) -> bytes:
+    return bytes.fromhex(digest)
+
+
+@contextmanager
+def _storage(folder: Path):
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot keep tokens in {str(folder)!r}: {error.strerror or error}; finished shards "
+            "are kept"
+        ) from error

@@ -1,0 +1,122 @@
+"""Images to the tokens of a frozen trunk, float16 (N, D) an image."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from aim_mlx.backend import mx
+from aim_mlx.embed import Embedded, EmbedOptions, Encoder
+from aim_mlx.errors import AimError, ImageError, UsageError
+
+
+class TokenSource(Protocol):
+    """Tokens of a fixed list of images, from a cache or computed when they are asked for."""
+
+    shape: tuple[int, int]
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The tokens of images by their place in the list, float16 (B, N, D)."""
+        ...
+
+
+class StreamedTokens:
+    """Tokens computed from the images each time, equal to cached ones up to float16's rounding.
+
+    `batch` raises AimError for an image that cannot be decoded any more.
+    """
+
+    def __init__(self, encoder: Encoder, paths: Sequence[str], layers: Sequence[int] = ()):
+        self.shape = token_shape(encoder)
+        self._encoder = encoder
+        self._paths = paths
+        self._layers = layers
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        paths = [self._paths[i] for i in indices]
+        tokens = np.empty((len(paths), *self.shape), np.float16)
+        for row in frozen_tokens(self._encoder, paths, self._layers):
+            if row.vector is None:
+                raise AimError(
+                    f"{paths[row.index]!r} could be read before and cannot now ({row.failure}): "
+                    "put it back, or take it out of the table"
+                )
+            tokens[row.index] = row.vector
+        return tokens
+
+
+def token_shape(encoder: Encoder) -> tuple[int, int]:
+    """(N, D) of every image; raises UsageError for a model that has another N for each."""
+    grid = encoder.model.config.grid
+    if grid is None:
+        raise UsageError(
+            "this needs a model of one image size; the native-resolution model gives every image "
+            "another number of tokens: choose one such as aimv2-large-patch14-224"
+        )
+    return grid**2, encoder.model.config.embed_dim
+
+
+def frozen_tokens(
+    encoder: Encoder, paths: Sequence[str], layers: Sequence[int] = ()
+) -> Generator[Embedded, None, None]:
+    """A row for each image, in order, whose `vector` is its tokens, float16 (N, D).
+
+    Those after the final norm, or the mean of the outputs of the blocks `layers`. An image that
+    cannot be decoded is a row with its failure. Raises AimError, naming the image, for tokens that
+    are not finite numbers of float16.
+    """
+    trunk = _Trunk(encoder.model, encoder.preprocessing)
+    options = EmbedOptions(layers=tuple(layers), normalize=False)
+    for row in trunk.embed_stream(paths, options):
+        if row.failure is not None and row.failure.reason == "non_finite":
+            raise AimError(
+                f"{paths[row.index]!r} has tokens beyond float16 (at most 65,504): take it out of "
+                "the table"
+            )
+        yield row
+
+
+class _Trunk(Encoder):
+    """An encoder that leaves the tokens as they are."""
+
+    def _pool(self, tokens: mx.array, options: EmbedOptions) -> mx.array:
+        return tokens.astype(mx.float16)
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file as it was read: SHA-256 in hex, bytes, time of change in nanoseconds."""
+
+    digest: str
+    size: int
+    mtime_ns: int
+
+
+def read_content(path: str) -> Content:
+    """Reads a file for its digest; raises ImageError for one that is no readable regular file."""
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise ImageError("not_regular", "not a file")
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise ImageError("vanished", "the file is not there") from error
+    except OSError as error:
+        raise ImageError("unreadable", error.strerror or str(error)) from error
+    return Content(digest, found.st_size, found.st_mtime_ns)
+
+
+def changed(path: str, content: Content) -> ImageError | None:
+    """Why what was decoded may not be the content that was digested; None if it is."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ImageError("vanished", "the file is not there")
+    if (found.st_size, found.st_mtime_ns) != (content.size, content.mtime_ns):
+        return ImageError("changed", "the file changed while it was read")
+    return None

@@ -1,0 +1,233 @@
+"""Tokens of a frozen trunk on disk: the right ones, computed once, within the limit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aim_mlx import token_cache, tokens
+from aim_mlx.backend import mx
+from aim_mlx.embed import Encoder
+from aim_mlx.errors import AimError, CheckpointError, OutputError, UsageError
+from aim_mlx.token_cache import TokenCache
+from aim_mlx.tokens import StreamedTokens, frozen_tokens, read_content
+from tests.small import NATIVE, SMALL, encoder, photo, save
+
+SHAPE = (16, 64)  # of SMALL: (N, D)
+RECORD = 32 + 2 * 16 * 64
+
+
+@pytest.fixture
+def images(tmp_path) -> dict:
+    """Five photographs as the cache takes them: digest -> (path, content)."""
+    found = {}
+    for seed in range(5):
+        path = str(tmp_path / f"{seed}.png")
+        Image.fromarray(photo(seed)).save(path)
+        content = read_content(path)
+        found[content.digest] = (path, content)
+    return found
+
+
+def wanted(model: Encoder, images: dict) -> np.ndarray:
+    """What the model says of each image, alone."""
+    pixels = [model.preprocess([path]) for path, _ in images.values()]
+    return np.concatenate([np.array(model.features(each).tokens) for each in pixels])
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/tokens-*.npy"))
+
+
+def test_cached_tokens_are_those_of_the_model_in_the_order_asked_for(tmp_path, images):
+    model = encoder()
+    cache = TokenCache(tmp_path / "cache", model)
+    assert cache.fill(images) == []
+    digests = list(images)
+    rows = cache.rows(digests[::-1])
+    batch = rows.batch([0, 4, 4])
+    assert rows.shape == SHAPE and batch.dtype == np.float16
+    # float16 keeps 11 bits; the tokens after the final norm are within about 4.
+    np.testing.assert_allclose(batch, wanted(model, images)[[4, 0, 0]], atol=4e-3)
+
+
+def test_streamed_tokens_equal_cached_ones(tmp_path, images):
+    model = encoder()
+    cache = TokenCache(tmp_path / "cache", model)
+    cache.fill(images)
+    streamed = StreamedTokens(model, [path for path, _ in images.values()])
+    order = [3, 1, 4]
+    np.testing.assert_allclose(
+        streamed.batch(order), cache.rows(list(images)).batch(order), atol=4e-3
+    )
+
+
+def test_layers_give_the_mean_of_their_outputs(tmp_path, images):
+    model = encoder()
+    cache = TokenCache(tmp_path / "cache", model, layers=(0, -1))
+    cache.fill(images)
+    path = next(iter(images.values()))[0]
+    outputs = model.features(model.preprocess([path]), [0, -1]).layers
+    mean = (np.array(outputs[0]) + np.array(outputs[-1])) / 2
+    np.testing.assert_allclose(cache.rows(list(images)).batch([0]), mean, atol=4e-3)
+
+
+def test_what_is_there_is_not_computed_again(tmp_path, images, monkeypatch):
+    TokenCache(tmp_path / "cache", encoder()).fill(images)
+    cache = TokenCache(tmp_path / "cache", encoder())
+    assert cache.missing(list(images)) == [] and cache.bytes_to_add(list(images)) == 0
+    monkeypatch.setattr(token_cache, "frozen_tokens", None)
+    assert cache.fill(images) == []
+
+
+@pytest.mark.parametrize(
+    "change", ["weights", "preprocessing", "layers"], ids=lambda change: f"other_{change}"
+)
+def test_tokens_of_another_encoder_are_not_mixed_in(tmp_path, images, change):
+    TokenCache(tmp_path / "cache", encoder()).fill(images)
+    other = encoder(seed=1 if change == "weights" else 0)
+    if change == "preprocessing":
+        other.preprocessing = type(other.preprocessing).imagenet(56)
+    layers = (0,) if change == "layers" else ()
+    cache = TokenCache(tmp_path / "cache", other, layers)
+    assert len(cache.missing(list(images))) == 5
+
+
+def test_the_limit_holds_for_the_whole_folder(tmp_path, images):
+    folder = tmp_path / "cache"
+    limit = 5 * (RECORD + 256)
+    first = TokenCache(folder, encoder(), limit=limit)
+    assert first.fits(list(images))
+    first.fill(images)
+    used = sum(path.stat().st_size for path in shards(folder))
+    assert 5 * RECORD < used <= limit
+    second = TokenCache(folder, encoder(seed=1), limit=limit)
+    assert not second.fits(list(images)[:1])
+    with pytest.raises(UsageError, match="the limit is"):
+        second.fill(images)
+    assert sum(path.stat().st_size for path in shards(folder)) == used
+
+
+def test_images_that_cannot_be_decoded_are_returned_with_the_reason(tmp_path, images):
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(b"not an image")
+    content = read_content(str(path))
+    cache = TokenCache(tmp_path / "cache", encoder())
+    skips = cache.fill({content.digest: (str(path), content), **images})
+    assert [(skip.path, skip.reason) for skip in skips] == [(str(path), "not_image")]
+    assert cache.missing([content.digest, *images]) == [content.digest]
+
+
+def test_a_file_that_changed_since_it_was_digested_is_not_kept_under_the_old_digest(
+    tmp_path, images
+):
+    digest, (path, _) = next(iter(images.items()))
+    Image.fromarray(photo(99, 61)).save(path)
+    cache = TokenCache(tmp_path / "cache", encoder())
+    assert [skip.reason for skip in cache.fill(images)] == ["changed"]
+    assert cache.missing(list(images)) == [digest]
+
+
+def test_a_model_whose_tokens_all_pass_float16_is_refused(images):
+    model = encoder()
+    model.model.trunk.post_trunk_norm.weight *= mx.where(mx.arange(64) == 3, 1e5, 1)
+    with pytest.raises(CheckpointError, match="finite"):
+        list(frozen_tokens(model, [path for path, _ in images.values()]))
+
+
+def test_one_image_beyond_float16_is_named(images, monkeypatch):
+    model, paths = encoder(), [path for path, _ in images.values()]
+    pool = tokens._Trunk._pool
+
+    def overflowing(self, batch, options):
+        factors = mx.where(mx.arange(len(batch)) == 0, 1e6, 1)
+        return pool(self, batch * factors[:, None, None], options)
+
+    monkeypatch.setattr(tokens._Trunk, "_pool", overflowing)
+    with pytest.raises(AimError, match=r"0\.png.*beyond float16"):
+        list(frozen_tokens(model, paths))
+
+
+def test_the_native_resolution_model_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="one image size"):
+        TokenCache(tmp_path / "cache", encoder(NATIVE))
+
+
+def test_a_damaged_shard_is_computed_again_and_the_others_are_kept(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(token_cache, "_SHARD_BYTES", 2 * RECORD)
+    folder = tmp_path / "cache"
+    TokenCache(folder, encoder()).fill(images)
+    first, second, third = shards(folder)
+    kept = first.read_bytes()
+    second.write_bytes(second.read_bytes()[:-1])
+    cache = TokenCache(folder, encoder())
+    assert cache.missing(list(images)) == list(images)[2:4]
+    cache.fill(images)
+    assert cache.missing(list(images)) == [] and first.read_bytes() == kept
+    expected = wanted(encoder(), images)
+    np.testing.assert_allclose(cache.rows(list(images)).batch(range(5)), expected, atol=4e-3)
+
+
+_FILL = """
+import sys
+import aim_mlx
+from aim_mlx import token_cache
+from aim_mlx.tokens import read_content
+from aim_mlx.token_cache import TokenCache
+token_cache._SHARD_BYTES = 1
+images = {}
+for path in sys.argv[3:]:
+    content = read_content(path)
+    images[content.digest] = (path, content)
+cache = TokenCache(sys.argv[2], aim_mlx.load(sys.argv[1]))
+cache.fill(images, lambda done, total: print(done, flush=True))
+"""
+
+
+def test_a_killed_run_keeps_its_shards_and_the_next_one_computes_the_rest(tmp_path):
+    paths = []
+    for seed in range(200):
+        paths.append(str(tmp_path / f"{seed}.png"))
+        Image.fromarray(photo(seed)).save(paths[-1])
+    folder, model = tmp_path / "cache", save(tmp_path / "model")
+    command = [sys.executable, "-c", _FILL, str(model), str(folder), *paths]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdout.readline()
+    process.kill()
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in shards(folder)}
+    assert 3 <= len(kept) < 200
+    (folder / shards(folder)[0].parent.name / ".tokens-000009.npy.1.aim-mlx.tmp").write_bytes(b"x")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(200 - len(kept))
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert not list(folder.glob("*/.*.aim-mlx.tmp"))
+
+
+def test_a_disk_that_is_too_small_is_said_before_any_work(tmp_path, images, monkeypatch):
+    usage = token_cache.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(token_cache.shutil, "disk_usage", lambda _: usage._replace(free=RECORD))
+    monkeypatch.setattr(token_cache, "frozen_tokens", None)
+    with pytest.raises(OutputError, match="free"):
+        TokenCache(tmp_path / "cache", encoder()).fill(images)
+
+
+def test_a_cache_says_what_it_is_of(tmp_path, images):
+    TokenCache(tmp_path / "cache", encoder()).fill(images)
+    (identity,) = (tmp_path / "cache").glob("*/identity.json")
+    values = json.loads(identity.read_text())
+    assert values["encoder"]["embed_dim"] == SMALL.embed_dim and values["layers"] == []
+
+
+def test_a_shard_closes_by_time_too(tmp_path, images, monkeypatch):
+    clock = iter(range(0, 10_000, 61))
+    monkeypatch.setattr(token_cache.time, "monotonic", lambda: next(clock))
+    TokenCache(tmp_path / "cache", encoder()).fill(images)
+    assert len(shards(tmp_path / "cache")) == 5
