@@ -1,7 +1,7 @@
 """Random weights of any size, to try things out before real ones are there."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import numpy as np
 
@@ -10,15 +10,20 @@ from aim_mlx.config import LiTConfig, VisionConfig
 from aim_mlx.weights.sizes import expected_shapes
 
 
-def initial_weights(config: VisionConfig | LiTConfig, seed: int) -> Iterator[tuple[str, mx.array]]:
+def initial_weights(
+    config: VisionConfig | LiTConfig, seed: int, wanted: Container[str] | None = None
+) -> Iterator[tuple[str, mx.array]]:
     """Pairs of name and float32 array, one at a time, the same for the same seed everywhere.
+
+    `wanted` None is all of them.
 
     Xavier-uniform products, N(0, 0.02) embeddings, positions and queries, gains of one, biases of
     zero: the initialisation of the training code, apple/ml-l3m. LiT's logit scale starts at 1/0.07.
     """
     for index, (name, shape) in enumerate(expected_shapes(config).items()):
-        rng = np.random.default_rng([seed, index])
-        yield name, mx.array(_initial(name, shape, rng))
+        if wanted is None or name in wanted:
+            rng = np.random.default_rng([seed, index])
+            yield name, mx.array(_initial(name, shape, rng))
 
 
 def _initial(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -31,6 +31,7 @@ Weights = Mapping[str, mx.array] | Iterable[tuple[str, mx.array]]
 
 _STORED = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 Content = Callable[[BinaryIO], Any]  # writes one file
+WORK_FOLDER = "training"  # beside the model: how it came about, and what training goes on from
 # What a LiT folder keeps of its tokenizer, beside the files that every folder has.
 EXTRA_FILES = (
     "tokenizer.json",
@@ -67,9 +68,9 @@ def save_checkpoint(
     not fit in memory together. `dtype` is one for all or one for each name; where it is None a
     mapping keeps its arrays' dtypes, and pairs are float32. `quantization` packs the products of
     the trunks as they are written. `extra_files` are of EXTRA_FILES. An existing folder must be
-    empty, or hold this format and `overwrite` be given. Raises OutputError where the folder cannot
-    be written, leaving nothing half done, and CheckpointError for weights that are not finite or
-    not those of `config`.
+    empty but for a WORK_FOLDER, or hold this format and `overwrite` be given. Raises OutputError
+    where the folder cannot be written, leaving nothing half done, and CheckpointError for weights
+    that are not finite or not those of `config`.
     """
     folder = Path(folder)
     values = our_values(config, preprocess, provenance or {}, quantization)
@@ -198,6 +199,7 @@ def check_folder(folder: Path, overwrite: bool) -> bool:
         raise OutputError(f"{at(folder)} is not a folder: choose another name")
     with _as_output_error(folder):
         names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY)}
+    names -= {WORK_FOLDER}
     if names and not overwrite:
         raise OutputError(
             f"{at(folder)} is not empty: choose another folder, or say to overwrite it"

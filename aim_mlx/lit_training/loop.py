@@ -1,0 +1,123 @@
+"""The steps of a training run: every one a function of the state before it and of its number."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from aim_mlx.backend import mx, nn, optim, tree_flatten, tree_unflatten
+from aim_mlx.errors import AimError
+from aim_mlx.lit_training.config import TrainConfig, learning_rate
+from aim_mlx.lit_training.loss import LARGEST_LOG_SCALE, contrastive_loss, no_counterexamples
+from aim_mlx.lit_training.model import decays, trimmed
+from aim_mlx.lit_training.pairs import Pairs, epoch_batches
+from aim_mlx.models.lit import LiTModel
+from aim_mlx.tokenizer import TokenIds, Tokenizer
+from aim_mlx.tokens import TokenSource
+
+_BETAS = [0.9, 0.98]  # of CLIP: the second moment follows the falling loss sooner than 0.999
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs with all that training and evaluation read: image tokens and text ids."""
+
+    pairs: Pairs
+    tokens: TokenSource
+    texts: TokenIds
+
+    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (B, N, D) float16 and ids (B, L) of some pairs."""
+        ids = trimmed(self.texts.ids[rows], self.texts.lengths[rows])
+        return self.tokens.batch(self.pairs.images[rows]), ids
+
+
+@dataclass
+class Trainer:
+    """A model in training. `step` counts the steps done; `history` holds a record for each."""
+
+    model: LiTModel
+    tokenizer: Tokenizer
+    config: TrainConfig
+    train: Split
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self):
+        kinds = [
+            optim.AdamW(0.0, _BETAS, weight_decay=decay, bias_correction=True)
+            for decay in (self.config.weight_decay, 0.0)
+        ]
+        self._optimizer = optim.MultiOptimizer(kinds, [decays])
+        self._optimizer.init(self.model.trainable_parameters())
+        self._loss_and_gradient = nn.value_and_grad(self.model, self._loss)
+        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+
+    @property
+    def steps_in_epoch(self) -> int:
+        return -(-len(self.train.pairs.captions) // self.config.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.config.epochs * self.steps_in_epoch
+
+    def run_step(self) -> dict[str, Any]:
+        """Does one step and returns its record: number, loss, gradient norm, rate and scale.
+
+        Raises AimError, the model as it was before, where loss or gradient is not finite.
+        """
+        rows = self._rows()
+        tokens, ids = self.train.batch(rows)
+        left_out = no_counterexamples(self.train.pairs.images[rows], ids)
+        loss, gradient = self._loss_and_gradient(mx.array(tokens), ids, left_out)
+        gradient, norm = optim.clip_grad_norm(gradient, self.config.clip_norm)
+        mx.eval(loss, norm)
+        found = {"loss": _number(loss), "grad_norm": _number(norm)}
+        if not all(map(math.isfinite, found.values())):
+            raise AimError(
+                f"the loss of step {self.step + 1} is {found['loss']:g}, its gradient's norm "
+                f"{found['grad_norm']:g}: the last checkpoint is kept; start again in another "
+                f"folder with a --learning-rate below {self.config.learning_rate:g}"
+            )
+        rate = learning_rate(self.config, self.step, self.steps)
+        self._optimizer.learning_rate = rate
+        self._optimizer.update(self.model, gradient)
+        self.model.log_logit_scale = mx.clip(self.model.log_logit_scale, 0.0, LARGEST_LOG_SCALE)
+        mx.eval(self.model.trainable_parameters(), self._optimizer.state)
+        self.step += 1
+        scale = math.exp(_number(self.model.log_logit_scale))
+        return {"step": self.step, **found, "rate": rate, "scale": scale}
+
+    def state(self) -> dict[str, mx.array]:
+        """All tensors that the next steps depend on, by name."""
+        parts = {"model": self.model.trainable_parameters(), "optimizer": self._optimizer.state}
+        return dict(tree_flatten(parts))
+
+    def restore(self, state: dict[str, mx.array], step: int, history: list[dict[str, Any]]) -> None:
+        """Takes up the state of another trainer of the same configuration."""
+        parts: dict[str, list[tuple[str, mx.array]]] = {"model": [], "optimizer": []}
+        for name, value in state.items():
+            part, _, rest = name.partition(".")
+            parts[part].append((rest, value))
+        self.model.load_weights(parts["model"], strict=False)
+        self._optimizer.state = tree_unflatten(parts["optimizer"])
+        self.step, self.history = step, history
+
+    def _loss(self, tokens: mx.array, ids: np.ndarray, left_out: np.ndarray) -> mx.array:
+        images = self.model.project_tokens(tokens.astype(mx.float32))
+        texts = self.model.encode_text(ids)
+        return contrastive_loss(images, texts, self.model.log_logit_scale, left_out)
+
+    def _rows(self) -> np.ndarray:
+        """The pairs of the next step."""
+        epoch, number = divmod(self.step, self.steps_in_epoch)
+        if self._epoch[0] != epoch:
+            images = self.train.pairs.images
+            size, seed = self.config.batch_size, self.config.seed
+            self._epoch = (epoch, epoch_batches(images, size, seed, epoch))
+        return self._epoch[1][number]
+
+
+def _number(value: mx.array) -> float:
+    return float(np.array(value))

@@ -1,0 +1,138 @@
+"""Images with their captions: read from a table, split by image, dealt into batches."""
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aim_mlx.errors import ImageError, UsageError
+from aim_mlx.images import Skip
+from aim_mlx.tables import beside, read_table
+from aim_mlx.tokens import Content, read_content
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Captions (n,) and the image of each; images are told apart by their content.
+
+    `paths` and `contents` have one entry for each image, `images` (n,) says which is a caption's.
+    """
+
+    paths: tuple[str, ...]
+    contents: tuple[Content, ...]
+    captions: tuple[str, ...]
+    images: np.ndarray
+
+    @property
+    def digests(self) -> list[str]:
+        return [content.digest for content in self.contents]
+
+    def digest(self) -> str:
+        """SHA-256 in hex over all pairs in their order."""
+        total = hashlib.sha256()
+        for image, caption in zip(self.images, self.captions, strict=True):
+            total.update(bytes.fromhex(self.contents[image].digest))
+            total.update(hashlib.sha256(caption.encode()).digest())
+        return total.hexdigest()
+
+    def of(self, keep: Collection[int] | np.ndarray) -> "Pairs":
+        """The pairs whose image is among these, in the order they had."""
+        kept = sorted(int(image) for image in set(keep))
+        place = np.full(len(self.paths), -1)
+        place[kept] = np.arange(len(kept))
+        chosen = np.flatnonzero(place[self.images] >= 0)
+        return Pairs(
+            tuple(self.paths[i] for i in kept),
+            tuple(self.contents[i] for i in kept),
+            tuple(self.captions[i] for i in chosen),
+            place[self.images[chosen]],
+        )
+
+
+def read_pairs(
+    table: str | os.PathLike[str],
+    columns: tuple[str, str] = ("path", "caption"),
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Pairs, list[Skip]]:
+    """The pairs of a table, and the images that cannot be read; the same pair twice counts once.
+
+    Raises UsageError for a bad table, or where no image can be read.
+    """
+    rows = read_table(table, columns)
+    for row in rows:
+        if any("\ud800" <= letter <= "\udfff" for letter in row.values[1]):
+            raise UsageError(f"{row.place}: the caption holds half a character: mend it")
+    contents, skips = _contents([beside(table, row.values[0]) for row in rows], progress)
+    place: dict[str, int] = {}
+    first: list[str] = []
+    found: dict[tuple[int, str], None] = {}
+    for row in rows:
+        path = beside(table, row.values[0])
+        if path not in contents:
+            continue
+        digest = contents[path].digest
+        if digest not in place:
+            place[digest] = len(first)
+            first.append(path)
+        found[place[digest], row.values[1]] = None
+    if not found:
+        raise UsageError(
+            f"none of the {len(skips)} images of {Path(table).name} can be read, the first because "
+            f"{skips[0].detail}: its paths are relative to the table's own folder"
+        )
+    return Pairs(
+        tuple(first),
+        tuple(contents[path] for path in first),
+        tuple(caption for _, caption in found),
+        np.array([image for image, _ in found]),
+    ), skips
+
+
+def _contents(
+    paths: Sequence[str], progress: Callable[[int, int], None] | None
+) -> tuple[dict[str, Content], list[Skip]]:
+    """What is in each file, every one read once."""
+    distinct = list(dict.fromkeys(paths))
+    contents, skips = {}, []
+    for done, path in enumerate(distinct, 1):
+        try:
+            contents[path] = read_content(path)
+        except ImageError as failure:
+            skips.append(Skip(path, failure.reason, failure.detail))
+        if progress is not None:
+            progress(done, len(distinct))
+    return contents, skips
+
+
+def split(pairs: Pairs, held_out: float, seed: int) -> tuple[Pairs, Pairs]:
+    """The pairs to train on and those held out; no image is in both, whatever its name.
+
+    It depends on the seed and the images' content alone. Raises UsageError for too few images.
+    """
+    count = len(pairs.paths)
+    aside = round(held_out * count)
+    if count - aside < 2 or (held_out and aside < 2):
+        raise UsageError(
+            f"{count} images are too few to train on at least 2 and hold out {held_out:g} of them, "
+            "at least 2: add images, or hold out none with --held-out 0"
+        )
+    ranks = [hashlib.sha256(f"{seed} {digest}".encode()).digest() for digest in pairs.digests]
+    order = sorted(range(count), key=ranks.__getitem__)
+    return pairs.of(order[aside:]), pairs.of(order[:aside])
+
+
+def epoch_batches(images: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Every pair once, in batches of nearly one size, at most `batch_size`; a pure function.
+
+    `images` (n,) says which image is a pair's. Dealt out image by image like cards, the captions of
+    one image come into different batches, unless it has more captions than there are batches.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(images))
+    shuffled = rng.permutation(images.max() + 1)
+    order = order[np.argsort(shuffled[images[order]], kind="stable")]
+    count = -(-len(images) // batch_size)
+    return [order[first::count] for first in rng.permutation(count)]

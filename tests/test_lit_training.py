@@ -1,0 +1,337 @@
+"""Training a text tower to a frozen image tower: numbers, split, and going on to the bit."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import aim_mlx
+from aim_mlx.backend import mx, tree_flatten
+from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
+from aim_mlx.lit_training import run
+from aim_mlx.lit_training.config import TrainConfig, learning_rate
+from aim_mlx.lit_training.loop import Trainer
+from aim_mlx.lit_training.loss import contrastive_loss, no_counterexamples
+from aim_mlx.lit_training.model import decays
+from aim_mlx.lit_training.pairs import epoch_batches, read_pairs, split
+from aim_mlx.lit_training.retrieval import recalls
+from aim_mlx.lit_training.run import Silent, train_lit
+from tests.small import encoder, photo
+
+QUICK = TrainConfig(epochs=3, batch_size=8, held_out=0.25)
+
+
+def loss_by_hand(images, texts, log_scale, left_out) -> float:
+    """The loss in float64, term by term."""
+    images = images / np.linalg.norm(images, axis=1, keepdims=True)
+    texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+    logits = math.exp(log_scale) * images @ texts.T
+    total = 0.0
+    for i in range(len(logits)):
+        row = [logits[i, j] for j in range(len(logits)) if not left_out[i, j]]
+        column = [logits[j, i] for j in range(len(logits)) if not left_out[j, i]]
+        total += np.log(np.exp(row).sum()) + np.log(np.exp(column).sum()) - 2 * logits[i, i]
+    return total / (2 * len(logits))
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(0)
+    ids = np.array([[0, 9]] * 2 + [[1, 9]] * 2 + [[2, 9], [3, 9]])
+    left_out = no_counterexamples(np.array([0, 1, 1, 2, 3, 4]), ids)
+    return rng.normal(size=(6, 5)), rng.normal(size=(6, 5)), 2.3, left_out
+
+
+def in_float32(images, texts, log_scale):
+    return mx.array(images, mx.float32), mx.array(texts, mx.float32), mx.array(log_scale)
+
+
+def test_the_loss_equals_its_definition_in_double_precision(case):
+    *inputs, left_out = case
+    assert left_out.sum() == 6
+    ours = contrastive_loss(*in_float32(*inputs), left_out)
+    assert float(ours) == pytest.approx(loss_by_hand(*case), abs=1e-5)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_the_gradient_of_the_loss_equals_finite_differences(case, which):
+    *inputs, left_out = case
+    gradient = mx.grad(lambda i, t, s: contrastive_loss(i, t, s, left_out), which)(
+        *in_float32(*inputs)
+    )
+    ours = np.array(gradient, np.float64)
+    expected = np.empty_like(ours)
+    for index in np.ndindex(ours.shape):
+        ends = []
+        for step in (1e-6, -1e-6):
+            moved = [np.array(value, np.float64) for value in inputs]
+            moved[which][index] += step
+            ends.append(loss_by_hand(moved[0], moved[1], float(moved[2]), left_out))
+        expected[index] = (ends[0] - ends[1]) / 2e-6
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_pairs_of_one_image_or_one_caption_are_not_told_apart():
+    same = no_counterexamples(np.array([0, 0, 1, 2]), np.array([[1, 9], [2, 9], [3, 9], [2, 9]]))
+    assert [tuple(map(int, each)) for each in np.argwhere(same)] == [(0, 1), (1, 0), (1, 3), (3, 1)]
+
+
+def test_recall_counts_any_right_answer_and_takes_ties_as_lost():
+    images = np.eye(3)
+    texts = np.array([[0.9, 0, 0], [0.8, 0, 0], [0, 0.9, 0], [0, 0.9, 0], [0, 0, 0.5]])
+    right = [[0, 1], [2], [4]]  # text 3 is as near to image 1 as its own, and belongs to image 2
+    match = np.array([[j in each for j in range(5)] for each in right])
+    match[2, 3] = True
+    found = recalls(images, texts, match)
+    assert found["image_to_text_recall@1"] == pytest.approx(2 / 3)
+    assert found["image_to_text_recall@5"] == 1
+    assert found["image_to_text_chance@1"] == pytest.approx(5 / 15)
+    assert found["text_to_image_recall@1"] == pytest.approx(4 / 5)  # text 3 finds image 1 first
+
+
+def test_recall_of_vectors_that_are_all_alike_is_none():
+    vectors = np.ones((8, 4)) / 2
+    found = recalls(vectors, vectors, np.eye(8, dtype=bool))
+    assert found["image_to_text_recall@5"] == found["text_to_image_recall@5"] == 0
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_to_zero():
+    rates = [learning_rate(TrainConfig(learning_rate=1.0, warmup=0.2), s, 50) for s in range(50)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) == max(rates)
+    assert sorted(rates[10:], reverse=True) == rates[10:] and rates[-1] < 0.01
+
+
+def test_weight_decay_leaves_gains_biases_positions_query_and_scale_alone():
+    assert decays("text_encoder.trunk.blocks.0.mlp.fc1.weight")
+    assert decays("text_encoder.preprocessor.text_embedding.weight")
+    for name in (
+        "text_encoder.trunk.blocks.0.norm_1.weight",
+        "text_encoder.trunk.post_trunk_norm.weight",
+        "image_encoder.head.linear.bias",
+        "image_encoder.head.cls_token",
+        "text_encoder.preprocessor.positional_embedding",
+        "log_logit_scale",
+    ):
+        assert not decays(name)
+
+
+@pytest.mark.parametrize("size", [7, 10, 64])
+def test_an_epoch_deals_every_pair_once_and_an_images_captions_apart(size):
+    images = np.repeat(np.arange(12), [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2])
+    batches = epoch_batches(images, size, seed=3, epoch=1)
+    assert sorted(np.concatenate(batches)) == list(range(len(images)))
+    assert max(map(len, batches)) <= size
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    for batch in batches:
+        _, counts = np.unique(images[batch], return_counts=True)
+        assert counts.max() == 1 or len(batches) < 5
+    again = epoch_batches(images, size, seed=3, epoch=1)
+    assert all((a == b).all() for a, b in zip(batches, again, strict=True))
+    other = epoch_batches(images, size, seed=3, epoch=2)
+    assert any((a != b).any() for a, b in zip(batches, other, strict=True) if len(a) == len(b))
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """24 pictures of 12 contents, each content under two names with a caption each."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = []
+    for seed in range(24):
+        Image.fromarray(photo(seed % 12)).save(folder / f"{seed}.png")
+        rows.append({"path": f"{seed}.png", "caption": f"picture {seed % 12} by hand {seed // 12}"})
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_an_image_is_known_by_its_content_and_a_pair_counts_once(table):
+    with open(table, "a") as file:
+        file.write('\n{"path": "13.png", "caption": "picture 1 by hand 1"}')
+    pairs, skips = read_pairs(table)
+    assert len(pairs.paths) == 12 and len(pairs.captions) == 24 and not skips
+    assert sorted(np.bincount(pairs.images)) == [2] * 12
+
+
+def test_the_split_parts_images_by_content_and_depends_on_nothing_else(table):
+    pairs, _ = read_pairs(table)
+    train, held_out = split(pairs, 0.25, seed=5)
+    assert len(train.paths) == 9 and len(held_out.paths) == 3
+    assert not set(train.digests) & set(held_out.digests)
+    assert sorted(train.captions + held_out.captions) == sorted(pairs.captions)
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(lines[::-1]))
+    again = split(read_pairs(table)[0], 0.25, seed=5)
+    assert set(again[1].digests) == set(held_out.digests)
+    assert set(split(pairs, 0.25, seed=6)[1].digests) != set(held_out.digests)
+
+
+def test_images_that_cannot_be_read_are_left_out_with_the_reason(table):
+    (table.parent / "3.png").unlink()
+    pairs, skips = read_pairs(table)
+    assert len(pairs.captions) == 23 and [skip.reason for skip in skips] == ["vanished"]
+
+
+def test_a_table_whose_images_are_elsewhere_is_refused(table, tmp_path):
+    moved = tmp_path / "pairs.jsonl"
+    moved.write_text(table.read_text())
+    with pytest.raises(UsageError, match="relative to the table's own folder"):
+        read_pairs(moved)
+
+
+def test_half_a_character_in_a_caption_is_refused(table):
+    table.write_text('{"path": "1.png", "caption": "\\ud83d"}')
+    with pytest.raises(UsageError, match="line 1 of pairs.jsonl"):
+        read_pairs(table)
+
+
+def test_too_few_images_to_hold_some_out_are_refused(table):
+    pairs, _ = read_pairs(table)
+    with pytest.raises(UsageError, match="too few"):
+        split(pairs.of([0, 1, 2]), 0.1, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"batch_size": 1}, {"learning_rate": math.nan}, {"text_config": "huge"}],
+)
+def test_impossible_options_are_refused(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong)).replace("_", " ")):
+        TrainConfig(**wrong)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_the_trained_folder_loads_and_gives_the_vectors_of_the_model_in_training(
+    table, tmp_path, monkeypatch
+):
+    models = []
+    kept = run._save
+    monkeypatch.setattr(run, "_save", lambda *a: (models.append(a[1].model), kept(*a)))
+    model = encoder()
+    before = dict(tree_flatten(model.model.parameters()))
+    done = train_lit(table, tmp_path / "out", lambda: model, QUICK)
+    assert (done.pairs, done.images, done.held_out, done.steps) == (24, 12, 3, 9)
+    lit = aim_mlx.load(tmp_path / "out")
+    assert isinstance(lit, aim_mlx.LiT)
+    pixels = lit.preprocess([table.parent / "0.png"])
+    expected = models[0].encode_image(mx.array(pixels))
+    np.testing.assert_array_equal(lit.encode_image(pixels), expected)
+    after = dict(tree_flatten(lit.model.parameters()))
+    assert all((np.array(before[name]) == np.array(after[name])).all() for name in before)
+    words = lit.encode_text(["picture 3 by hand 1", "something else"])
+    assert words.shape == (2, 128)
+    assert lit.identity["provenance"]["pairs"]["count"] == 24
+
+
+def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(table, tmp_path, monkeypatch):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    train_lit(table, straight, encoder, QUICK)
+    step = Trainer.run_step
+
+    def interrupted(self):
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", interrupted)
+    with pytest.raises(Interrupted, match="after step 5 of 9; the checkpoint of step 5 is kept"):
+        train_lit(table, broken, encoder, QUICK, checkpoint_seconds=0)
+    assert not (broken / "model.safetensors").exists()
+    monkeypatch.setattr(Trainer, "run_step", step)
+    notes = []
+    report = Silent()
+    report.noted = notes.append  # pyright: ignore[reportAttributeAccessIssue]
+    train_lit(table, broken, encoder, QUICK, report)
+    assert "goes on after step 5 of 9" in notes
+    assert weights(broken) == weights(straight)
+    metrics = [(folder / "training" / "metrics.json").read_text() for folder in (straight, broken)]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_finished_run_called_again_leaves_the_same_model(table, tmp_path):
+    train_lit(table, tmp_path / "out", encoder, QUICK)
+    before = weights(tmp_path / "out")
+    again = train_lit(table, tmp_path / "out", encoder, QUICK)
+    assert weights(tmp_path / "out") == before and again.metrics
+
+
+@pytest.mark.parametrize("change", ["option", "encoder", "pairs"])
+def test_another_run_on_the_same_folder_is_refused(table, tmp_path, change):
+    train_lit(table, tmp_path / "out", encoder, QUICK)
+    before = weights(tmp_path / "out")
+    config, seed = QUICK, 0
+    if change == "option":
+        config = TrainConfig(epochs=4, batch_size=8, held_out=0.25)
+    elif change == "encoder":
+        seed = 1
+    else:
+        table.write_text(table.read_text().replace("by hand 1", "by foot"))
+    named = {"option": "epochs", "encoder": "weights", "pairs": "pairs"}[change]
+    with pytest.raises(OutputError, match=f"another {named}"):
+        train_lit(table, tmp_path / "out", lambda: encoder(seed=seed), config)
+    assert weights(tmp_path / "out") == before
+
+
+def test_a_folder_with_something_else_in_it_is_refused(table, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        train_lit(table, tmp_path / "out", encoder, QUICK)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    table, tmp_path, monkeypatch
+):
+    kept = []
+    step = Trainer.run_step
+
+    def spoiled(self):
+        if self.step == 4:
+            kept.append((tmp_path / "out/training/checkpoint.safetensors").read_bytes())
+            self.model.text_projector.weight *= math.inf
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", spoiled)
+    with pytest.raises(AimError, match="the loss of step 5 is nan"):
+        train_lit(table, tmp_path / "out", encoder, QUICK, checkpoint_seconds=0)
+    assert (tmp_path / "out/training/checkpoint.safetensors").read_bytes() == kept[0]
+
+
+def test_without_room_for_the_tokens_they_are_computed_from_the_images(table, tmp_path):
+    notes, cached = [], tmp_path / "cached"
+    report = Silent()
+    report.noted = notes.append  # pyright: ignore[reportAttributeAccessIssue]
+    done = train_lit(table, tmp_path / "out", encoder, QUICK, report, cache_limit=1000)
+    assert "over the limit" in notes[0]
+    assert not list((tmp_path / "out").rglob("tokens-*.npy"))
+    # Batches of other sizes round otherwise; nine steps of Adam carry that on.
+    train_lit(table, cached, encoder, QUICK)
+    images = [table.parent / f"{seed}.png" for seed in range(12)]
+    vectors = [aim_mlx.load(folder).embed(images) for folder in (tmp_path / "out", cached)]
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=0.02)
+    assert done.steps == 9
+
+
+def test_an_image_that_cannot_be_decoded_is_left_out_whichever_way_tokens_come(table, tmp_path):
+    (table.parent / "3.png").write_bytes(b"not an image")
+    for name, limit in (("cached", 10**9), ("streamed", 0)):
+        skipped = []
+        report = Silent()
+        report.skipped = skipped.append  # pyright: ignore[reportAttributeAccessIssue]
+        done = train_lit(table, tmp_path / name, encoder, QUICK, report, cache_limit=limit)
+        assert [skip.reason for skip in skipped] == ["not_image"]
+        assert done.pairs == 23 and done.exit_code == 3
+
+
+def test_a_lit_model_serves_as_image_tower_by_its_trunk_alone(table, tmp_path):
+    train_lit(table, tmp_path / "first", encoder, QUICK)
+    load = lambda: aim_mlx.load(tmp_path / "first")  # noqa: E731
+    train_lit(table, tmp_path / "second", load, QUICK)
+    assert weights(tmp_path / "first") == weights(tmp_path / "second")
