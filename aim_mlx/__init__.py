@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from aim_mlx.loading import load as load
     from aim_mlx.models.vision import Features as Features
     from aim_mlx.registry import MODELS as MODELS
+    from aim_mlx.store.reading import EmbeddingStore as EmbeddingStore
     from aim_mlx.zeroshot import ZeroShotHead as ZeroShotHead
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ _HOME = {
     "Embedded": "aim_mlx.embed",
     "Encoder": "aim_mlx.embed",
     "Features": "aim_mlx.models.vision",
+    "EmbeddingStore": "aim_mlx.store.reading",
     "LiT": "aim_mlx.lit",
     "MODELS": "aim_mlx.registry",
     "ZeroShotHead": "aim_mlx.zeroshot",

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from aim_mlx.backend import cpu_streams, mx, nn, on_gpu
 from aim_mlx.batching import batches, in_order
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import AimError, CheckpointError, ImageError, UsageError
-from aim_mlx.images import ImageSource, Sample, decode, preprocess, stream
+from aim_mlx.images import ImageSource, Omitted, Sample, decode, preprocess, stream
 from aim_mlx.models.pooling import POOLINGS, check_pooling, normalized, pool
 from aim_mlx.models.vision import Features, VisionEncoder, block_indices
 from aim_mlx.weights.digest import parameters_digest
@@ -35,6 +35,8 @@ _MOST_AHEAD = 64  # decoded samples that wait, 0.6 MB each at 224 x 224
 @dataclass(frozen=True)
 class Embedded:
     """One image's row: `vector` is float32 (D,), or None where `failure` says why there is none.
+
+    Both are None for a source that was OMITTED: it keeps its place and is not computed.
 
     `width` and `height` are those of the upright original, 0 on failure; `multi_frame` is True
     where only the first of several frames or pages was read.
@@ -163,40 +165,59 @@ class Encoder:
         return vectors
 
     def embed_stream(
-        self, images: Sequence[ImageSource], options: EmbedOptions | None = None
+        self,
+        images: Sequence[ImageSource | Omitted],
+        options: EmbedOptions | None = None,
+        block: int | None = None,
     ) -> Generator[Embedded, None, None]:
         """Yields one row for each image, in order; an image that fails is a row with its failure.
 
-        Raises CheckpointError if every vector of the first batch is not finite.
+        With `block`, no batch reaches over a multiple of that many images: a run that starts at
+        one gives the same bits as a run that came to it. Raises CheckpointError if every vector of
+        the first batch is not finite.
         """
         options = options or EmbedOptions()
         self.check(options)
         images = _listed(images)
-        return in_order(self._rows(images, options), len(images))
+        return in_order(self._rows(images, options, block or max(1, len(images))), len(images))
 
     def _rows(
-        self, images: Sequence[ImageSource], options: EmbedOptions
+        self, images: Sequence[ImageSource | Omitted], options: EmbedOptions, block: int
     ) -> Generator[Embedded, None, None]:
         """Rows as they are finished, batch by batch."""
         checked = False
-        most = math.ceil(len(images) / (options.batch_size or 1))  # batches there can be
+        most = math.ceil(block / (options.batch_size or 1))  # batches there can be
         with cpu_streams(most) as streams:
-            size, patches = options.batch_size, None
-            if size is None:  # no more than a stream's share, that none stands idle
-                size = max(1, math.ceil(len(images) / len(streams)))
+            patches = None
+            if options.batch_size is None:
                 patches = _GPU_PATCHES if on_gpu() else _CPU_PATCHES
             samples = stream(
                 images,
                 self.preprocessing,
-                prefetch=self._ahead(size, patches, len(streams)),
+                prefetch=self._ahead(options.batch_size or block, patches, len(streams)),
                 max_pixels=options.max_pixels,
                 allow_truncated=options.allow_truncated,
             )
             with closing(samples):
-                grouped = batches(samples, self.preprocessing.patch_size, size, patches)
+                grouped = self._batches(samples, len(images), block, options, patches, len(streams))
                 for rows in self._computed(grouped, options, streams):
                     checked = checked or self._check_finite(rows)
                     yield from rows
+
+    def _batches(
+        self,
+        samples: Iterator[Sample],
+        count: int,
+        block: int,
+        options: EmbedOptions,
+        patches: int | None,
+        streams: int,
+    ) -> Iterator[list[Sample]]:
+        """Batches, block by block; none has more than a stream's share, that none stands idle."""
+        for number, part in groupby(samples, key=lambda sample: sample.index // block):
+            length = min(block, count - number * block)
+            size = options.batch_size or math.ceil(length / streams)
+            yield from batches(part, self.preprocessing.patch_size, size, patches)
 
     def _ahead(self, size: int, patches: int | None, streams: int) -> int | None:
         """Samples to decode ahead: those of the next batches, while the present ones compute."""
@@ -262,18 +283,18 @@ class Encoder:
 
         One image may overflow half precision; where none gives a number, the weights are at fault.
         """
-        failures = [row.failure for row in rows]
-        computed = [f for f in failures if f is None or f.reason == "non_finite"]
-        if computed and None not in computed:
+        good = sum(row.vector is not None for row in rows)
+        bad = sum(row.failure is not None and row.failure.reason == "non_finite" for row in rows)
+        if bad and not good:
             raise CheckpointError(
-                f"no vector of the first {len(computed)} images is finite: the weights or the "
-                f"dtype {self.dtype} do not serve; try --dtype float32"
+                f"no vector of the first {bad} images is finite: the weights or the dtype "
+                f"{self.dtype} do not serve; try --dtype float32"
             )
-        return bool(computed)
+        return bool(good)
 
 
 def _row(sample: Sample, vectors: Iterator[np.ndarray]) -> Embedded:
-    if sample.failure is not None:
+    if sample.pixels is None:
         return Embedded(sample.index, None, 0, 0, sample.failure)
     vector, failure = next(vectors), None
     if not np.isfinite(vector).all():

@@ -1,34 +1,49 @@
-"""Files to a file of vectors: discover, embed, record, and account for every file."""
+"""Files to vectors on disk: list, compare with what is there, embed the rest, account for all."""
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from aim_mlx.backend import device_name
-from aim_mlx.config import to_dict
-from aim_mlx.embed import Embedded, EmbedOptions, Encoder
-from aim_mlx.errors import AimError
-from aim_mlx.images import Listing, Skip, discover
-from aim_mlx.store.onefile import OneFile, check_target, sidecar
-
-_PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow")
+from aim_mlx.embed import EmbedOptions, Encoder
+from aim_mlx.embed_run import EmbedRun, Report, block_size, skip_record
+from aim_mlx.errors import AimError, Interrupted, UsageError
+from aim_mlx.images import Listing, Skip
+from aim_mlx.selection import Selection
+from aim_mlx.store.catalog import Catalog
+from aim_mlx.store.folder import remove
+from aim_mlx.store.journal import State
+from aim_mlx.store.manifest import NAME as MANIFEST
+from aim_mlx.store.manifest import describe
+from aim_mlx.store.onefile import Rows, check_target, is_file_target, sidecar, write_file
+from aim_mlx.store.plan import Plan, check_prune, make_plan, retried_reasons, vanished
+from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.recovery import load_rows
+from aim_mlx.store.writer import StoreWriter, writing
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The account of a run: listed == embedded + skipped + ignored."""
+    """The account of a run: listed == embedded + skipped + ignored.
+
+    Of the embedded, `computed` went through the encoder, `reused` have the content of another row,
+    and `unchanged` were there before. Rows of files that are no more: `vanished` were kept,
+    `pruned` taken out.
+    """
 
     output: str
     listed: int
     embedded: int
     skipped: int
     ignored: int
+    computed: int
+    reused: int
+    unchanged: int
+    vanished: int
+    pruned: int
     seconds: float
 
     @property
@@ -36,90 +51,179 @@ class Summary:
         return 3 if self.skipped else 0
 
 
-class Report(Protocol):
-    """What a run tells while it goes on."""
+@dataclass(frozen=True)
+class Rules:
+    """What a run makes of what an earlier one left."""
 
-    def listed(self, listing: Listing) -> None: ...
-    def skipped(self, skip: Skip) -> None: ...
-    def embedded(self, path: str) -> None: ...
-    def noted(self, note: str) -> None: ...
+    overwrite: bool = False
+    retry_skipped: bool = False
+    prune: bool = False
 
 
-def embed_files(
-    sources: Sequence[str | Path],
-    output: str | Path,
-    load: Callable[[], Encoder],
-    options: EmbedOptions,
-    report: Report,
-    *,
-    follow: bool = False,
-    overwrite: bool = False,
-) -> Summary:
-    """Embeds every image under `sources` into the file `output`; the model is loaded last.
+@dataclass(frozen=True)
+class Job:
+    """What is to be embedded, where to, and how; `stop` ends it early, to be resumed."""
 
-    Raises UsageError, OutputError or CheckpointError before any work, and AimError if there is no
-    image, or none that could be embedded.
-    """
-    output = Path(output)
-    check_target(output, overwrite)
-    listing = discover(sources, follow=follow, exclude=[output, sidecar(output)])
-    report.listed(listing)
-    if not listing.files and not listing.skipped:
-        raise AimError(
-            f"0 images, {listing.ignored} other files under {', '.join(map(str, sources))}: "
-            "give a folder with images"
+    selection: Selection
+    output: Path
+    options: EmbedOptions
+    rules: Rules = Rules()
+    stop: Callable[[], bool] = lambda: False
+
+    @property
+    def is_file(self) -> bool:
+        return is_file_target(self.output)
+
+    @property
+    def store(self) -> Path:
+        """The folder where the rows gather: the output, or a hidden one beside the output file."""
+        if not self.is_file:
+            return self.output
+        return self.output.with_name(f".{self.output.name}.aim-mlx")
+
+    def listing(self) -> tuple[Listing, dict[str, Any]]:
+        """The selected files and the facts of the listing; raises AimError where there is none."""
+        listing, facts = self.selection.listing([self.output, sidecar(self.output), self.store])
+        if not listing.files and not listing.skipped:
+            raise AimError(
+                f"0 images, {listing.ignored} other files under {self.selection}: "
+                "give a folder with images"
+            )
+        return listing, facts
+
+    @property
+    def retried(self) -> frozenset[str]:
+        """The reasons for which files skipped by an earlier run are tried again."""
+        options = self.options
+        return retried_reasons(
+            self.rules.retry_skipped, options.allow_truncated, options.max_pixels is not None
         )
+
+
+def embed_files(job: Job, load: Callable[[], Encoder], report: Report) -> Summary:
+    """Embeds the selected images into a folder or a file; the model is loaded last.
+
+    A folder is a store, which goes on from where an earlier run came to. A file is written by one
+    rename, from a store beside it that is then deleted. Raises UsageError, OutputError or
+    CheckpointError before any work, AimError if there is no image, or none that could be embedded,
+    Interrupted where it was stopped.
+    """
+    if job.is_file:
+        check_target(job.output, job.rules.overwrite)
+    if job.rules.prune and (job.selection.from_list or job.selection.share):
+        raise UsageError("--prune needs whole folders: it does not go with lists or --shard")
+    listing, facts = job.listing()
+    report.listed(listing)
+    with _open(job) as store:
+        encoder = load()
+        encoder.check(job.options)
+        facts_of_store = describe(encoder, job.options)
+        facts_of_store["block"] = block_size(encoder.model, job.options.batch_size)
+        manifest = store.begin(facts_of_store, replace=job.is_file and job.rules.overwrite)
+        for note in store.notes:
+            report.noted(note)
+        run = EmbedRun(store, encoder, job.options, report, job.stop)
+        summary = _run(job, store, run, listing, facts, manifest["block"], report)
+        if job.is_file:
+            rows = Rows(EmbeddingStore(job.store), listing.files)
+            write_file(rows, job.output, job.rules.overwrite)
+    return summary
+
+
+@contextmanager
+def _open(job: Job) -> Iterator[StoreWriter]:
+    """The store of a job; the one beside a file goes with its purpose, or if it is of no use."""
+    done = False
+    rows = 0
+    try:
+        with writing(job.store, job.rules.overwrite and not job.is_file) as store:
+            try:
+                yield store
+                done = True
+            finally:
+                rows = store.state.rows
+    finally:
+        if job.is_file and job.store.is_dir() and (done or not rows):
+            remove(job.store)
+
+
+def _run(
+    job: Job,
+    store: StoreWriter,
+    run: EmbedRun,
+    listing: Listing,
+    facts: dict[str, Any],
+    block: int,
+    report: Report,
+) -> Summary:
+    """Embeds what the store lacks and closes the run with its account."""
     started = time.monotonic()
-    skipped = list(listing.skipped)
-    for skip in skipped:
-        report.skipped(skip)
-    encoder = load()
-    encoder.check(options)
-    paths = [os.fsdecode(path) for path in listing.files]
-    first_frames: list[str] = []
-    with OneFile(output, encoder.dim(options), overwrite) as file:
-        with closing(encoder.embed_stream(paths, options)) as rows:
-            for row in rows:
-                _record(row, paths[row.index], file, skipped, report)
-                if row.multi_frame:
-                    first_frames.append(paths[row.index])
-        embedded = len(paths) + len(listing.skipped) - len(skipped)
-        if not embedded:
-            raise AimError(f"none of {len(skipped)} images could be embedded: nothing was written")
-        file.commit({**manifest(encoder, options, skipped), "first_frame_only": first_frames})
-    if first_frames:
-        report.noted(f"of {len(first_frames)} images with several frames the first was embedded")
-    seconds = time.monotonic() - started
-    return Summary(
-        str(output), listing.listed, embedded, len(skipped), listing.ignored, round(seconds, 3)
+    if job.rules.prune:
+        check_prune(store.catalog, listing.files, job.selection.sources)
+    plan = make_plan(listing.files, store.catalog, store.state, job.retried)
+    known = [skip_record(skip) for skip in listing.skipped] + plan.skipped
+    store.start_run(facts, listing.files, known)
+    report.unchanged(plan.unchanged)
+    for skip in known:
+        report.skipped(Skip(skip["path"], skip["reason"], skip["detail"]))
+    try:
+        run.embed(plan.todo, block)
+    except Interrupted as error:
+        raise Interrupted(_resumable(job, store)) from error
+    skips = sorted(known + run.skipped, key=lambda skip: os.fsencode(skip["path"]))
+    if run.first_frames:
+        report.noted(f"of {run.first_frames} images with several frames the first was embedded")
+    gone, pruned = _close(job, store, listing, skips)
+    summary = Summary(
+        output=str(job.output),
+        listed=listing.listed,
+        embedded=run.computed + run.reused + plan.unchanged,
+        skipped=len(skips),
+        ignored=listing.ignored,
+        computed=run.computed,
+        reused=run.reused,
+        unchanged=plan.unchanged,
+        vanished=gone - pruned,
+        pruned=pruned,
+        seconds=round(time.monotonic() - started, 3),
     )
+    store.finish(asdict(summary), skips)
+    if not summary.embedded:
+        raise AimError(f"none of {len(skips)} images could be embedded: nothing was written")
+    return summary
 
 
-def _record(row: Embedded, path: str, file: OneFile, skipped: list[Skip], report: Report) -> None:
-    if row.vector is not None:
-        file.add(path, row.vector)
-        report.embedded(path)
-    elif row.failure is not None:
-        skip = Skip(path, row.failure.reason, row.failure.detail)
-        skipped.append(skip)
-        report.skipped(skip)
+def _close(
+    job: Job, store: StoreWriter, listing: Listing, skips: list[dict[str, Any]]
+) -> tuple[int, int]:
+    """Takes out the rows that no longer hold; how many files are gone, and how many were pruned."""
+    catalog = store.catalog
+    gone = vanished(catalog, frozenset(listing.files), job.selection.sources)
+    replaced = {row for row in range(len(catalog)) if not catalog.is_current(row)}
+    # A file that changed and now fails has no vector any more; one that only vanished keeps its.
+    failed = (catalog.find(skip["path"]) for skip in skips if skip["reason"] != "vanished")
+    pruned = gone if job.rules.prune else []
+    store.compact(replaced.union(pruned, (row for row in failed if row is not None)))
+    return len(gone), len(pruned)
 
 
-def manifest(encoder: Encoder, options: EmbedOptions, skipped: Sequence[Skip]) -> dict[str, Any]:
-    """All that is needed to compute the same vectors again, as JSON values."""
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": encoder.identity,
-        "encoder": to_dict(encoder.model.config),
-        "preprocessing": to_dict(encoder.preprocessing),
-        "pooling": encoder.pooling(options),
-        "layers": list(options.layers),
-        "normalized": options.normalize,
-        "dtype": str(encoder.dtype).removeprefix("mlx.core."),
-        "device": device_name(),
-        "versions": {package: version(package) for package in _PACKAGES},
-        "skipped": [
-            {"path": str(skip.path), "reason": skip.reason, "detail": skip.detail}
-            for skip in skipped
-        ],
-    }
+def _resumable(job: Job, store: StoreWriter) -> str:
+    rows = store.state.rows
+    where = f"for {job.output}" if job.is_file else f"in {job.output}"
+    return f"interrupted: {rows:,} rows are kept {where}; run the same command again to resume"
+
+
+def plan_files(job: Job) -> tuple[Listing, Plan]:
+    """What embed_files() would do: no model is loaded and nothing is written.
+
+    Raises UsageError, OutputError or AimError as it would.
+    """
+    if job.is_file:
+        check_target(job.output, job.rules.overwrite)
+    listing, _ = job.listing()
+    catalog, state = Catalog(), State()
+    if (job.store / MANIFEST).exists() and not (job.rules.overwrite and not job.is_file):
+        store = EmbeddingStore(job.store)
+        state = store.state
+        load_rows(job.store, state.shards, catalog)
+    return listing, make_plan(listing.files, catalog, state, job.retried)

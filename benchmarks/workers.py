@@ -84,14 +84,16 @@ def encode_theirs(
 def embed_folder(model: str, folder: str, side: int) -> dict[str, Any]:
     """Images/s of embed_files on a folder, from listing it to the finished file."""
     from aim_mlx.embed import EmbedOptions
-    from aim_mlx.embed_files import embed_files
+    from aim_mlx.embed_files import Job, embed_files
+    from aim_mlx.selection import Selection
 
     encoder = _encoder(model)
     encoder.embed(images_in_memory(4, side))
     with tempfile.TemporaryDirectory() as output:
         started = time.perf_counter()
         target = Path(output) / "out.npz"
-        summary = embed_files([folder], target, lambda: encoder, EmbedOptions(), _Silent())
+        job = Job(Selection((folder,)), target, EmbedOptions())
+        summary = embed_files(job, lambda: encoder, _Silent())
         return _rate(summary.embedded, time.perf_counter() - started)
 
 
@@ -111,11 +113,13 @@ def peak_memory(model: str, folder: str) -> dict[str, Any]:
     """The largest resident size of a process that loads the model and embeds a folder."""
     from aim_mlx.backend import mx
     from aim_mlx.embed import EmbedOptions
-    from aim_mlx.embed_files import embed_files
+    from aim_mlx.embed_files import Job, embed_files
+    from aim_mlx.selection import Selection
 
     with tempfile.TemporaryDirectory() as output:
         target = Path(output) / "out.npz"
-        summary = embed_files([folder], target, lambda: _encoder(model), EmbedOptions(), _Silent())
+        job = Job(Selection((folder,)), target, EmbedOptions())
+        summary = embed_files(job, lambda: _encoder(model), _Silent())
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"count": summary.embedded, "peak_bytes": peak, "mlx_peak_bytes": mx.get_peak_memory()}
@@ -125,6 +129,9 @@ class _Silent:
     """A report that tells nothing, but fails where a file is skipped: all of ours are good."""
 
     def listed(self, listing: Any) -> None:
+        pass
+
+    def unchanged(self, count: int) -> None:
         pass
 
     def noted(self, note: str) -> None:

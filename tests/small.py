@@ -1,8 +1,10 @@
 """A small encoder with seeded noise in every parameter: a gain of one would hide a swapped norm."""
 
+import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
@@ -70,3 +72,20 @@ def photo(seed: int, height: int = 60, width: int = 80) -> np.ndarray:
     rows = np.linspace(0, 4.999, height).astype(int)
     columns = np.linspace(0, 6.999, width).astype(int)
     return coarse[rows][:, columns].astype(np.uint8)
+
+
+def many_photos(folder: Path, count: int) -> Path:
+    """Large photographs that differ in what follows their end, which takes seconds to embed."""
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(photo(0, 900, 1200)).save(folder / "0.png")
+    data = (folder / "0.png").read_bytes()
+    for i in range(1, count):
+        (folder / f"{i}.png").write_bytes(data + str(i).encode())
+    return folder
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)

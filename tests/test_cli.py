@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.cli import main as cli
-from tests.small import SMALL, photo, save
+from tests.small import SMALL, many_photos, photo, save, wait_for
 
 
 @pytest.fixture
@@ -244,17 +243,10 @@ def test_a_closed_pipe_ends_quietly(model):
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_file(model, tmp_path):
-    folder = tmp_path / "many"
-    folder.mkdir()
-    Image.fromarray(photo(0, 1500, 2000)).save(folder / "0.png")
-    for i in range(1, 2000):
-        os.link(folder / "0.png", folder / f"{i}.png")
+    folder = many_photos(tmp_path / "many", 500)
     out = tmp_path / "o.npz"
     process = start("embed", folder, "-o", out, "--model", model)
-    for _ in range(600):
-        if list(tmp_path.glob(".o.npz.rows.*")):
-            break
-        time.sleep(0.1)
+    wait_for(tmp_path / ".o.npz.aim-mlx" / "files.jsonl")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from aim_mlx.cli import main as cli
 from tests.bad_images import PNG
-from tests.small import SMALL, photo, save
+from tests.small import SMALL, many_photos, save, wait_for
 from tests.weights_files import read_tensors, weight_file, write_tensors
 
 COMMAND = "from aim_mlx.cli.main import main; main()"
@@ -91,14 +90,9 @@ def test_a_working_folder_that_cannot_be_written_or_is_gone_does_not_matter(one,
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_an_interrupt_once_or_twice_ends_soon_without_a_traceback(one, model, signals):
-    Image.fromarray(photo(0, 900, 1200)).save(one / "a.png")
-    for i in range(1000):
-        os.link(one / "a.png", one / f"{i}.png")
+    many_photos(one, 500)
     process = start("embed", one, "-o", one.parent / "o.npz", "--model", model)
-    for _ in range(600):
-        if list(one.parent.glob(".o.npz.rows.*")):
-            break
-        time.sleep(0.05)
+    wait_for(one.parent / ".o.npz.aim-mlx" / "files.jsonl")
     for _ in range(signals):
         process.send_signal(signal.SIGINT)
         time.sleep(0.02)

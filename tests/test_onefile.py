@@ -6,25 +6,23 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
 from aim_mlx import durable
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.store import onefile
-from aim_mlx.store.onefile import OneFile, sidecar
+from aim_mlx.store.onefile import Rows, is_file_target, sidecar, write_file
+from tests.stores import make_store
 
 VECTORS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 PATHS = ["a.jpg", "ä/ü.png", "new\nline", os.fsdecode(b"\xff.jpg"), "x" * 300]
-MANIFEST = {"pooling": "mean", "skipped": [{"path": "é"}]}
 
 
-def write(target, overwrite=False):
-    with OneFile(target, 3, overwrite) as file:
-        for path, vector in zip(PATHS, VECTORS, strict=True):
-            file.add(path, vector)
-        file.commit(MANIFEST)
-    return target
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("stores") / "store", PATHS, VECTORS)
 
 
 def read(target):
@@ -39,116 +37,162 @@ def read(target):
     if target.suffix == ".npy":
         record = json.loads(sidecar(target).read_text())
         return np.load(target), record["paths"], record["manifest"]
+    if target.suffix == ".parquet":
+        table = pq.read_table(target)
+        paths = [
+            os.fsdecode(raw) if raw else path
+            for path, raw in zip(
+                table["path"].to_pylist(), table["raw_path"].to_pylist(), strict=True
+            )
+        ]
+        manifest = json.loads(table.schema.metadata[b"aim_mlx"])
+        return np.array(table["embedding"].to_pylist(), np.float32), paths, manifest
+    if target.suffix == ".jsonl":
+        rows = [json.loads(line) for line in target.read_text().splitlines()]
+        manifest = json.loads(sidecar(target).read_text())["manifest"]
+        vectors = np.array([row["embedding"] for row in rows], np.float32)
+        return vectors, [row["path"] for row in rows], manifest
     with safe_open(target, "numpy") as file:
         paths = json.loads(file.get_tensor("paths_json").tobytes())
         return file.get_tensor("embeddings"), paths, json.loads(file.metadata()["manifest"])
 
 
-@pytest.mark.parametrize("suffix", onefile.SUFFIXES)
-def test_rows_names_and_manifest_come_back_exactly(tmp_path, suffix):
-    embeddings, paths, manifest = read(write(tmp_path / f"out{suffix}"))
-    np.testing.assert_array_equal(embeddings, VECTORS)
-    assert embeddings.dtype == np.float32 and paths == PATHS and manifest == MANIFEST
+def exact(paths, suffix):
+    """The paths as a kind of file has them: .jsonl has text only."""
+    return (
+        [path.encode("utf-8", "backslashreplace").decode() for path in paths]
+        if (suffix == ".jsonl")
+        else paths
+    )
 
 
 @pytest.mark.parametrize("suffix", onefile.SUFFIXES)
-def test_nothing_but_the_result_is_left_in_the_folder(tmp_path, suffix):
-    target = write(tmp_path / f"out{suffix}")
-    expected = {target, sidecar(target)} if suffix == ".npy" else {target}
-    assert set(tmp_path.iterdir()) == expected
-
-
-def test_more_rows_than_one_chunk_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(onefile, "_CHUNK_ROWS", 2)
-    embeddings, paths, _ = read(write(tmp_path / "out.npz"))
+def test_rows_names_and_manifest_come_back_exactly(store, tmp_path, suffix):
+    target = tmp_path / f"out{suffix}"
+    write_file(Rows(store), target)
+    embeddings, paths, manifest = read(target)
     np.testing.assert_array_equal(embeddings, VECTORS)
-    assert paths == PATHS
+    assert embeddings.dtype == np.float32 and paths == exact(PATHS, suffix)
+    assert manifest["pooling"] == "mean" and manifest["first_frame_only"] == ["a.jpg"]
+    skip = {"path": "bad.jpg", "reason": "empty", "detail": "0 bytes"}
+    assert manifest["skipped"] == [skip]
 
 
-def test_an_error_before_the_end_leaves_the_old_file_as_it_was(tmp_path):
+@pytest.mark.parametrize("suffix", onefile.SUFFIXES)
+def test_rows_come_in_the_order_of_the_paths_that_are_wanted(store, tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(onefile, "_PART_ROWS", 2)
+    wanted = [PATHS[4], "of another store", PATHS[0], PATHS[1]]
+    write_file(Rows(store, wanted), tmp_path / f"out{suffix}")
+    embeddings, paths, _ = read(tmp_path / f"out{suffix}")
+    np.testing.assert_array_equal(embeddings, VECTORS[[4, 0, 1]])
+    assert paths == [PATHS[4], PATHS[0], PATHS[1]]
+
+
+@pytest.mark.parametrize("suffix", onefile.SUFFIXES)
+def test_nothing_but_the_result_is_left_in_the_folder(store, tmp_path, suffix):
+    target = tmp_path / f"out{suffix}"
+    write_file(Rows(store), target)
+    beside = {sidecar(target)} if suffix in (".npy", ".jsonl") else set()
+    assert set(tmp_path.iterdir()) == {target} | beside
+
+
+def test_an_error_before_the_end_leaves_the_old_file_as_it_was(store, tmp_path, monkeypatch):
     target = tmp_path / "out.npz"
     target.write_bytes(b"precious")
-    with pytest.raises(ZeroDivisionError), OneFile(target, 3, overwrite=True) as file:
-        file.add("a.jpg", VECTORS[0])
-        raise ZeroDivisionError
+    rows = Rows(store)
+    monkeypatch.setattr(rows, "vectors", lambda: iter([np.zeros((1, 3), np.float32), 1 / 0]))
+    with pytest.raises(ZeroDivisionError):
+        write_file(rows, target, overwrite=True)
     assert target.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [target]
 
 
-def test_an_existing_file_is_replaced_only_on_request(tmp_path):
-    target = write(tmp_path / "out.npy")
+def test_an_existing_file_is_replaced_only_on_request(store, tmp_path):
+    target = tmp_path / "out.npy"
+    write_file(Rows(store), target)
     with pytest.raises(OutputError, match="--overwrite"):
-        write(target)
-    assert read(write(target, overwrite=True))[1] == PATHS
+        write_file(Rows(store), target)
+    write_file(Rows(store, PATHS[:2]), target, overwrite=True)
+    assert read(target)[1] == PATHS[:2]
 
 
-def test_a_sidecar_of_something_else_is_not_overwritten(tmp_path):
+def test_a_sidecar_of_something_else_is_not_overwritten(store, tmp_path):
     (tmp_path / "out.npy.json").write_text("precious")
     with pytest.raises(OutputError, match="out.npy.json"):
-        write(tmp_path / "out.npy")
+        write_file(Rows(store), tmp_path / "out.npy")
 
 
-def test_a_full_disk_is_an_output_error_that_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_output_error_that_leaves_nothing(store, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(durable.os, "fsync", full)
     with pytest.raises(OutputError, match="No space left on device"):
-        write(tmp_path / "out.npz")
+        write_file(Rows(store), tmp_path / "out.npz")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out", "out.NPZ.txt"])
-def test_an_unknown_suffix_is_refused(tmp_path, name):
+def test_an_unknown_suffix_is_refused(store, tmp_path, name):
     with pytest.raises(UsageError, match="must end in"):
-        write(tmp_path / name)
+        write_file(Rows(store), tmp_path / name)
 
 
-def test_a_missing_folder_is_refused(tmp_path):
+def test_a_name_says_whether_the_output_is_a_file_or_a_folder(tmp_path):
+    (tmp_path / "folder.npz").mkdir()
+    assert is_file_target(tmp_path / "x.parquet")
+    assert not any(is_file_target(tmp_path / name) for name in ("x", "x.v2", "folder.npz"))
+    with pytest.raises(UsageError, match="or be a folder"):
+        is_file_target(tmp_path / "x.csv")
+
+
+def test_a_missing_folder_is_refused(store, tmp_path):
     with pytest.raises(OutputError, match="does not exist"):
-        write(tmp_path / "missing" / "out.npz")
+        write_file(Rows(store), tmp_path / "missing" / "out.npz")
 
 
 @pytest.mark.parametrize("suffix", onefile.SUFFIXES)
-def test_a_name_too_long_or_a_pipe_is_an_output_error(tmp_path, suffix):
+def test_a_name_too_long_or_a_pipe_is_an_output_error(store, tmp_path, suffix):
     os.mkfifo(tmp_path / f"pipe{suffix}")
     for name in ("x" * 300, "pipe"):
         with pytest.raises(OutputError):
-            write(tmp_path / f"{name}{suffix}", overwrite=True)
+            write_file(Rows(store), tmp_path / f"{name}{suffix}", overwrite=True)
 
 
-def test_a_link_to_nothing_is_not_replaced_unasked(tmp_path):
+def test_a_link_to_nothing_is_not_replaced_unasked(store, tmp_path):
     (tmp_path / "out.npz").symlink_to("nothing")
     with pytest.raises(OutputError, match="exists"):
-        write(tmp_path / "out.npz")
+        write_file(Rows(store), tmp_path / "out.npz")
 
 
-# Writes five rows of a thousand numbers, 20,000 bytes without any header, where no file may grow
-# beyond a number of bytes: as on a full disk, all of what is buffered fails again on closing.
+# Writes a store where no file may grow beyond a number of bytes: as on a full disk, all of what is
+# buffered fails again on closing.
 FULL = """
 import resource, signal, sys
-import numpy as np
-from aim_mlx.errors import OutputError
-from aim_mlx.store.onefile import OneFile
 from pathlib import Path
+from aim_mlx.errors import OutputError
+from aim_mlx.store.onefile import Rows, write_file
+from aim_mlx.store.reading import EmbeddingStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 try:
-    with OneFile(Path(sys.argv[1]), 1000, overwrite=True) as file:
-        for i in range(5):
-            file.add(str(i), np.zeros(1000, np.float32))
-        file.commit({"skipped": []})
+    write_file(Rows(EmbeddingStore(sys.argv[1])), Path(sys.argv[2]), overwrite=True)
 except OutputError as error:
     print(error)
 """
 
 
-@pytest.mark.parametrize("limit", [6000, 20_000, 20_050])
 @pytest.mark.parametrize("suffix", onefile.SUFFIXES)
-def test_a_full_disk_is_an_output_error_that_leaves_all_as_it_was(tmp_path, suffix, limit):
-    target = write(tmp_path / f"out{suffix}")
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(target), str(limit)], capture_output=True, text=True
-    )
-    assert "nothing was kept" in done.stdout and not done.stderr, done.stderr
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+def test_a_full_disk_is_an_output_error_that_leaves_all_as_it_was(tmp_path, suffix):
+    # Five rows of a thousand numbers: 20,000 bytes without any header.
+    vectors = np.random.default_rng(0).normal(size=(5, 1000)).astype(np.float32)
+    source = make_store(tmp_path / "store", PATHS, vectors)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    target = folder / f"out{suffix}"
+    write_file(Rows(source), target)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for limit in (6000, 20_000, 20_050):
+        command = [sys.executable, "-c", FULL, source.folder, target, str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert "it is as it was" in done.stdout and not done.stderr, done.stderr
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before

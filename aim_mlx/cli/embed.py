@@ -1,5 +1,6 @@
-"""`aim-mlx embed`: folders of photos to a file of vectors."""
+"""`aim-mlx embed`: folders of photos to a store, or a file, of vectors."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,18 @@ from aim_mlx.registry import DEFAULT_MODEL
 
 
 def embed(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Images and folders.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SRC...", help="Images and folders; - reads a list from stdin."),
+    ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="The file to write: .npz, .npy or .safetensors.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="A folder, kept up to date by running again; or one file: .npz, .npy, "
+            ".safetensors, .parquet or .jsonl.",
+        ),
     ],
     model: Annotated[
         str, typer.Option(help="A model name, Hub repo, folder or file.")
@@ -32,26 +42,57 @@ def embed(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Only what matches: '*.jpg', or '2024/*' for a path. Repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Nothing that matches: 'drafts', '*.png'. Repeatable."),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Follow links to folders.")] = False,
+    null: Annotated[
+        bool, typer.Option("-0", "--null", help="The list on stdin is separated by NUL bytes.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(help="Only the i-th of n parts, as 2/4; see aim-mlx merge.")
+    ] = None,
     max_megapixels: Annotated[
         float | None, typer.Option(help="Skip larger images; from the memory if absent.")
     ] = None,
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Embed what is left of cut files.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    retry_skipped: Annotated[
+        bool, typer.Option("--retry-skipped", help="Try what failed before and did not change.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Take out the rows of files that are no more.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start afresh: replace what the output holds.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Report skips and a summary as JSON lines on stdout.")
     ] = False,
 ) -> int:
-    """Embed every image under SRC, one vector each, in the order of their paths."""
+    """Embed every image under SRC, one vector each, in the order of their paths.
+
+    With a folder as OUT the same command, run again, goes on where it was interrupted and embeds
+    what is new or changed. Ctrl-C keeps what is done.
+    """
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
+    from aim_mlx.cli.interrupt import gently
     from aim_mlx.cli.progress import Progress
     from aim_mlx.embed import EmbedOptions
-    from aim_mlx.embed_files import embed_files
-    from aim_mlx.errors import Interrupted
+    from aim_mlx.embed_files import Job, Rules, embed_files, plan_files
+    from aim_mlx.images import parse_share
     from aim_mlx.loading import load
+    from aim_mlx.selection import Selection
 
     options = EmbedOptions(
         pooling,
@@ -61,24 +102,35 @@ def embed(
         _pixels(max_megapixels),
         allow_truncated,
     )
+    selection = Selection(
+        tuple(source for source in sources if source != "-"),
+        _listed(null) if "-" in sources else (),
+        follow,
+        tuple(include or ()),
+        tuple(exclude or ()),
+        parse_share(shard) if shard else None,
+    )
+    rules = Rules(overwrite, retry_skipped, prune)
     progress = Progress(as_json)
-    try:
+    with gently() as stop:
+        job = Job(selection, output, options, rules, stop)
+        if dry_run:
+            progress.planned(*plan_files(job), output)
+            return 0
         with progress:
             summary = embed_files(
-                sources,
-                output,
+                job,
                 lambda: load(model, dtype=dtype, revision=revision, offline=offline, progress=tqdm),
-                options,
                 progress,
-                follow=follow,
-                overwrite=overwrite,
             )
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted after {progress.done} images: {output} was not written"
-        ) from None
     progress.summary(summary)
     return summary.exit_code
+
+
+def _listed(null: bool) -> tuple[str, ...]:
+    from aim_mlx.images import read_paths
+
+    return tuple(read_paths(sys.stdin.buffer, null))
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

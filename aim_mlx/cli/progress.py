@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.text import Text
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.embed_files import Summary
 from aim_mlx.images import Listing, Skip
+from aim_mlx.store.plan import Plan
 
 
 class _Rate(ProgressColumn):
@@ -35,7 +37,6 @@ class Progress:
     def __init__(self, as_json: bool):
         self._as_json = as_json
         self._skipped = 0
-        self.done = 0
         console = Console(stderr=True)
         self._bar = RichProgress(
             BarColumn(),
@@ -63,8 +64,12 @@ class Progress:
     def noted(self, note: str) -> None:
         self._say(f"note: {escaped(note)}")
 
+    def unchanged(self, count: int) -> None:
+        self._bar.advance(self._task, count)
+        if count:
+            self.noted(f"{count:,} images are there already")
+
     def embedded(self, path: str) -> None:
-        self.done += 1
         self._bar.advance(self._task)
 
     def skipped(self, skip: Skip) -> None:
@@ -73,11 +78,40 @@ class Progress:
         self._say(f"skipped {escaped(str(skip.path))}: {skip.reason}: {escaped(skip.detail)}")
         self._emit("skipped", {**asdict(skip), "path": str(skip.path)})
 
+    def planned(self, listing: Listing, plan: Plan, output: Path) -> None:
+        """What a run would do."""
+        account = {
+            "output": str(output),
+            "listed": listing.listed,
+            "to_look_at": len(plan.todo),
+            "unchanged": plan.unchanged,
+            "skipped": len(listing.skipped) + len(plan.skipped),
+            "ignored": listing.ignored,
+        }
+        for note in listing.notes:
+            self.noted(note)
+        self._say(
+            f"{len(plan.todo):,} images to look at, {plan.unchanged:,} there already, "
+            f"{account['skipped']:,} skipped, {listing.ignored:,} ignored: nothing was done"
+        )
+        self._emit("plan", account)
+
     def summary(self, summary: Summary) -> None:
-        rate = summary.embedded / summary.seconds if summary.seconds else 0.0
+        rate = summary.computed / summary.seconds if summary.seconds else 0.0
+        details = [
+            f"{count:,} {what}"
+            for count, what in (
+                (summary.unchanged, "there already"),
+                (summary.reused, "with the content of another"),
+                (summary.vanished, "rows of files that are no more (--prune takes them out)"),
+                (summary.pruned, "rows pruned"),
+            )
+            if count
+        ]
         self._say(
             f"{summary.embedded} embedded, {summary.skipped} skipped, {summary.ignored} ignored "
             f"in {summary.seconds:.1f} s ({rate:.2f} images/s): {escaped(summary.output)}"
+            + "".join(f"; {detail}" for detail in details)
         )
         self._emit("summary", {**asdict(summary), "exit_code": summary.exit_code})
 

@@ -1,18 +1,24 @@
 """Image files to pixels: discover, decode, preprocess, stream. Knows no model."""
 
+from aim_mlx.images.contents import Content, Contents, changed
 from aim_mlx.images.decode import ImageSource, decode, default_max_pixels
 from aim_mlx.images.discover import Listing, Skip, discover, is_under
 from aim_mlx.images.path_lists import in_share, parse_share, read_paths, split
 from aim_mlx.images.planner import plan_native
 from aim_mlx.images.preprocess import preprocess
 from aim_mlx.images.preprocess_json import config_from_preprocessor_json
-from aim_mlx.images.stream import Sample, stream
+from aim_mlx.images.stream import OMITTED, Omitted, Sample, stream
 
 __all__ = [
+    "Content",
+    "Contents",
     "ImageSource",
     "Listing",
+    "OMITTED",
+    "Omitted",
     "Sample",
     "Skip",
+    "changed",
     "config_from_preprocessor_json",
     "decode",
     "default_max_pixels",

@@ -134,13 +134,13 @@ def opened(source: Any, max_pixels: int, allow_truncated: bool) -> Iterator[Enco
             raise ImageError("empty", "there are no bytes")
         yield EncodedImage(io.BytesIO(data), len(data), max_pixels, allow_truncated)
         return
-    with _regular_file(os.fspath(source)) as (file, before):
+    with regular_file(os.fspath(source)) as (file, before):
         try:
             data = file if before.st_size > _READ_WHOLE else io.BytesIO(file.read())
             yield EncodedImage(data, before.st_size, max_pixels, allow_truncated)
         except (ImageError, OSError) as error:
             _check_unchanged(file, before)
-            raise error if isinstance(error, ImageError) else _unreadable(source, error) from error
+            raise error if isinstance(error, ImageError) else unreadable(source, error) from error
         _check_unchanged(file, before)
 
 
@@ -179,12 +179,13 @@ def _truncated() -> ImageError:
 
 
 @contextmanager
-def _regular_file(path: Any) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+def regular_file(path: Any) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+    """A regular file, opened without ever waiting for it, and its facts; raises ImageError."""
     try:
         _check_regular(os.stat(path))
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     with os.fdopen(descriptor, "rb") as file:
         # Looked at again: what was opened may not be what was looked at before.
         found = os.fstat(descriptor)
@@ -201,7 +202,8 @@ def _check_regular(found: os.stat_result) -> None:
         raise ImageError("not_regular", "a FIFO, socket or device, not a file")
 
 
-def _unreadable(path: Any, error: Exception) -> ImageError:
+def unreadable(path: Any, error: Exception) -> ImageError:
+    """The reason for a file that cannot be opened or read."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         if os.path.islink(path):
             return ImageError("not_regular", "a link to nothing")

@@ -9,6 +9,7 @@ import os
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,20 @@ from aim_mlx.images.preprocess import preprocess
 _PART = 4096
 
 
+class Omitted(Enum):
+    """A source that keeps its place and is not decoded."""
+
+    OMITTED = "omitted"
+
+
+OMITTED = Omitted.OMITTED
+
+
 @dataclass(frozen=True)
 class Sample:
     """One source, preprocessed: `pixels` is float32 (H,W,3), or None where `failure` says why not.
+
+    Both are None for a source that is OMITTED.
 
     `width` and `height` are those of the upright original, 0 on failure. `multi_frame` is True
     where further frames or pages were left out.
@@ -40,7 +52,7 @@ class Sample:
 
 
 def stream(
-    sources: Sequence[ImageSource],
+    sources: Sequence[ImageSource | Omitted],
     config: PreprocessConfig,
     *,
     threads: int | None = None,
@@ -50,6 +62,7 @@ def stream(
 ) -> Generator[Sample, None, None]:
     """Yields one Sample for each source, in order; a bad image is a sample with its failure.
 
+    A source is asked for in the thread that decodes it, so `sources` may make them on demand.
     `threads` decode (default: the cores, at most 8), at most `prefetch` samples (default: twice the
     threads) wait to be taken. Close the iterator, or read it to its end, to stop the threads.
     Raises UsageError for a number below 1.
@@ -68,11 +81,13 @@ def stream(
 
 def _sample(
     index: int,
-    source: ImageSource,
+    source: ImageSource | Omitted,
     config: PreprocessConfig,
     max_pixels: int | None,
     allow_truncated: bool,
 ) -> Sample:
+    if isinstance(source, Omitted):
+        return Sample(index, None, 0, 0, None)
     try:
         with decoded(source, max_pixels, allow_truncated) as image:
             pixels = preprocess(image, config)

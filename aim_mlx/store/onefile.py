@@ -1,109 +1,169 @@
-"""Embeddings in one file: .npz, .npy or .safetensors, written by one rename at the end.
+"""A store as one file: .npz, .npy, .safetensors, .parquet or .jsonl, published by one rename.
 
-Rows are spooled to a temporary file beside the target as they come, so memory does not grow with
-their number and the target is either complete or as it was.
+Rows are read and written part by part, so memory does not grow with their number.
 """
 
 import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from aim_mlx.durable import publish, temporary
+from aim_mlx.durable import publish
 from aim_mlx.errors import OutputError, UsageError
+from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.rows import COLUMNS, table_schema
+from aim_mlx.store.shards import PARQUET, vectors_of
 from aim_mlx.weights.writer import SafetensorsWriter
 
-SUFFIXES = (".npz", ".npy", ".safetensors")
-_CHUNK_ROWS = 4096
+_PART_ROWS = 4096
+# Endings that promise a kind of file that is not written here; any other name is a folder's.
+_OTHER_FILES = frozenset(
+    ".csv .tsv .txt .json .h5 .hdf5 .pkl .pickle .pt .pth .bin .zip .gz .feather .arrow .db .sqlite"
+    " .duckdb .mat .html .jpg .png".split()
+)
 
 
-class OneFile:
-    """Collects rows and writes them to `target` on commit(); a context manager that cleans up.
+class Rows:
+    """The rows of a store that go into a file: all, or those of the paths in `wanted`, in order."""
+
+    def __init__(self, store: EmbeddingStore, wanted: Sequence[str] | None = None):
+        self._store = store
+        self._rows = None
+        self.paths = store.paths
+        if wanted is not None:
+            row_of = {path: row for row, path in enumerate(store.paths)}
+            self.paths = [path for path in wanted if path in row_of]
+            if self.paths != store.paths:
+                self._rows = np.array([row_of[path] for path in self.paths], np.int64)
+        self.shape = len(self.paths), store.dim
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The store's manifest, with what the last run skipped, or embedded the first frame of."""
+        names = ("path", "reason", "detail")
+        frames = self._store.state.first_frames
+        return {
+            **self._store.manifest,
+            "skipped": [{name: skip[name] for name in names} for skip in self._store.skipped],
+            "first_frame_only": [path for path in self.paths if path in frames],
+        }
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All columns, part by part."""
+        if self._rows is None:
+            yield from self._store.tables()
+            return
+        facts = self._store.table(COLUMNS)
+        for start in range(0, len(self._rows), _PART_ROWS):
+            rows = self._rows[start : start + _PART_ROWS]
+            flat = pa.array(self._store.vectors[rows].reshape(-1))
+            kind = table_schema(self._store.dim).field("embedding").type
+            vectors = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+            part = facts.take(pa.array(rows))
+            yield pa.Table.from_arrays(
+                [*part.columns, vectors], schema=table_schema(self._store.dim)
+            )
+
+    def vectors(self) -> Iterator[np.ndarray]:
+        """The vectors, float32 (rows, D), part by part."""
+        return (np.ascontiguousarray(vectors_of(table)) for table in self.tables())
+
+
+def write_file(rows: Rows, target: Path, overwrite: bool = False) -> None:
+    """Writes rows to a file of the kind that its suffix says.
 
     .npz: `embeddings` float32 (n, D), `paths` (n,), and `manifest` as JSON text.
     .safetensors: `embeddings`, `paths_json` uint8 (a JSON list), the manifest as metadata.
     .npy: the embeddings alone; paths and manifest in TARGET.json beside it.
+    .parquet: the columns of a store, the manifest as metadata `aim_mlx`.
+    .jsonl: an object a row; the manifest in TARGET.json beside it.
     Raises UsageError for another suffix, OutputError where it cannot write.
     """
+    check_target(target, overwrite)
+    files: dict[Path, Callable[[BinaryIO], Any]] = {target: partial(_WRITERS[target.suffix], rows)}
+    if target.suffix in _WITH_SIDECAR:
+        record: dict[str, Any] = {"manifest": rows.manifest}
+        if target.suffix == ".npy":
+            record["paths"] = rows.paths
+        text = json.dumps(record, indent=1).encode() + b"\n"
+        files[sidecar(target)] = lambda file: file.write(text)
+    with _storage(target):
+        publish(files)
 
-    def __init__(self, target: Path, dim: int, overwrite: bool = False):
-        check_target(target, overwrite)
-        self.target = target
-        self._dim = dim
-        self._paths: list[str] = []
-        self._spool_path = temporary(target.with_name(target.name + ".rows"))
-        with _storage(target):
-            self._spool: BinaryIO = open(self._spool_path, "xb")
 
-    def __enter__(self) -> "OneFile":
-        return self
+def _write_npy(rows: Rows, file: BinaryIO) -> None:
+    file.write(_npy_header(np.dtype(np.float32), rows.shape))
+    for vectors in rows.vectors():
+        file.write(vectors.data)
 
-    def __exit__(self, *_: object) -> None:
-        # On a full disk closing fails again, on rows that nobody wants any more.
-        with suppress(OSError):
-            self._spool.close()
-        self._spool_path.unlink(missing_ok=True)
 
-    def add(self, path: str, vector: np.ndarray) -> None:
-        """Appends one row: vector float32 (D,)."""
-        with _storage(self.target):
-            self._spool.write(np.ascontiguousarray(vector, np.float32).data)
-        self._paths.append(path)
+def _write_npz(rows: Rows, file: BinaryIO) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open("embeddings.npy", "w", force_zip64=True) as member:
+            _write_npy(rows, member)  # pyright: ignore[reportArgumentType]
+        kind = np.dtype(f"<U{max(1, max(map(len, rows.paths), default=1))}")
+        with archive.open("paths.npy", "w", force_zip64=True) as member:
+            member.write(_npy_header(kind, (len(rows.paths),)))
+            for start in range(0, len(rows.paths), _PART_ROWS):
+                member.write(np.array(rows.paths[start : start + _PART_ROWS], kind).tobytes())
+        text = np.array(json.dumps(rows.manifest))
+        archive.writestr("manifest.npy", _npy_header(text.dtype, ()) + text.tobytes())
 
-    def commit(self, manifest: Mapping[str, Any]) -> None:
-        """Writes the file and its rename; `manifest` is stored as JSON."""
-        write = {".npz": self._npz, ".npy": self._npy, ".safetensors": self._safetensors}
-        files = {self.target: lambda file: write[self.target.suffix](file, manifest)}
-        if self.target.suffix == ".npy":
-            record = {"manifest": manifest, "paths": self._paths}
-            text = json.dumps(record, indent=1).encode() + b"\n"
-            files[sidecar(self.target)] = lambda file: file.write(text)
-        with _storage(self.target):
-            self._spool.flush()
-            publish(files)
 
-    @property
-    def _shape(self) -> tuple[int, int]:
-        return len(self._paths), self._dim
+def _write_safetensors(rows: Rows, file: BinaryIO) -> None:
+    paths = json.dumps(rows.paths).encode()
+    specs = {"embeddings": ("F32", rows.shape), "paths_json": ("U8", (len(paths),))}
+    writer = SafetensorsWriter(file, specs, {"manifest": json.dumps(rows.manifest)})
+    writer.write_parts("embeddings", rows.vectors())
+    writer.write("paths_json", np.frombuffer(paths, np.uint8))
+    writer.finish()
 
-    def _chunks(self) -> Iterator[bytes]:
-        with open(self._spool_path, "rb") as spool:
-            while chunk := spool.read(_CHUNK_ROWS * self._dim * 4):
-                yield chunk
 
-    def _npy(self, file: BinaryIO, manifest: Mapping[str, Any]) -> None:
-        file.write(_npy_header(np.dtype(np.float32), self._shape))
-        for chunk in self._chunks():
-            file.write(chunk)
+def _write_parquet(rows: Rows, file: BinaryIO) -> None:
+    kind = table_schema(rows.shape[1]).with_metadata({"aim_mlx": json.dumps(rows.manifest)})
+    with pq.ParquetWriter(file, kind, **PARQUET) as writer:
+        for table in rows.tables():
+            writer.write_table(table.cast(kind))
 
-    def _npz(self, file: BinaryIO, manifest: Mapping[str, Any]) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            with archive.open("embeddings.npy", "w", force_zip64=True) as member:
-                member.write(_npy_header(np.dtype(np.float32), self._shape))
-                for chunk in self._chunks():
-                    member.write(chunk)
-            longest = max(map(len, self._paths), default=1)
-            kind = np.dtype(f"<U{max(longest, 1)}")
-            with archive.open("paths.npy", "w", force_zip64=True) as member:
-                member.write(_npy_header(kind, (len(self._paths),)))
-                for start in range(0, len(self._paths), _CHUNK_ROWS):
-                    member.write(np.array(self._paths[start : start + _CHUNK_ROWS], kind).tobytes())
-            text = np.array(json.dumps(manifest))
-            archive.writestr("manifest.npy", _npy_header(text.dtype, ()) + text.tobytes())
 
-    def _safetensors(self, file: BinaryIO, manifest: Mapping[str, Any]) -> None:
-        paths = json.dumps(self._paths).encode()
-        specs = {"embeddings": ("F32", self._shape), "paths_json": ("U8", (len(paths),))}
-        writer = SafetensorsWriter(file, specs, {"manifest": json.dumps(manifest)})
-        writer.write("embeddings", np.memmap(self._spool_path, np.float32, "r", shape=self._shape))
-        writer.write("paths_json", np.frombuffer(paths, np.uint8))
-        writer.finish()
+def _write_jsonl(rows: Rows, file: BinaryIO) -> None:
+    for table in rows.tables():
+        names = [name for name in COLUMNS if name != "raw_path"]
+        columns = [table[name].to_pylist() for name in names]
+        for *facts, vector in zip(*columns, vectors_of(table).tolist(), strict=True):
+            record = dict(zip(names, facts, strict=True)) | {"embedding": vector}
+            file.write(json.dumps(record).encode() + b"\n")
+
+
+_WRITERS: Mapping[str, Callable[[Rows, BinaryIO], None]] = {
+    ".npz": _write_npz,
+    ".npy": _write_npy,
+    ".safetensors": _write_safetensors,
+    ".parquet": _write_parquet,
+    ".jsonl": _write_jsonl,
+}
+_WITH_SIDECAR = (".npy", ".jsonl")
+SUFFIXES = tuple(_WRITERS)
+
+
+def is_file_target(target: Path) -> bool:
+    """Whether an output is a single file by its name; raises UsageError for an unknown kind."""
+    if target.is_dir():
+        return False
+    if target.suffix.lower() in _OTHER_FILES:
+        raise UsageError(
+            f"output must end in {', '.join(SUFFIXES)}, or be a folder, got {target.name!r}"
+        )
+    return target.suffix in SUFFIXES
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -113,7 +173,8 @@ def check_target(target: Path, overwrite: bool) -> None:
     with _storage(target):  # a name may be too long to look for
         if not target.parent.is_dir():
             raise OutputError(f"folder {str(target.parent)!r} does not exist: create it first")
-        for path in (target, sidecar(target)) if target.suffix == ".npy" else (target,):
+        beside = (sidecar(target),) if target.suffix in _WITH_SIDECAR else ()
+        for path in (target, *beside):
             if path.is_dir():
                 raise OutputError(f"{str(path)!r} is a folder: choose another output")
             if os.path.lexists(path) and not overwrite:
@@ -123,7 +184,7 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def sidecar(target: Path) -> Path:
-    """Where the paths and the manifest of a .npy file go."""
+    """Where that goes which has no place in a .npy or .jsonl file."""
     return target.with_name(target.name + ".json")
 
 
@@ -140,5 +201,5 @@ def _storage(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"cannot write {str(target)!r}: {error.strerror or error}; nothing was kept"
+            f"cannot write {str(target)!r}: {error.strerror or error}; it is as it was"
         ) from error

@@ -1,0 +1,141 @@
+"""The loop of a run: files to rows of a store, each content decoded once, block by block."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from aim_mlx.backend import BLAS, on_gpu
+from aim_mlx.embed import Embedded, EmbedOptions, Encoder
+from aim_mlx.errors import AimError, ImageError, Interrupted, OutputError
+from aim_mlx.images import Content, Contents, Listing, Skip, changed
+from aim_mlx.models.vision import VisionEncoder
+from aim_mlx.store.rows import Row
+from aim_mlx.store.writer import StoreWriter
+
+# Operations a second that even a slow device of the kind does: the first Macs with Apple silicon, a
+# CPU of two cores, one without a fast BLAS. They decide how much work a block is, no more.
+_GPU_RATE, _CPU_RATE, _SLOW_RATE = 2e12, 1.5e11, 5e9
+_BLOCK_SECONDS = 20.0
+_LARGEST_BLOCK = 1024
+_NATIVE_PATCHES = 1536  # of a photograph of 640 x 480
+
+
+class Report(Protocol):
+    """What a run tells while it goes on."""
+
+    def listed(self, listing: Listing) -> None: ...
+    def unchanged(self, count: int) -> None: ...
+    def skipped(self, skip: Skip) -> None: ...
+    def embedded(self, path: str) -> None: ...
+    def noted(self, note: str) -> None: ...
+
+
+def block_size(model: VisionEncoder, batch_size: int | None) -> int:
+    """How many images make a block: some 20 s of work on a slow device, in whole batches.
+
+    Batches do not reach over the end of a block, and only whole blocks are kept: so a run that was
+    interrupted gives the same bits as one that was not.
+    """
+    config = model.config
+    patches = config.grid**2 if config.grid else _NATIVE_PATCHES
+    block = config.embed_dim * (4 * config.embed_dim + 3 * config.mlp_hidden_dim)
+    operations = 2 * patches * config.num_blocks * block
+    slow = _SLOW_RATE if BLAS.state == "missing" else _CPU_RATE
+    images = _BLOCK_SECONDS * (_GPU_RATE if on_gpu() else slow) / operations
+    size = min(_LARGEST_BLOCK, 1 << max(1, int(images)).bit_length() - 1)
+    whole = batch_size or 1
+    return -(-size // whole) * whole
+
+
+class EmbedRun:
+    """One run into a store that is open; counts what became of the files it was given."""
+
+    def __init__(
+        self,
+        store: StoreWriter,
+        encoder: Encoder,
+        options: EmbedOptions,
+        report: Report,
+        stop: Callable[[], bool],
+    ):
+        self._store, self._encoder, self._options = store, encoder, options
+        self._report, self._stop = report, stop
+        self._failed: dict[str, ImageError] = {}  # by the digest of what failed
+        self.computed = self.reused = 0
+        self.first_frames = 0
+        self.skipped: list[dict[str, Any]] = []
+
+    def embed(self, paths: Sequence[str], block: int) -> None:
+        """Embeds files in order; whole blocks are committed, also where it ends before its time.
+
+        Raises Interrupted where it was asked to stop.
+        """
+        store = self._store
+        known = store.catalog.find_digest
+        try:
+            with (
+                Contents(paths, lambda digest: known(digest) is not None) as contents,
+                closing(self._encoder.embed_stream(contents, self._options, block)) as rows,
+            ):
+                for row in rows:
+                    self._take(row, paths[row.index], contents.take(row.index))
+                    if (row.index + 1) % block == 0 or row.index + 1 == len(paths):
+                        store.end_block()
+                    if self._stop() and row.index + 1 < len(paths):
+                        raise Interrupted("stopped")
+        except OutputError:
+            raise
+        except AimError:
+            store.commit()
+            raise
+        store.commit()
+
+    def _take(self, row: Embedded, path: str, content: Content | ImageError) -> None:
+        """One file's outcome: a row, or a skip."""
+        if isinstance(content, ImageError):
+            self._skip(path, content, None)
+        elif content.repeats:
+            self._reuse(path, content)
+        elif (failure := row.failure or changed(path, content)) is not None:
+            self._failed[content.digest] = failure
+            self._skip(path, failure, content)
+        elif row.vector is not None:
+            facts = (content.digest, content.size, content.mtime_ns, row.width, row.height)
+            self._add(Row(path, *facts), row.vector, row.multi_frame)
+            self.computed += 1
+
+    def _reuse(self, path: str, content: Content) -> None:
+        found = self._store.find(content.digest)
+        if found is not None:
+            row, vector = found
+            facts = {"path": path, "size": content.size, "mtime_ns": content.mtime_ns}
+            self._add(replace(row, **facts), vector, self._store.is_first_frame(row.path))
+            self.reused += 1
+        else:
+            self._skip(path, self._failed[content.digest], content)
+
+    def _add(self, row: Row, vector: np.ndarray, first_frame: bool) -> None:
+        self._store.add(row, vector, first_frame)
+        self.first_frames += first_frame
+        self._report.embedded(row.path)
+
+    def _skip(self, path: str, failure: ImageError, content: Content | None) -> None:
+        skip = Skip(path, failure.reason, failure.detail)
+        record = skip_record(skip, content)
+        self._store.skip(record)
+        self.skipped.append(record)
+        self._report.skipped(skip)
+
+
+def skip_record(skip: Skip, content: Content | None = None) -> dict[str, Any]:
+    """A skip as it is written down, with the facts of the file as far as it could be read."""
+    return {
+        "path": skip.path,
+        "reason": skip.reason,
+        "detail": skip.detail,
+        "size": content.size if content else None,
+        "mtime_ns": content.mtime_ns if content else None,
+    }

@@ -1,0 +1,112 @@
+"""The content of files, known by its digest before it is decoded, so that it is decoded once."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from aim_mlx.errors import ImageError
+from aim_mlx.images.files import regular_file, unreadable
+from aim_mlx.images.stream import OMITTED, Omitted
+
+_THREADS = 2
+_READ_BYTES = 1 << 20
+_AHEAD = 64  # files read before they are decoded; by then they are in the system's cache
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file as it was read: SHA-256 in hex, bytes, time of change in nanoseconds.
+
+    `repeats` is True where the same bytes are known already, from before or from an earlier file.
+    """
+
+    digest: str
+    size: int
+    mtime_ns: int
+    repeats: bool = False
+
+
+class Contents(Sequence[str | Omitted]):
+    """Paths as sources of `stream`: item i is the path, or OMITTED if it needs no decoding.
+
+    It needs none where its content repeats or cannot be read. `known` says whether a digest is
+    known from before. Files are read ahead in threads and judged strictly in order, so that the
+    same files always give the same answer. A context manager, which ends the threads.
+    """
+
+    def __init__(self, paths: Sequence[str], known: Callable[[str], bool]):
+        self._paths = paths
+        self._known = known
+        self._seen: set[str] = set()
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self._reading: dict[int, Future[Content]] = {}
+        self._submitted = 0
+        self._judged: dict[int, Content | ImageError] = {}
+        self._next = 0
+        self._turn = threading.Lock()
+
+    def __enter__(self) -> "Contents":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> str | Omitted:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Waits until file `index` was read and judged."""
+        with self._turn:
+            while self._next <= index:
+                self._judge_next()
+            content = self._judged[index]
+        needed = isinstance(content, Content) and not content.repeats
+        return self._paths[index] if needed else OMITTED
+
+    def take(self, index: int) -> Content | ImageError:
+        """What was found of file `index`, once; it has been asked for before."""
+        with self._turn:
+            return self._judged.pop(index)
+
+    def _judge_next(self) -> None:
+        last = min(self._next + _AHEAD, len(self._paths))
+        for index in range(self._submitted, last):
+            self._reading[index] = self._pool.submit(read_content, self._paths[index])
+        self._submitted = max(self._submitted, last)
+        try:
+            content = self._reading.pop(self._next).result()
+        except ImageError as failure:
+            self._judged[self._next] = failure.with_traceback(None)
+        else:
+            repeats = content.digest in self._seen or self._known(content.digest)
+            self._seen.add(content.digest)
+            self._judged[self._next] = Content(
+                content.digest, content.size, content.mtime_ns, repeats
+            )
+        self._next += 1
+
+
+def read_content(path: str) -> Content:
+    """Reads a file for its digest; raises ImageError for one that is no readable regular file."""
+    with regular_file(path) as (file, found):
+        digest = hashlib.sha256()
+        try:
+            while data := file.read(_READ_BYTES):
+                digest.update(data)
+        except OSError as error:
+            raise unreadable(path, error) from error
+    return Content(digest.hexdigest(), found.st_size, found.st_mtime_ns)
+
+
+def changed(path: str, content: Content) -> ImageError | None:
+    """Why what was decoded may not be the content that was digested; None if it is."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return unreadable(path, error)
+    if (found.st_size, found.st_mtime_ns) != (content.size, content.mtime_ns):
+        return ImageError("changed", "the file changed while it was read")
+    return None

@@ -1,0 +1,102 @@
+"""The folder of a store: what in it is ours, and nothing else is ever touched."""
+
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aim_mlx.durable import TEMPORARY
+from aim_mlx.errors import OutputError
+from aim_mlx.store import journal, lists, lock, manifest
+from aim_mlx.store.shards import Shard, number_of
+
+DAMAGED = ".damaged"  # what a shard's name ends with once it was found damaged and set aside
+_OURS = {manifest.NAME, journal.NAME, lists.FILES, lists.SKIPPED, lock.NAME, ".DS_Store"}
+_MATRIX = re.compile(r"\.vectors-[0-9a-f]{16}\.f32")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a store has files of this name."""
+    if name in _OURS or name.endswith(TEMPORARY) or _MATRIX.fullmatch(name):
+        return True
+    return number_of(name.removesuffix(DAMAGED)) is not None
+
+
+@contextmanager
+def prepared(folder: Path) -> Iterator[None]:
+    """Makes sure a folder is a store, or can become one; removes it if it became none.
+
+    Raises OutputError for a folder with other content, a file, or a parent that is not there.
+    """
+    try:
+        made = not folder.is_dir()
+        if made:
+            folder.mkdir()
+        elif not (folder / manifest.NAME).exists():
+            _check_ours(folder)
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"folder {str(folder.parent)!r} does not exist: create it first"
+        ) from error
+    except FileExistsError as error:
+        raise OutputError(f"{str(folder)!r} is a file: choose another output") from error
+    except OSError as error:
+        raise OutputError(f"cannot use {str(folder)!r}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        if made and not (folder / manifest.NAME).exists():
+            _remove_empty(folder)
+
+
+def _check_ours(folder: Path) -> None:
+    others = sorted(name for name in os.listdir(folder) if not is_ours(name))
+    if others:
+        raise OutputError(
+            f"{str(folder)!r} is not a store and holds other files ({others[0]!r}): "
+            "choose a new folder"
+        )
+
+
+def _remove_empty(folder: Path) -> None:
+    (folder / lock.NAME).unlink(missing_ok=True)
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
+
+
+def matrix_name(state: journal.State) -> str:
+    """The file that holds all vectors of this state as one; made when they are first read so."""
+    digest = hashlib.sha256(b"finished" if state.finished else b"")
+    for shard in state.shards:
+        digest.update(bytes.fromhex(shard.sha256))
+    return f".vectors-{digest.hexdigest()[:16]}.f32"
+
+
+def clean(folder: Path, state: journal.State) -> None:
+    """Removes what a crash left, and what the journal does not name: parts, shards, matrices."""
+    live = {shard.name for shard in state.shards} | {matrix_name(state)}
+    for name in os.listdir(folder):
+        stray = name not in live and (number_of(name) is not None or _MATRIX.fullmatch(name))
+        if stray or name.endswith(TEMPORARY):
+            (folder / name).unlink(missing_ok=True)
+
+
+def next_number(folder: Path, live: Iterable[Shard]) -> int:
+    """A number that no shard of this folder has or had in the journal."""
+    names = [*os.listdir(folder), *(shard.name for shard in live)]
+    numbers = [number_of(name.removesuffix(DAMAGED)) for name in names]
+    return max((number for number in numbers if number is not None), default=-1) + 1
+
+
+def remove(folder: Path) -> None:
+    """Deletes a store, all of whose files are ours, and its folder."""
+    for name in sorted(os.listdir(folder), key=lambda name: name == lock.NAME):
+        if is_ours(name):
+            (folder / name).unlink(missing_ok=True)
+    _remove_empty(folder)

@@ -1,0 +1,99 @@
+"""The manifest of a store: everything that decides its vectors, so that no two kinds ever mix."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from aim_mlx.backend import device_name
+from aim_mlx.config import to_dict
+from aim_mlx.durable import publish
+from aim_mlx.embed import EmbedOptions, Encoder
+from aim_mlx.errors import OutputError
+
+NAME = "manifest.json"
+SCHEMA = 1
+_PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow", "pyarrow")
+
+# What two runs must share to write into one store, in words for the message.
+_DECISIVE = {
+    "weights": "weights",
+    "encoder": "encoder",
+    "preprocessing": "preprocessing",
+    "pooling": "pooling",
+    "layers": "layers",
+    "normalized": "normalisation",
+    "dtype": "dtype",
+    "dim": "vector length",
+}
+
+
+def describe(encoder: Encoder, options: EmbedOptions) -> dict[str, Any]:
+    """All that is needed to compute the same vectors again, as JSON values."""
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": encoder.identity,
+        "weights": encoder.weights_digest,
+        "encoder": to_dict(encoder.model.config),
+        "preprocessing": to_dict(encoder.preprocessing),
+        "pooling": encoder.pooling(options),
+        "layers": list(options.layers),
+        "normalized": options.normalize,
+        "dtype": str(encoder.dtype).removeprefix("mlx.core."),
+        "dim": encoder.dim(options),
+        "device": device_name(),
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a store; raises OutputError where there is none that can be read."""
+    path = folder / NAME
+    try:
+        manifest = json.loads(path.read_bytes())
+        schema = manifest["schema"]
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{str(folder)!r} is no store of embeddings: it has no {NAME}; "
+            "make one with: aim-mlx embed PHOTOS -o FOLDER"
+        ) from error
+    except OSError as error:
+        raise OutputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise OutputError(f"{str(path)!r} is damaged: restore it, or embed again") from error
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise OutputError(
+            f"{str(folder)!r} has schema {schema}, this aim-mlx knows {SCHEMA}: update aim-mlx"
+        )
+    missing = [name for name in (*_DECISIVE, "model") if name not in manifest]
+    if missing:
+        raise OutputError(f"{str(path)!r} lacks {', '.join(missing)}: restore it, or embed again")
+    return manifest
+
+
+def write(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Publishes the manifest; raises OSError."""
+    text = json.dumps(manifest, indent=1).encode() + b"\n"
+    publish({folder / NAME: lambda file: file.write(text)})
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """The first decisive fact in which two manifests differ, None if they mean the same vectors."""
+    return next((name for name in _DECISIVE if there[name] != here[name]), None)
+
+
+def check_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raises OutputError, naming what differs, where two manifests describe different vectors."""
+    if (name := difference(there, here)) is not None:
+        raise OutputError(
+            f"{str(folder)!r} was made with another {_DECISIVE[name]} ({_short(there[name])}) than "
+            f"this run has ({_short(here[name])}): choose another output, or pass --overwrite"
+        )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,193 @@
+"""EmbeddingStore: a finished or growing store, read without loading what is not asked for."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from aim_mlx.config import to_dict
+from aim_mlx.durable import publish
+from aim_mlx.errors import CheckpointError, OutputError, UsageError
+from aim_mlx.store import journal, lists, manifest
+from aim_mlx.store.folder import matrix_name
+from aim_mlx.store.rows import COLUMNS, exact_paths, table_schema
+from aim_mlx.store.shards import read_table, vectors_of
+
+if TYPE_CHECKING:
+    from aim_mlx.embed import EmbedOptions, Encoder
+
+
+class EmbeddingStore:
+    """The rows of a store: row i of everything belongs to paths[i].
+
+    Nothing but the manifest and the journal is read at first. Raises UsageError for a folder that
+    is not there, OutputError for one that is no store, is damaged or of a newer schema.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise UsageError(
+                f"expected the folder of a store, but {os.fspath(folder)!r} is none: "
+                "make one with: aim-mlx embed PHOTOS -o FOLDER"
+            )
+        self.manifest: dict[str, Any] = manifest.read(self.folder)
+        self.state, _ = journal.read(self.folder / journal.NAME)
+
+    @property
+    def dim(self) -> int:
+        """The length of the vectors, D."""
+        return self.manifest["dim"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last run came to its end."""
+        return self.state.finished is not None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The files exactly as they were named, one a row."""
+        return exact_paths(self.table(["path", "raw_path"]))
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """All vectors, float32 (n, D), read-only and mapped from one file.
+
+        The file is made beside the shards when it is first asked for, or for the time of this
+        process where the folder cannot be written to.
+        """
+        path, shape = self.folder / matrix_name(self.state), (len(self), self.dim)
+        if not len(self):
+            return np.empty(shape, np.float32)
+        try:
+            if not path.is_file() or path.stat().st_size != 4 * shape[0] * shape[1]:
+                publish({path: self._write_matrix})
+            return np.memmap(path, np.float32, "r", shape=shape)
+        except OSError:
+            return self._unnamed_matrix()
+
+    def table(self, columns: Sequence[str] = COLUMNS) -> pa.Table:
+        """Columns of the rows, as an Arrow table: path, raw_path, digest, size, mtime_ns, ..."""
+        tables = [table.select(list(columns)) for table in self._tables(columns)]
+        if not tables:
+            return table_schema(self.dim).empty_table().select(list(columns))
+        return pa.concat_tables(tables)
+
+    def parts(self) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Paths and vectors, float32 (rows, D), shard by shard in order."""
+        for table in self.tables():
+            yield exact_paths(table), vectors_of(table)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All columns with the vectors, shard by shard in order."""
+        return self._tables([*COLUMNS, "embedding"])
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """What the last run could not embed: path, reason, detail, size, mtime_ns."""
+        return lists.read_skips(self.folder)
+
+    def locate(self, row: int) -> Path:
+        """Where the photo of a row is: as it was named, seen from where the run was started."""
+        path = Path(self.paths[row])
+        return path if path.is_absolute() or path.exists() else self._started_in / path
+
+    @property
+    def options(self) -> "EmbedOptions":
+        """How tokens became these vectors."""
+        from aim_mlx.embed import EmbedOptions
+
+        layers = tuple(self.manifest["layers"])
+        return EmbedOptions(self.manifest["pooling"], layers, self.manifest["normalized"])
+
+    def load_encoder(self, *, offline: bool = False, progress: type | None = None) -> "Encoder":
+        """The very encoder that made the vectors, with its preprocessing, for queries.
+
+        Raises CheckpointError where it cannot be had, or is not the same any more.
+        """
+        from aim_mlx.loading import load
+
+        made_by = self.manifest["model"]
+        path = Path(made_by["path"])
+        places = [path, self._started_in / path]
+        place = next((place for place in places if place.exists()), None)
+        encoder = load(
+            place or made_by["model"],
+            dtype=self.manifest["dtype"],
+            revision=None if place else made_by.get("revision"),
+            offline=offline,
+            progress=progress,
+        )
+        self._check(encoder)
+        return encoder
+
+    def _check(self, encoder: "Encoder") -> None:
+        """Raises CheckpointError for an encoder that gives other vectors than the store's."""
+        here = {
+            "weights": encoder.weights_digest,
+            "preprocessing": to_dict(encoder.preprocessing),
+            "vector length": encoder.dim(self.options),
+        }
+        there = {**self.manifest, "vector length": self.dim}
+        for what, value in here.items():
+            if there[what] != value:
+                raise CheckpointError(
+                    f"the {what} of {encoder.identity['model']!r} are not those that made "
+                    f"{str(self.folder)!r}: restore the model, or embed again"
+                )
+
+    @cached_property
+    def _started_in(self) -> Path:
+        return Path(lists.read_files(self.folder)[0]["folder"])
+
+    def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The current rows of each shard, with at least these columns."""
+        wanted = [*dict.fromkeys([*columns, "path", "raw_path"])]
+        for shard, keep in zip(self.state.shards, self._current, strict=True):
+            table = read_table(self.folder, shard, wanted)
+            yield table if keep is None else table.filter(pa.array(keep))
+
+    @cached_property
+    def _current(self) -> list[np.ndarray | None]:
+        """Which rows of each shard count, None for all: of rows with one path the last.
+
+        Only a run that was not finished leaves others.
+        """
+        if self.finished:
+            return [None] * len(self.state.shards)
+        names = [
+            exact_paths(read_table(self.folder, shard, ["path", "raw_path"]))
+            for shard in self.state.shards
+        ]
+        later: set[str] = set()
+        current: list[np.ndarray | None] = []
+        for paths in reversed(names):
+            keep = np.array([path not in later for path in paths], bool)
+            later.update(paths)
+            current.append(None if keep.all() else keep)
+        return current[::-1]
+
+    def _write_matrix(self, file: BinaryIO) -> None:
+        for _, vectors in self.parts():
+            file.write(np.ascontiguousarray(vectors).data)
+
+    def _unnamed_matrix(self) -> np.ndarray:
+        """The matrix in a file without a name, which goes with the process."""
+        with tempfile.TemporaryFile() as file:
+            try:
+                self._write_matrix(file)
+                file.flush()
+            except OSError as error:
+                raise OutputError(
+                    f"no room for the {4 * len(self) * self.dim:,} bytes of all vectors, neither "
+                    f"in {str(self.folder)!r} nor in {tempfile.gettempdir()!r}"
+                ) from error
+            return np.memmap(file, np.float32, "r", shape=(len(self), self.dim))

@@ -1,0 +1,156 @@
+"""Shards: immutable Parquet files that hold the rows of a store, readable by any Parquet reader.
+
+Vectors lie uncompressed, every page has a checksum, and the journal keeps the digest of the file.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aim_mlx.durable import publish
+from aim_mlx.errors import OutputError
+from aim_mlx.store.rows import COLUMNS, Row, exact_paths, path_columns, table_schema
+
+PREFIX, SUFFIX = "rows-", ".parquet"
+_GROUP_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the journal knows of a shard: its name, rows, bytes and SHA-256 in hex."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def name_of(number: int) -> str:
+    return f"{PREFIX}{number:06d}{SUFFIX}"
+
+
+def number_of(name: str) -> int | None:
+    """The number in a shard's name, None for the name of another file."""
+    digits = name.removeprefix(PREFIX).removesuffix(SUFFIX)
+    ours = digits.isascii() and digits.isdigit() and name_of(int(digits)) == name
+    return int(digits) if ours else None
+
+
+def table_of(rows: Sequence[Row], vectors: np.ndarray) -> pa.Table:
+    """Rows with their vectors, float32 (n, D), as a table."""
+    count, dim = vectors.shape
+    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+    kind = table_schema(dim)
+    columns: dict[str, Any] = path_columns([row.path for row in rows])
+    for name in COLUMNS[2:]:
+        columns[name] = [getattr(row, name) for row in rows]
+    embedding = pa.FixedSizeListArray.from_arrays(flat, type=kind.field("embedding").type)
+    arrays = [pa.array(columns[name], kind.field(name).type) for name in COLUMNS]
+    return pa.Table.from_arrays([*arrays, embedding], schema=kind)
+
+
+def write_table(table: pa.Table, file: Any) -> None:
+    """Parquet with page checksums; vectors plain and uncompressed, the other columns small."""
+    with pq.ParquetWriter(file, table.schema, **PARQUET) as writer:
+        writer.write_table(table, row_group_size=_GROUP_ROWS)
+
+
+PARQUET: dict[str, Any] = {
+    "compression": {name: "zstd" for name in COLUMNS} | {"embedding.list.element": "none"},
+    "use_dictionary": False,
+    "write_page_checksum": True,
+    "write_statistics": [*COLUMNS],
+}
+
+
+def write_shard(folder: Path, number: int, table: pa.Table) -> Shard:
+    """Publishes a table as a shard; raises OSError."""
+    name = name_of(number)
+    summed: list[_Summed] = []
+
+    def write(file: BinaryIO) -> None:
+        summed.append(_Summed(file))
+        write_table(table, summed[0])
+
+    publish({folder / name: write})
+    return Shard(name, len(table), summed[0].bytes, summed[0].digest.hexdigest())
+
+
+class _Summed(io.RawIOBase):
+    """A file to write to, which counts and digests what goes through."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.digest, self.bytes = file, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._file.write(data)
+        self.digest.update(data)
+        self.bytes += memoryview(data).nbytes
+        return memoryview(data).nbytes
+
+    def tell(self) -> int:
+        return self.bytes
+
+
+def damage(folder: Path, shard: Shard) -> str | None:
+    """What is wrong with a shard's file, None if every byte is as it was written."""
+    try:
+        with open(folder / shard.name, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+    except FileNotFoundError:
+        return "it is missing"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
+    if size != shard.bytes:
+        return f"it has {size} bytes, {shard.bytes} were written"
+    return None if digest == shard.sha256 else "its bytes are not those that were written"
+
+
+def read_table(folder: Path, shard: Shard, columns: Sequence[str]) -> pa.Table:
+    """Columns of a shard; raises OutputError, naming it, for one that cannot be read."""
+    path = folder / shard.name
+    try:
+        # Not by its name, which Arrow would take for UTF-8.
+        with open(path, "rb") as file:
+            table = pq.read_table(file, columns=list(columns), page_checksum_verification=True)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OutputError(
+            f"shard {str(path)!r} is damaged ({reason}): embed again to compute it anew"
+        ) from error
+    if len(table) != shard.rows:
+        raise OutputError(
+            f"shard {str(path)!r} has {len(table)} rows where {shard.rows} were written: "
+            "embed again to compute it anew"
+        )
+    return table
+
+
+def read_rows(folder: Path, shard: Shard) -> tuple[list[str], pa.Table]:
+    """The exact paths of a shard and its columns without the vectors."""
+    table = read_table(folder, shard, COLUMNS)
+    return exact_paths(table), table
+
+
+def read_vectors(folder: Path, shard: Shard) -> np.ndarray:
+    """The vectors of a shard, float32 (rows, D)."""
+    return vectors_of(read_table(folder, shard, ["embedding"]))
+
+
+def vectors_of(table: pa.Table) -> np.ndarray:
+    """The vectors of a table, float32 (n, D)."""
+    column = table["embedding"]
+    dim = column.type.list_size
+    parts = [chunk.flatten().to_numpy().reshape(-1, dim) for chunk in column.chunks]
+    return np.concatenate(parts) if parts else np.empty((0, dim), np.float32)

@@ -1,0 +1,234 @@
+"""Writing to a store: rows gather to a shard; shard and line in the journal are one commit."""
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from aim_mlx.errors import OutputError
+from aim_mlx.store import manifest as manifests
+from aim_mlx.store.catalog import Catalog
+from aim_mlx.store.folder import clean, next_number, prepared
+from aim_mlx.store.journal import Journal, State
+from aim_mlx.store.lists import append_skips, write_files, write_skips
+from aim_mlx.store.lock import locked
+from aim_mlx.store.recovery import load_rows, without_damaged
+from aim_mlx.store.rows import COLUMNS, Row
+from aim_mlx.store.shards import (
+    Shard,
+    read_table,
+    read_vectors,
+    table_of,
+    write_shard,
+)
+
+_SHARD_BYTES = 32 << 20  # of vectors; what is written or rewritten in one piece
+_SHARD_ROWS = 8192
+_SECONDS = 30.0  # a shard closes at the first end of a block after this long
+
+
+@contextmanager
+def writing(folder: Path, overwrite: bool = False) -> Iterator["StoreWriter"]:
+    """A store, or a folder to become one, for this process alone to write to.
+
+    With `overwrite` it begins empty, but nothing is deleted before begin(). Raises OutputError for
+    a folder that is no store, or while another process writes there.
+    """
+    with prepared(folder):
+        if (folder / manifests.NAME).exists() and not overwrite:
+            manifests.read(folder)  # a newer schema may have another journal
+        with _locking(folder):
+            yield StoreWriter(folder, overwrite)
+
+
+@contextmanager
+def _locking(folder: Path) -> Iterator[None]:
+    """locked(), with a failure to make the lock as an OutputError."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {str(folder)!r}: {error.strerror or error}"
+            ) from error
+        yield
+
+
+class StoreWriter:
+    """A store that this process has locked; made by `writing`.
+
+    Rows added since the last commit() are lost with the process, those before are not. `notes` says
+    what had to be mended.
+    """
+
+    def __init__(self, folder: Path, overwrite: bool):
+        self.folder = folder
+        self._overwrite = overwrite
+        self.catalog = Catalog()
+        self.notes: list[str] = []
+        self._journal = Journal(folder, afresh=overwrite)
+        self._most_rows = _SHARD_ROWS
+        self._rows: list[Row] = []
+        self._vectors: list[np.ndarray] = []
+        self._skips: list[dict[str, Any]] = []
+        self._first_frames: list[str] = []
+        self._unpublished: dict[str, int] = {}  # digest -> its place in _rows
+        self._complete = (0, 0, 0)  # rows, skips, first frames that complete blocks have
+        self._committed_at = time.monotonic()
+        self._last_read: tuple[str, np.ndarray] | None = None
+
+    @property
+    def state(self) -> State:
+        """What the journal says."""
+        return self._journal.state
+
+    def begin(self, manifest: Mapping[str, Any], replace: bool = False) -> dict[str, Any]:
+        """Makes sure the store is one of these vectors, and sound; the manifest it goes by.
+
+        With `replace` a store of other vectors begins empty. Otherwise raises OutputError for it.
+        """
+        with self._storing():
+            if self._is_new() or (replace and not self._is_of(manifest)):
+                # In this order a crash leaves an empty store, never rows under a wrong manifest.
+                self._journal.clear()
+                manifests.write(self.folder, manifest)
+            there = manifests.read(self.folder)
+            manifests.check_same(self.folder, there, manifest)
+            self.notes += without_damaged(self.folder, self._journal)
+            clean(self.folder, self.state)
+            load_rows(self.folder, self.state.shards, self.catalog)
+        self._most_rows = max(1, min(_SHARD_ROWS, _SHARD_BYTES // (4 * there["dim"])))
+        return there
+
+    def _is_new(self) -> bool:
+        return self._overwrite or not (self.folder / manifests.NAME).exists()
+
+    def _is_of(self, manifest: Mapping[str, Any]) -> bool:
+        return manifests.difference(manifests.read(self.folder), manifest) is None
+
+    def start_run(
+        self,
+        header: Mapping[str, Any],
+        paths: Iterable[str],
+        skips: Iterable[Mapping[str, Any]],
+    ) -> None:
+        """Writes down the files of a run, and those known to be skipped, before any is opened."""
+        with self._storing():
+            write_files(self.folder, header, paths)
+            write_skips(self.folder, skips)
+
+    def add(self, row: Row, vector: np.ndarray, first_frame: bool = False) -> None:
+        """Appends a row: vector float32 (D,)."""
+        self._unpublished.setdefault(row.digest, len(self._rows))
+        self._rows.append(row)
+        self._vectors.append(vector)
+        if first_frame:
+            self._first_frames.append(row.path)
+
+    def skip(self, record: dict[str, Any]) -> None:
+        """Records an image that gave no row: path, reason, detail, size, mtime_ns."""
+        self._skips.append(record)
+
+    def find(self, digest: str) -> tuple[Row, np.ndarray] | None:
+        """A row with this content and its vector."""
+        place = self._unpublished.get(digest)
+        if place is not None:
+            return self._rows[place], self._vectors[place]
+        row = self.catalog.find_digest(digest)
+        if row is None:
+            return None
+        number, place = self.catalog.place(row)
+        return self.catalog.row(row), self._vectors_in(self.state.shards[number])[place]
+
+    def is_first_frame(self, path: str) -> bool:
+        """Whether of the image at a path, which has a row, only the first frame was embedded."""
+        return path in self.state.first_frames or path in self._first_frames
+
+    def end_block(self) -> None:
+        """All rows so far may be committed; does so when they make a shard, or after 30 s."""
+        self._complete = (len(self._rows), len(self._skips), len(self._first_frames))
+        full = len(self._rows) >= self._most_rows
+        if full or time.monotonic() - self._committed_at >= _SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Makes the complete blocks durable and forgets the rest; raises OutputError."""
+        rows, skips, frames = self._complete
+        if rows or skips:
+            with self._storing():
+                self._commit(rows, self._skips[:skips], self._first_frames[:frames])
+        self._rows, self._vectors, self._skips, self._first_frames = [], [], [], []
+        self._unpublished, self._complete = {}, (0, 0, 0)
+        self._committed_at = time.monotonic()
+
+    def _commit(self, rows: int, skips: list[dict[str, Any]], first_frames: list[str]) -> None:
+        table = table_of(self._rows[:rows], np.stack(self._vectors[:rows])) if rows else None
+        shards = [] if table is None else [self._write(table)]
+        self._journal.append(added=shards, skipped=skips, first_frames=first_frames)
+        if table is not None:
+            self.catalog.add([row.path for row in self._rows[:rows]], table)
+        append_skips(self.folder, skips)
+
+    def compact(self, dropped: Collection[int]) -> None:
+        """Takes rows out, by their numbers in the catalog, and joins small shards to full ones.
+
+        The catalog describes the store as it was before.
+        """
+        start = 0
+        group: list[tuple[Shard, np.ndarray]] = []
+        with self._storing():
+            for shard in list(self.state.shards):
+                rows = range(start, start := start + shard.rows)
+                keep = np.array([row not in dropped for row in rows], bool)
+                if group and not self._fits([*(kept for _, kept in group), keep]):
+                    self._rewrite(group)
+                    group = []
+                group.append((shard, keep))
+            self._rewrite(group)
+            clean(self.folder, self.state)
+
+    def finish(self, summary: Mapping[str, Any], skips: Iterable[Mapping[str, Any]]) -> None:
+        """Closes a run: its summary, and the skips of its list."""
+        with self._storing():
+            self._journal.append(finished=summary)
+            self._journal.rewrite()
+            write_skips(self.folder, skips)
+
+    def _fits(self, keeps: list[np.ndarray]) -> bool:
+        return sum(int(keep.sum()) for keep in keeps) <= self._most_rows
+
+    def _rewrite(self, group: list[tuple[Shard, np.ndarray]]) -> None:
+        """One shard in the place of several, without the rows that are not kept."""
+        if len(group) < 2 and all(keep.all() for _, keep in group):
+            return
+        tables = [
+            read_table(self.folder, shard, [*COLUMNS, "embedding"]).filter(pa.array(keep))
+            for shard, keep in group
+            if keep.any()
+        ]
+        added = [self._write(pa.concat_tables(tables))] if tables else []
+        self._journal.append(added=added, removed=[shard.name for shard, _ in group])
+
+    def _write(self, table: pa.Table) -> Shard:
+        return write_shard(self.folder, next_number(self.folder, self.state.shards), table)
+
+    def _vectors_in(self, shard: Shard) -> np.ndarray:
+        if self._last_read is None or self._last_read[0] != shard.name:
+            self._last_read = shard.name, read_vectors(self.folder, shard)
+        return self._last_read[1]
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Turns failures of the disk into one that says what is kept and how to go on."""
+        try:
+            yield
+        except OSError as error:
+            kept = self.state.rows
+            raise OutputError(
+                f"cannot write to {str(self.folder)!r}: {error.strerror or error}; {kept:,} rows "
+                "are kept: mend it and run the same command again to resume"
+            ) from error
