@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from aim_mlx.store.reading import EmbeddingStore
 
 from aim_mlx.cli import main as cli
 
-OUTPUTS = ("o.npz",)  # one of each kind
+OUTPUTS = ("o.npz", "store")  # one of each kind
 SAME = 1e-5  # float32 sums in another order, as the images of a batch change
 
 
@@ -57,10 +58,14 @@ def embed(*arguments: object) -> Run:
 
 def vectors_of(output: Path) -> dict[str, np.ndarray]:
     """Name of the file -> its vector, from any output."""
-    with np.load(output) as archive:
-        rows = zip(archive["paths"].tolist(), archive["embeddings"], strict=True)
-        found = {os.path.basename(path): vector for path, vector in rows}
-        assert len(found) == len(archive["paths"])
+    if output.is_dir():
+        store = EmbeddingStore(output)
+        paths, vectors = store.paths, np.array(store.vectors)
+    else:
+        with np.load(output) as archive:
+            paths, vectors = archive["paths"].tolist(), archive["embeddings"]
+    found = {os.path.basename(path): vector for path, vector in zip(paths, vectors, strict=True)}
+    assert len(found) == len(paths)
     return found
 
 

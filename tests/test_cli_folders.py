@@ -10,7 +10,7 @@ from PIL import ImageFile
 
 from aim_mlx.cli.progress import Progress
 from tests.bad_images import JPEG, PNG, encoded
-from tests.embed_runs import OUTPUTS, SAME, embed, make, vectors_of
+from tests.embed_runs import OUTPUTS, embed, make, vectors_of
 from tests.small import save
 
 
@@ -77,14 +77,30 @@ def test_a_file_that_goes_or_changes_during_the_run_is_skipped(
     assert set(vectors_of(tmp_path / output)) == {"a.png", "z.png"}
 
 
-def test_the_same_content_twice_has_two_rows(model, tmp_path, output):  # 25
+def test_the_same_content_twice_is_computed_once_and_has_two_rows(model, tmp_path, output):  # 25
     folder = make(tmp_path / "in", {"a.png": PNG, "copy.png": PNG, "other.jpg": JPEG})
     os.link(folder / "a.png", folder / "hard link.png")
     run = embed(folder, "-o", tmp_path / output, "--model", model)
     run.check_account(4, 0, 0)
+    assert (run.summary["computed"], run.summary["reused"]) == (2, 2)
     vectors = vectors_of(tmp_path / output)
     for name in ("copy.png", "hard link.png"):
-        np.testing.assert_allclose(vectors[name], vectors["a.png"], atol=SAME)
+        np.testing.assert_array_equal(vectors[name], vectors["a.png"])
+
+
+def test_a_file_renamed_since_the_last_run_keeps_its_vector(model, tmp_path):  # 26
+    folder = make(tmp_path / "in", {"a.png": PNG, "b.jpg": JPEG})
+    call = (folder, "-o", tmp_path / "store", "--model", model)
+    embed(*call).check_account(2, 0, 0)
+    before = vectors_of(tmp_path / "store")
+    (folder / "b.jpg").rename(folder / "0.jpg")
+    run = embed(*call)
+    run.check_account(2, 0, 0)
+    counts = {name: run.summary[name] for name in ("computed", "reused", "unchanged", "vanished")}
+    assert counts == {"computed": 0, "reused": 1, "unchanged": 1, "vanished": 1}
+    after = vectors_of(tmp_path / "store")
+    np.testing.assert_array_equal(after["0.jpg"], before["b.jpg"])
+    np.testing.assert_array_equal(after["a.png"], before["a.png"])
 
 
 def test_the_output_inside_the_sources_is_no_input(model, tmp_path, output):  # 27
