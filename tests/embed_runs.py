@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from aim_mlx.store.reading import EmbeddingStore
 
+from aim_mlx import EmbeddingStore
 from aim_mlx.cli import main as cli
 
 OUTPUTS = ("o.npz", "store")  # one of each kind
