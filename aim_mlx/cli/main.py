@@ -10,7 +10,17 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 import aim_mlx
-from aim_mlx.cli import convert, doctor, download, embed, init, inspect, models
+from aim_mlx.cli import (
+    convert,
+    doctor,
+    download,
+    duplicates,
+    embed,
+    init,
+    inspect,
+    models,
+    search,
+)
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import AimError, TruncatedTextWarning, UntrainedModelWarning
 
@@ -43,6 +53,8 @@ def _options(
 
 
 app.command("embed")(embed.embed)
+app.command("search")(search.search)
+app.command("duplicates")(duplicates.duplicates)
 app.command("models")(models.models)
 app.command("download")(download.download)
 app.command("init")(init.init)

@@ -1,0 +1,106 @@
+"""`aim-mlx search`: the photos of a store that are most like others."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from aim_mlx.store.reading import EmbeddingStore
+
+
+def search(
+    store: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that embed made.")],
+    image: Annotated[
+        list[str] | None, typer.Option(metavar="IMG", help="Find photos like this; repeatable.")
+    ] = None,
+    minus: Annotated[
+        list[str] | None, typer.Option(metavar="IMG", help="And unlike this; repeatable.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="One for each --image, then each --minus: 1,0.5,2")
+    ] = "",
+    k: Annotated[int, typer.Option("-k", help="How many photos to find.")] = 10,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write the photos found as a web page.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that page.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print results and a summary as JSON lines.")
+    ] = False,
+) -> None:
+    """Print the photos most like the images given: cosine similarity, a tab and the path."""
+    from huggingface_hub.utils import tqdm
+
+    from aim_mlx.cli.reports import check_report, open_rows
+    from aim_mlx.errors import UsageError
+    from aim_mlx.queries import Queries
+    from aim_mlx.search import combine, top_k
+
+    wanted, unwanted = image or [], minus or []
+    if not wanted and not unwanted:
+        raise UsageError("expected something to search for: --image PHOTO")
+    if k < 1:
+        raise UsageError(f"-k must be at least 1, got {k}")
+    factors = parse_weights(weights)
+    check_report(html, overwrite)
+    rows = open_rows(store)
+    queries = Queries(rows, lambda: rows.load_encoder(offline=offline, progress=tqdm))
+    vectors = queries.images([*wanted, *unwanted])
+    query = combine(vectors[: len(wanted)], vectors[len(wanted) :], factors)
+    found, scores = top_k(rows.vectors, query, k, normalized=rows.options.normalize)
+    results = [
+        {"rank": rank, "score": float(score), "row": int(row), "path": rows.paths[row]}
+        for rank, (row, score) in enumerate(zip(found[0], scores[0], strict=True), 1)
+    ]
+    if html is not None:
+        _write_page(html, rows, wanted, unwanted, results)
+    _print(results, as_json, html)
+
+
+def parse_weights(text: str) -> list[float] | None:
+    """ "1,0.5" -> [1.0, 0.5]; "" -> None. Raises UsageError for anything else."""
+    from aim_mlx.errors import UsageError
+
+    try:
+        return [float(part) for part in text.split(",")] if text.strip() else None
+    except ValueError:
+        raise UsageError(f"weights must be numbers such as 1,0.5, got {text!r}") from None
+
+
+def _print(results: list[dict[str, Any]], as_json: bool, html: Path | None) -> None:
+    from aim_mlx.cli.terminal import escaped
+
+    if not as_json:
+        for each in results:
+            print(f"{each['score']:.4f}\t{escaped(each['path'])}")
+        return
+    for each in results:
+        print(json.dumps({"event": "result", **each}))
+    page = None if html is None else str(html)
+    print(json.dumps({"event": "summary", "results": len(results), "html": page, "exit_code": 0}))
+
+
+def _write_page(
+    target: Path,
+    store: "EmbeddingStore",
+    wanted: list[str],
+    unwanted: list[str],
+    results: list[dict[str, Any]],
+) -> None:
+    from aim_mlx.contact_sheet import Picture, Section, write_contact_sheet
+
+    queries = [("Like", wanted), ("Unlike", unwanted)]
+    sections = [
+        Section(title, [Picture(path, [path]) for path in paths])
+        for title, paths in queries
+        if paths
+    ]
+    found = [
+        Picture(store.locate(each["row"]), [f"{each['score']:.4f}", each["path"]])
+        for each in results
+    ]
+    note = f"{len(results)} of {len(store):,} photos in {store.folder}, by cosine similarity"
+    write_contact_sheet(target, "Similar photos", [*sections, Section("Found", found)], note)

@@ -1,0 +1,279 @@
+"""`aim-mlx search` and `aim-mlx duplicates` on a store made by `aim-mlx embed`."""
+
+import base64
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import aim_mlx
+from aim_mlx.cli import main as cli
+from aim_mlx.store.reading import EmbeddingStore
+from tests.small import photo, save
+from tests.test_cli import assert_one_line, start
+
+ODD = "odd \x1b[31m<b>\n.png"
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    code = cli._run([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def saved(path: Path, seed: int, level: float = 1.0) -> Path:
+    Image.fromarray((photo(seed) * level).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with a model, photos (two of them equal, one a bit darker) and their store."""
+    folder = tmp_path_factory.mktemp("made")
+    save(folder / "model")
+    (folder / "photos").mkdir()
+    for seed in range(6):
+        saved(folder / "photos" / f"{seed}.png", seed)
+    saved(folder / "photos" / ODD, 2)
+    saved(folder / "photos" / "darker.png", 4, 0.97)
+    assert embed(folder, "store") == 0
+    return folder
+
+
+def embed(folder: Path, store: str, *options: str) -> int:
+    arguments = [folder / "photos", "-o", folder / store, "--model", folder / "model", *options]
+    return cli._run(["embed", *map(str, arguments)])
+
+
+def names(stdout: str) -> list[str]:
+    return [line.split("\t")[-1].rsplit("/", 1)[-1] for line in stdout.splitlines()]
+
+
+def no_model(*_, **__):
+    raise AssertionError("the model was loaded")
+
+
+def test_the_photos_most_alike_come_first_with_their_similarity(capsys, made, tmp_path):
+    query = saved(tmp_path / "query.png", 4, 0.95)
+    code, stdout, stderr = run(capsys, "search", made / "store", "--image", query, "-k", 3)
+    assert code == 0 and set(names(stdout)[:2]) == {"4.png", "darker.png"} and not stderr
+    encoder, photos = aim_mlx.load(made / "model"), sorted((made / "photos").iterdir())
+    expected = np.sort(encoder.embed(photos) @ encoder.embed([query])[0])[::-1][:3]
+    scores = [float(line.split("\t")[0]) for line in stdout.splitlines()]
+    np.testing.assert_allclose(scores, expected, atol=1e-4)  # four digits are printed
+
+
+def test_a_photo_of_the_store_is_found_without_the_model(capsys, made, monkeypatch):
+    monkeypatch.setattr(EmbeddingStore, "load_encoder", no_model)
+    query = made / "photos" / "2.png"
+    code, stdout, _ = run(capsys, "search", made / "store", "--image", query, "-k", 2, "--json")
+    first, second, summary = map(json.loads, stdout.splitlines())
+    assert code == 0 and first["score"] == second["score"] == pytest.approx(1, abs=1e-12)
+    assert [Path(each["path"]).name for each in (first, second)] == ["2.png", ODD]
+    paths = EmbeddingStore(made / "store").paths
+    assert paths[first["row"]] == first["path"] and (first["rank"], second["rank"]) == (1, 2)
+    assert summary == {"event": "summary", "results": 2, "html": None, "exit_code": 0}
+
+
+def test_a_store_is_searched_with_its_own_pooling_layers_and_lengths(capsys, made, tmp_path):
+    assert embed(made, "other", "--pooling", "max", "--layers", "0,-1", "--no-normalize") == 0
+    query = saved(tmp_path / "query.png", 4, 0.95)
+    code, stdout, _ = run(capsys, "search", made / "other", "--image", query, "--json")
+    encoder, photos = aim_mlx.load(made / "model"), sorted((made / "photos").iterdir())
+    vectors = encoder.embed([*photos, query], pooling="max", layers=[0, -1])
+    expected = np.sort(vectors[:-1] @ vectors[-1])[::-1]
+    scores = [json.loads(line)["score"] for line in stdout.splitlines()[:-1]]
+    assert code == 0 and len(scores) == len(photos)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)  # float32 vectors
+
+
+def test_queries_are_weighed_and_subtracted(capsys, made):
+    photos, store = made / "photos", EmbeddingStore(made / "store")
+    at = {Path(path).name: store.vectors[row] for row, path in enumerate(store.paths)}
+    options = ["--image", photos / "0.png", "--image", photos / "1.png", "--minus"]
+    options += [photos / "3.png", "--weights", "2,1,0.5", "--json"]
+    code, stdout, _ = run(capsys, "search", made / "store", *options)
+    query = 2 * at["0.png"] + at["1.png"] - 0.5 * at["3.png"]
+    expected = np.sort(store.vectors @ query / np.linalg.norm(query))[::-1]
+    scores = [json.loads(line)["score"] for line in stdout.splitlines()[:-1]]
+    assert code == 0
+    np.testing.assert_allclose(scores, expected, atol=1e-6)  # float32 vectors
+
+
+def test_names_are_escaped_on_the_terminal_and_exact_in_json(capsys, made):
+    command = ["search", made / "store", "--image", made / "photos" / "2.png", "-k", 2]
+    _, stdout, _ = run(capsys, *command)
+    assert names(stdout)[1] == "odd \\x1b[31m<b>\\n.png" and len(stdout.splitlines()) == 2
+    _, stdout, _ = run(capsys, *command, "--json")
+    assert json.loads(stdout.splitlines()[1])["path"].endswith(ODD)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 names only")
+def test_a_name_that_is_not_utf8_is_found_and_shown(capsys, made, tmp_path):
+    (tmp_path / "photos").mkdir()
+    path = os.fsdecode(os.fsencode(tmp_path / "photos") + b"/\xff.png")
+    saved(Path(path), 1)
+    arguments = ["embed", tmp_path / "photos", "-o", tmp_path / "store"]
+    assert run(capsys, *arguments, "--model", made / "model")[0] == 0
+    page = tmp_path / "page.html"
+    code, stdout, _ = run(capsys, "search", tmp_path / "store", "--image", path, "--html", page)
+    assert code == 0 and names(stdout) == ["\\udcff.png"]
+    assert "\\udcff.png" in page.read_text() and "vanished" not in page.read_text()
+
+
+def test_the_page_shows_queries_and_results_with_the_stores_photos(capsys, made, tmp_path):
+    page, query = tmp_path / "page.html", saved(tmp_path / "query.png", 4)
+    options = ["--image", query, "--minus", made / "photos" / "0.png", "--html", page, "-k", 8]
+    code, stdout, _ = run(capsys, "search", made / "store", *options)
+    text = page.read_text()
+    assert code == 0 and re.findall("<h2>(.*?)</h2>", text) == ["Like", "Unlike", "Found"]
+    assert text.count("data:image/jpeg;base64,") == 10
+    assert "&lt;b&gt;" in text and "<b>" not in text and "\x1b" not in text
+    scores = [line.split("\t")[0] for line in stdout.splitlines()]
+    assert re.findall(r"<div>(-?\d\.\d{4})</div>", text) == scores
+    for data in re.findall(r"base64,([^\"]*)", text):
+        assert base64.b64decode(data).startswith(b"\xff\xd8")
+
+
+def test_photos_that_are_gone_are_still_found(capsys, made, tmp_path):
+    (tmp_path / "photos").mkdir()
+    gone = saved(tmp_path / "photos" / "gone.png", 1)
+    arguments = ["embed", tmp_path / "photos", "-o", tmp_path / "store"]
+    assert run(capsys, *arguments, "--model", made / "model")[0] == 0
+    gone.unlink()
+    options = ["--image", made / "photos" / "1.png", "--html", tmp_path / "page.html"]
+    code, stdout, _ = run(capsys, "search", tmp_path / "store", *options)
+    assert code == 0 and names(stdout) == ["gone.png"]
+    assert "vanished" in (tmp_path / "page.html").read_text()
+
+
+def test_another_model_than_the_stores_is_refused(capsys, made, tmp_path):
+    save(tmp_path / "model")
+    arguments = ["-o", tmp_path / "store", "--model", tmp_path / "model"]
+    assert run(capsys, "embed", made / "photos", *arguments)[0] == 0
+    weights = tmp_path / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-2] ^= 1  # of the last weight
+    weights.write_bytes(data)
+    query = saved(tmp_path / "new.png", 9)
+    code, stdout, stderr = run(capsys, "search", tmp_path / "store", "--image", query)
+    assert code == 4 and not stdout
+    assert_one_line(stderr, "weights", "store")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "--image"),
+        (["--image", "missing.png"], "vanished"),
+        (["--image", "broken.png"], "not_image"),
+        (["--image", "."], "not_regular"),
+        (["--image", "0.png", "--minus", "0.png"], "cancel"),
+        (["--image", "0.png", "--weights", "1,2"], "a weight for each of 1"),
+        (["--image", "0.png", "--weights", "-1"], "above 0"),
+        (["--image", "0.png", "--weights", "x"], "1,0.5"),
+        (["--image", "0.png", "-k", "0"], "-k"),
+        (["--image", "0.png", "--html", "0.png"], ".html"),
+    ],
+)
+def test_a_search_that_has_no_answer_is_a_usage_error(
+    capsys, made, monkeypatch, tmp_path, options, said
+):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "0.png", 0)
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    code, stdout, stderr = run(capsys, "search", made / "store", *options)
+    assert code == 2 and not stdout
+    assert_one_line(stderr, said)
+
+
+@pytest.mark.parametrize(
+    "command", [["search", "--image", "0.png"], ["duplicates"]], ids=lambda each: each[0]
+)
+def test_stores_that_cannot_be_searched_are_refused(capsys, made, monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    name, *options = command
+    (tmp_path / "other").mkdir()
+    for store, code, said in (("missing", 2, "missing"), ("other", 5, "no store")):
+        assert run(capsys, name, store, *options)[0] == code
+        assert_one_line(run(capsys, name, store, *options)[2], said)
+    monkeypatch.setattr(EmbeddingStore, "__len__", lambda _: 0)
+    code, stdout, stderr = run(capsys, name, made / "store", *options)
+    assert code == 1 and not stdout
+    assert_one_line(stderr, "no rows")
+
+
+def test_a_page_replaces_nothing_unless_told_to(capsys, made, tmp_path):
+    page, photos = tmp_path / "page.html", made / "photos"
+    page.write_text("mine")
+    (tmp_path / "folder.html").mkdir()
+    command = ["search", made / "store", "--image", photos / "0.png", "--html"]
+    for target in ("page.html", "folder.html", "missing/page.html"):
+        code, stdout, stderr = run(capsys, *command, tmp_path / target)
+        assert code == 5 and not stdout
+        assert_one_line(stderr, target.split("/")[0])
+    assert page.read_text() == "mine"
+    assert run(capsys, *command, page, "--overwrite")[0] == 0 and "<html" in page.read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_page_that_the_disk_has_no_room_for_is_an_output_error(
+    capsys, made, tmp_path, monkeypatch
+):
+    from aim_mlx import durable
+
+    real_open = open
+    monkeypatch.setattr(
+        durable, "open", lambda *_, **__: real_open("/dev/full", "wb"), raising=False
+    )
+    command = ["duplicates", made / "store", "--html", tmp_path / "page.html"]
+    code, stdout, stderr = run(capsys, *command)
+    assert code == 5 and not stdout
+    assert_one_line(stderr, "page.html", "No space left")
+
+
+def test_near_duplicates_come_in_groups(capsys, made):
+    code, stdout, stderr = run(capsys, "duplicates", made / "store", "--threshold", 0.99)
+    lines = [line.split("\t") for line in stdout.splitlines()]
+    groups = [(number, Path(path).name) for number, _, _, path in lines]
+    assert code == 0 and stderr == "2 groups, 4 of 8 photos\n"
+    assert groups == [
+        ("1", "2.png"),
+        ("1", "odd \\x1b[31m<b>\\n.png"),
+        ("2", "4.png"),
+        ("2", "darker.png"),
+    ]
+    assert lines[0][1:3] == ["1.0000", "1.0000"] and 0.99 <= float(lines[2][1]) < 1
+
+
+def test_groups_in_json_have_their_rows_and_exact_paths(capsys, made, tmp_path):
+    page = tmp_path / "page.html"
+    command = ["duplicates", made / "store", "--threshold", 1, "--json", "--html", page]
+    code, stdout, _ = run(capsys, *command)
+    group, summary = map(json.loads, stdout.splitlines())
+    paths = EmbeddingStore(made / "store").paths
+    assert code == 0 and [paths[row] for row in group["rows"]] == group["paths"]
+    assert [Path(path).name for path in group["paths"]] == ["2.png", ODD]
+    assert summary["groups"] == 1 and summary["photos"] == 2 and summary["rows"] == 8
+    assert page.read_text().count("data:image/jpeg;base64,") == 2
+
+
+@pytest.mark.parametrize("threshold", ["0", "1.5", "nan"])
+def test_a_threshold_that_is_no_cosine_is_a_usage_error(capsys, made, threshold):
+    code, _, stderr = run(capsys, "duplicates", made / "store", "--threshold", threshold)
+    assert code == 2
+    assert_one_line(stderr, "threshold")
+
+
+def test_a_closed_pipe_ends_quietly(made):
+    with start("search", made / "store", "--image", made / "photos" / "0.png") as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
