@@ -21,8 +21,9 @@ from aim_mlx.config import to_dict
 from aim_mlx.durable import TEMPORARY, publish
 from aim_mlx.embed import Encoder
 from aim_mlx.errors import OutputError, UsageError
-from aim_mlx.images import Skip
-from aim_mlx.tokens import Content, changed, frozen_tokens, token_shape
+from aim_mlx.images import Content, Skip, changed
+from aim_mlx.store.lock import locked
+from aim_mlx.tokens import frozen_tokens, token_shape
 
 _SHARD_BYTES = 64 << 20
 _SHARD_SECONDS = 60.0  # the most work that a kill can cost
@@ -88,9 +89,10 @@ class TokenCache:
             )
         with _storage(self._root):
             self._prepare(self.bytes_to_add(missing))
-            self._open_shards(clean=True)
-            missing = self.missing(missing)
-            return self._compute([images[digest] for digest in missing], progress)
+            with locked(self._folder):
+                self._open_shards(clean=True)  # another process may have filled some in
+                missing = self.missing(missing)
+                return self._compute([images[digest] for digest in missing], progress)
 
     def rows(self, digests: Sequence[str]) -> "CachedTokens":
         """The tokens of a list of images, to be read by their place in it."""
@@ -103,19 +105,21 @@ class TokenCache:
         skips = []
         shard = _Shard(self._record)
         paths = [path for path, _ in images]
-        with closing(frozen_tokens(self._encoder, paths, self._layers)) as rows:
-            for row in rows:
-                path, content = images[row.index]
-                failure = row.failure or changed(path, content)
-                if failure is not None:
-                    skips.append(Skip(path, failure.reason, failure.detail))
-                else:
-                    shard.add(_key(content.digest), row.vector)
-                if shard.full:
-                    self._publish(shard.take())
-                if progress is not None:
-                    progress(row.index + 1, len(images))
-        self._publish(shard.take())
+        try:
+            with closing(frozen_tokens(self._encoder, paths, self._layers)) as rows:
+                for row in rows:
+                    path, content = images[row.index]
+                    failure = row.failure or changed(path, content)
+                    if failure is not None:
+                        skips.append(Skip(path, failure.reason, failure.detail))
+                    else:
+                        shard.add(_key(content.digest), row.vector)
+                    if shard.full:
+                        self._publish(shard.take())
+                    if progress is not None:
+                        progress(row.index + 1, len(images))
+        finally:  # what was computed is kept, whatever came
+            self._publish(shard.take())
         return skips
 
     def _publish(self, records: np.ndarray) -> None:

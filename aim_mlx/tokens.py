@@ -1,17 +1,13 @@
 """Images to the tokens of a frozen trunk, float16 (N, D) an image."""
 
-import hashlib
-import os
-import stat
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from aim_mlx.backend import mx
 from aim_mlx.embed import Embedded, EmbedOptions, Encoder
-from aim_mlx.errors import AimError, ImageError, UsageError
+from aim_mlx.errors import AimError, UsageError
 
 
 class TokenSource(Protocol):
@@ -85,38 +81,3 @@ class _Trunk(Encoder):
 
     def _pool(self, tokens: mx.array, options: EmbedOptions) -> mx.array:
         return tokens.astype(mx.float16)
-
-
-@dataclass(frozen=True)
-class Content:
-    """A file as it was read: SHA-256 in hex, bytes, time of change in nanoseconds."""
-
-    digest: str
-    size: int
-    mtime_ns: int
-
-
-def read_content(path: str) -> Content:
-    """Reads a file for its digest; raises ImageError for one that is no readable regular file."""
-    try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise ImageError("not_regular", "not a file")
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise ImageError("vanished", "the file is not there") from error
-    except OSError as error:
-        raise ImageError("unreadable", error.strerror or str(error)) from error
-    return Content(digest, found.st_size, found.st_mtime_ns)
-
-
-def changed(path: str, content: Content) -> ImageError | None:
-    """Why what was decoded may not be the content that was digested; None if it is."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ImageError("vanished", "the file is not there")
-    if (found.st_size, found.st_mtime_ns) != (content.size, content.mtime_ns):
-        return ImageError("changed", "the file changed while it was read")
-    return None

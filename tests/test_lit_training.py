@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from aim_mlx.lit_training.loop import Trainer
 from aim_mlx.lit_training.loss import contrastive_loss, no_counterexamples
 from aim_mlx.lit_training.model import decays
 from aim_mlx.lit_training.pairs import epoch_batches, read_pairs, split
+from aim_mlx.lit_training.report import Silent
 from aim_mlx.lit_training.retrieval import recalls
-from aim_mlx.lit_training.run import Silent, train_lit
+from aim_mlx.lit_training.run import train_lit
+from aim_mlx.store.lock import locked
 from tests.small import encoder, photo
 
 QUICK = TrainConfig(epochs=3, batch_size=8, held_out=0.25)
@@ -227,7 +230,7 @@ def test_the_trained_folder_loads_and_gives_the_vectors_of_the_model_in_training
     assert all((np.array(before[name]) == np.array(after[name])).all() for name in before)
     words = lit.encode_text(["picture 3 by hand 1", "something else"])
     assert words.shape == (2, 128)
-    assert lit.identity["provenance"]["pairs"]["count"] == 24
+    assert lit.identity["provenance"]["pairs"]["trained_on"] == 18
 
 
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(table, tmp_path, monkeypatch):
@@ -253,6 +256,26 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(table, tmp_path, mo
     assert weights(broken) == weights(straight)
     metrics = [(folder / "training" / "metrics.json").read_text() for folder in (straight, broken)]
     assert metrics[0] == metrics[1]
+
+
+def test_asked_to_stop_a_run_keeps_what_it_has_done(table, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train_lit(table, tmp_path / "early", encoder, QUICK, stop=lambda: True)
+    assert list((tmp_path / "early").rglob("tokens-*.npy"))
+    calls = iter(range(1000))
+    with pytest.raises(Interrupted, match="after step 4 of 9; the checkpoint of step 4 is kept"):
+        # Asked once for each of 12 images, then twice for each step.
+        train_lit(table, tmp_path / "out", encoder, QUICK, stop=lambda: next(calls) >= 12 + 6)
+    train_lit(table, tmp_path / "out", encoder, QUICK)
+    train_lit(table, tmp_path / "straight", encoder, QUICK)
+    assert weights(tmp_path / "out") == weights(tmp_path / "straight")
+
+
+def test_a_second_run_on_a_folder_in_use_is_refused(table, tmp_path):
+    work = tmp_path / "out" / "training"
+    work.mkdir(parents=True)
+    with locked(work), pytest.raises(OutputError, match=f"process {os.getpid()} is writing"):
+        train_lit(table, tmp_path / "out", encoder, QUICK)
 
 
 def test_a_finished_run_called_again_leaves_the_same_model(table, tmp_path):

@@ -95,6 +95,7 @@ def test_the_table_of_commands_is_complete():
     from aim_mlx.cli.main import app
 
     names = {command.name for command in app.registered_commands}
+    names |= {group.name for group in app.registered_groups}
     assert set(re.findall(r"^\| `aim-mlx (\w+)", README, re.M)) == names
 
 

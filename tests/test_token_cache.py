@@ -13,8 +13,9 @@ from aim_mlx import token_cache, tokens
 from aim_mlx.backend import mx
 from aim_mlx.embed import Encoder
 from aim_mlx.errors import AimError, CheckpointError, OutputError, UsageError
+from aim_mlx.images.contents import read_content
 from aim_mlx.token_cache import TokenCache
-from aim_mlx.tokens import StreamedTokens, frozen_tokens, read_content
+from aim_mlx.tokens import StreamedTokens, frozen_tokens
 from tests.small import NATIVE, SMALL, encoder, photo, save
 
 SHAPE = (16, 64)  # of SMALL: (N, D)
@@ -176,7 +177,7 @@ _FILL = """
 import sys
 import aim_mlx
 from aim_mlx import token_cache
-from aim_mlx.tokens import read_content
+from aim_mlx.images.contents import read_content
 from aim_mlx.token_cache import TokenCache
 token_cache._SHARD_BYTES = 1
 images = {}

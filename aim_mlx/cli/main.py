@@ -18,6 +18,7 @@ from aim_mlx.cli import (
     embed,
     init,
     inspect,
+    lit,
     models,
     search,
 )
@@ -57,6 +58,7 @@ app.command("search")(search.search)
 app.command("duplicates")(duplicates.duplicates)
 app.command("models")(models.models)
 app.command("download")(download.download)
+app.add_typer(lit.app, name="lit")
 app.command("init")(init.init)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)

@@ -62,6 +62,11 @@ class Trainer:
     def steps(self) -> int:
         return self.config.epochs * self.steps_in_epoch
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Those of the last evaluation, empty where there was none."""
+        return self.history[-1].get("metrics", {}) if self.history else {}
+
     def run_step(self) -> dict[str, Any]:
         """Does one step and returns its record: number, loss, gradient norm, rate and scale.
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from aim_mlx.errors import ImageError, UsageError
-from aim_mlx.images import Skip
+from aim_mlx.images import Content, Skip
+from aim_mlx.images.contents import read_content
 from aim_mlx.tables import beside, read_table
-from aim_mlx.tokens import Content, read_content
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ def run_facts(encoder: Encoder, pairs: Pairs, config: TrainConfig) -> dict[str, 
 
 def check_output(folder: Path) -> None:
     """Raises OutputError for a folder that holds something else than a run of this kind."""
+    if not folder.parent.is_dir():
+        raise OutputError(f"folder {str(folder.parent)!r} does not exist: create it first")
     check_folder(folder, overwrite=(folder / WORK_FOLDER / RUN).is_file())
 
 
@@ -48,8 +50,8 @@ def check_same_run(work: Path, facts: Mapping[str, Any]) -> None:
     for name, value in facts.items():
         if (found := there.get(name)) != value:
             raise OutputError(
-                f"{str(work.parent)!r} holds a run with another {name} ({_short(found)}, here "
-                f"{_short(value)}): choose another folder, or give the same command"
+                f"{str(work.parent)!r} holds a run with another {name}, {_short(found)} and not "
+                f"{_short(value)}: choose another folder, or give the same command"
             )
 
 

@@ -1,0 +1,160 @@
+"""`aim-mlx lit train`: pairs of image and caption to a LiT model around a frozen image tower."""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aim_mlx.cli.terminal import escaped
+from aim_mlx.lit_training.config import TrainConfig
+from aim_mlx.registry import DEFAULT_MODEL
+
+app = typer.Typer(help="Models that compare images with words.", rich_markup_mode=None)
+
+
+def _with_options_of_training(command: Callable[..., int]) -> Callable[..., int]:
+    """Adds an option for each field of TrainConfig, with its default and help."""
+    signature = inspect.signature(command)
+    given = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    made = [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=each.default,
+            annotation=Annotated[each.type, typer.Option(help=each.metadata["help"])],
+        )
+        for each in fields(TrainConfig)
+    ]
+    command.__annotations__ |= {each.name: each.annotation for each in made}
+    command.__signature__ = signature.replace(parameters=[*given, *made])  # type: ignore[attr-defined]
+    return command
+
+
+@app.command("train")
+@_with_options_of_training
+def train(
+    pairs: Annotated[
+        Path, typer.Argument(metavar="PAIRS", help="A .csv, .jsonl or .parquet file.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The model's folder to write.")],
+    model: Annotated[
+        str, typer.Option(help="The frozen image tower: a model name, Hub repo, folder or file.")
+    ] = DEFAULT_MODEL,
+    revision: Annotated[
+        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
+    ] = None,
+    path_column: Annotated[str, typer.Option(help="The column of the images.")] = "path",
+    caption_column: Annotated[str, typer.Option(help="The column of the texts.")] = "caption",
+    cache: Annotated[
+        Path | None, typer.Option(help="Where image tokens are kept; in the output if absent.")
+    ] = None,
+    max_cache_gb: Annotated[
+        float, typer.Option(help="What they may take; more is computed again every time.")
+    ] = 20.0,
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Report steps and a summary as JSON lines on stdout.")
+    ] = False,
+    **options: Any,
+) -> int:
+    """Train text tower and image head on PAIRS, columns path and caption; the trunk stays frozen.
+
+    Paths are relative to the folder of PAIRS. The same command resumes an interrupted run.
+    """
+    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
+
+    from aim_mlx.cli.interrupt import gently
+    from aim_mlx.errors import Interrupted, UsageError
+    from aim_mlx.lit_training.run import train_lit
+    from aim_mlx.loading import load
+
+    if not 0 <= max_cache_gb < 1e6:
+        raise UsageError(f"--max-cache-gb must be from 0, got {max_cache_gb}")
+    report = _Report(as_json)
+    try:
+        with report, gently() as stop:
+            done = train_lit(
+                pairs,
+                output,
+                lambda: load(model, revision=revision, offline=offline, progress=tqdm),
+                TrainConfig(**options),
+                report,
+                columns=(path_column, caption_column),
+                cache=cache,
+                cache_limit=round(max_cache_gb * 1e9),
+                stop=stop,
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted before the first step; the tokens computed so far are kept: the same "
+            "command resumes"
+        ) from None
+    report.summary(done)
+    return done.exit_code
+
+
+class _Report:
+    """A bar for each stage on a terminal, a line for each evaluation anywhere."""
+
+    def __init__(self, as_json: bool):
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._as_json = as_json
+        console = Console(stderr=True)
+        self._bar = Progress(console=console, disable=not console.is_terminal, transient=True)
+        self._stages: dict[str, Any] = {}
+
+    def __enter__(self) -> "_Report":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def skipped(self, skip: Any) -> None:
+        self._say(f"skipped {escaped(str(skip.path))}: {skip.reason}: {escaped(skip.detail)}")
+        self._emit("skipped", {**asdict(skip), "path": str(skip.path)})
+
+    def noted(self, note: str) -> None:
+        self._say(f"note: {escaped(note)}")
+
+    def advanced(self, what: str, done: int, total: int) -> None:
+        if what not in self._stages:
+            self._stages[what] = self._bar.add_task(what)
+        self._bar.update(self._stages[what], completed=done, total=total)
+
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        if metrics := record.get("metrics"):
+            line = f"step {record['step']}: loss {record['loss']:.3f}"
+            self._say(f"{line}, {_recall(metrics)}")
+        self._emit("step", record)
+
+    def summary(self, done: Any) -> None:
+        line = f"{done.pairs} pairs of {done.images} images, {done.held_out} of them held out, "
+        line += f"{done.skipped} skipped, {done.steps} steps in {done.seconds:.1f} s"
+        if done.metrics:
+            line += f"; {_recall(done.metrics)}"
+        self._say(f"{line}: {escaped(done.output)}")
+        self._emit("summary", {**asdict(done), "exit_code": done.exit_code})
+
+    def _say(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _emit(self, event: str, record: Mapping[str, Any]) -> None:
+        if self._as_json:
+            print(json.dumps({"event": event, **record}), flush=True)
+
+
+def _recall(metrics: Mapping[str, float]) -> str:
+    """The recall at 1 both ways, beside what chance would give."""
+    ways = (("image_to_text", "image to text"), ("text_to_image", "text to image"))
+    found = [
+        f"{words} {metrics[f'{way}_recall@1']:.3f} (chance {metrics[f'{way}_chance@1']:.3f})"
+        for way, words in ways
+    ]
+    return f"recall@1 {', '.join(found)}"

@@ -1,0 +1,48 @@
+"""Where the tokens of pairs come from: a cache where they fit, else the images each time."""
+
+from collections.abc import Callable
+from contextlib import closing
+
+from aim_mlx.embed import Encoder
+from aim_mlx.images import Skip, stream
+from aim_mlx.lit_training.pairs import Pairs
+from aim_mlx.lit_training.report import Report
+from aim_mlx.token_cache import TokenCache
+from aim_mlx.tokens import StreamedTokens, TokenSource
+
+TokensOf = Callable[[Pairs], TokenSource]
+
+
+def tokens_of(
+    cache: TokenCache, encoder: Encoder, pairs: Pairs, report: Report, stop: Callable[[], bool]
+) -> tuple[TokensOf, list[Skip]]:
+    """A source of tokens for any of these pairs, and the images that cannot be decoded.
+
+    Raises KeyboardInterrupt where `stop` says so; what is finished is kept.
+    """
+
+    def advanced(what: str, done: int, total: int) -> None:
+        report.advanced(what, done, total)
+        if stop():
+            raise KeyboardInterrupt
+
+    digests = pairs.digests
+    size = cache.bytes_to_add(digests)
+    if cache.fits(digests):
+        if size:
+            report.noted(f"the image tokens take {size / 1e9:.2f} GB on the disk, at most")
+        images = dict(zip(digests, zip(pairs.paths, pairs.contents, strict=True), strict=True))
+        skips = cache.fill(images, lambda *n: advanced("caching tokens", *n))
+        return lambda part: cache.rows(part.digests), skips
+    report.noted(
+        f"the image tokens would take {size / 1e9:.2f} GB, over the limit: they are computed from "
+        "the images in every epoch"
+    )
+    skips = []
+    with closing(stream(pairs.paths, encoder.preprocessing)) as samples:
+        for sample in samples:
+            if sample.failure is not None:
+                path = pairs.paths[sample.index]
+                skips.append(Skip(path, sample.failure.reason, sample.failure.detail))
+            advanced("checking images", sample.index + 1, len(pairs.paths))
+    return lambda part: StreamedTokens(encoder, part.paths), skips
