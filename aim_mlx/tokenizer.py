@@ -106,6 +106,16 @@ class Tokenizer:
         ids = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
         return cls(Vocabulary(ids, pairs, "the learned vocabulary"), context_length)
 
+    @classmethod
+    def of_bytes(cls, config: TextConfig) -> "Tokenizer":
+        """A tokenizer without merges, a token a byte, that fits a text tower: to try things out.
+
+        Raises CheckpointError for a text tower whose vocabulary has no room for all bytes.
+        """
+        ids = {token: index for index, token in enumerate(BYTES)}
+        ids |= {BOS: config.eos_token_id - 1, EOS: config.eos_token_id}
+        return cls(Vocabulary(ids, [], "the vocabulary of bytes"), config.context_length)
+
     def check(self, config: TextConfig, source: str = "the tokenizer") -> None:
         """Raises CheckpointError where the ids are not those of a text tower."""
         if self.vocab_size > config.vocab_size or self.eos_token_id != config.eos_token_id:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.cli import main as cli
-from tests.small import SMALL, many_photos, photo, save, wait_for
+from aim_mlx.config import PreprocessConfig
+from aim_mlx.errors import UntrainedModelWarning
+from tests.small import SMALL, SMALL_LIT, many_photos, photo, save, wait_for
 
 
 @pytest.fixture
@@ -198,6 +201,21 @@ def test_init_writes_a_checkpoint_that_says_it_is_untrained(capsys, monkeypatch,
     code, stdout, _ = run(capsys, "inspect", tmp_path / "one", "--json")
     facts = json.loads(stdout)
     assert code == 0 and facts["trained"] is False and facts["layout"] == "ml-aim-mlx"
+
+
+def test_init_gives_a_lit_model_a_tokenizer_to_try_words_with(
+    capsys, monkeypatch, photos, tmp_path
+):
+    spec = aim_mlx.MODELS["aimv2-large-patch14-224-lit"]
+    config = replace(SMALL_LIT, text=replace(SMALL_LIT.text, context_length=77))
+    small = replace(spec, config=config, preprocess=PreprocessConfig.hub(56))
+    monkeypatch.setitem(aim_mlx.MODELS, spec.name, small)
+    assert run(capsys, "init", spec.name, tmp_path / "lit")[0] == 0
+    with pytest.warns(UntrainedModelWarning):
+        code, stdout, _ = run(
+            capsys, "classify", photos, "--labels", "cat,dog", "--model", tmp_path / "lit"
+        )
+    assert code == 3 and len(stdout.splitlines()) == 3
 
 
 def test_inspect_prints_sizes_for_people(capsys, model):

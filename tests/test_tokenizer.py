@@ -252,3 +252,14 @@ def test_the_smallest_vocabulary_has_the_bytes_alone():
 def test_nothing_can_be_learned_from_no_words_or_in_no_room(captions, size):
     with pytest.raises(UsageError):
         Tokenizer.train(captions, size)
+
+
+def test_a_tokenizer_of_bytes_fits_any_text_tower_with_room_for_them(clip, tmp_path):
+    config = text_config(vocab_size=49_408, eos_token_id=49_407)
+    for name, content in Tokenizer.of_bytes(config).files().items():
+        (tmp_path / name).write_bytes(content)
+    encoded = loaded(tmp_path, config).encode(["a dog"])
+    assert encoded.lengths[0] == 6 and encoded.ids[0, 0] == 49_406 and encoded.ids[0, -1] == 49_407
+    assert encoded.ids[0, 1] == clip.encode(["a"]).ids[0, 1]
+    with pytest.raises(CheckpointError, match="id"):
+        Tokenizer.of_bytes(text_config(vocab_size=100, eos_token_id=99))

@@ -13,12 +13,25 @@ def init(
     overwrite: Annotated[bool, typer.Option(help="Replace a checkpoint in FOLDER.")] = False,
 ) -> None:
     """Write an UNTRAINED checkpoint with random weights, to try things out without a download."""
+    from aim_mlx.config import LiTConfig
     from aim_mlx.registry import find_model
+    from aim_mlx.tokenizer import Tokenizer
     from aim_mlx.weights.checkpoint import provenance, save_checkpoint
     from aim_mlx.weights.initial import initial_weights
 
     spec = find_model(name)
     history = provenance(source=f"random initialisation of {name}", trained=False, seed=seed)
     weights = initial_weights(spec.config, seed)
-    save_checkpoint(folder, weights, spec.config, spec.preprocess, history, overwrite=overwrite)
+    files = {}
+    if isinstance(spec.config, LiTConfig):
+        files = Tokenizer.of_bytes(spec.config.text).files()
+    save_checkpoint(
+        folder,
+        weights,
+        spec.config,
+        spec.preprocess,
+        history,
+        extra_files=files,
+        overwrite=overwrite,
+    )
     typer.echo(f"{folder}: {name} with random weights, seed {seed}: UNTRAINED", err=True)
