@@ -11,6 +11,7 @@ import pytest
 
 import aim_mlx
 from aim_mlx.errors import UntrainedModelWarning
+from tests.small import save_lit
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -45,6 +46,7 @@ def run_block(mark: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def started(tmp_path_factory):
     """A folder in which the lines of the first block were run."""
     folder = tmp_path_factory.mktemp("readme")
+    save_lit(folder / "lit")
     yield folder, run_block("start", folder)
     for weights in folder.rglob("*.safetensors"):  # pytest keeps the folders of several runs
         weights.unlink()
@@ -89,6 +91,13 @@ def test_the_lines_that_search_find_the_photo_that_was_turned(started):
     assert [line[0] for line in found[3:]] == ["1"] * len(found[3:]) and len(found) > 4
     for page in ("similar.html", "duplicates.html"):
         assert "data:image/jpeg;base64," in (folder / page).read_text()
+
+
+def test_the_line_with_words_runs_and_makes_a_page(started):
+    folder, _ = started
+    done = run_block("classify", folder)
+    assert done.returncode == 3 and len(done.stdout.splitlines()) == 6, done.stderr
+    assert (folder / "labels.html").read_text().count("<img ") == 6
 
 
 def test_the_table_of_commands_is_complete():

@@ -11,6 +11,7 @@ from typer.exceptions import Abort, TyperException
 
 import aim_mlx
 from aim_mlx.cli import (
+    classify,
     convert,
     doctor,
     download,
@@ -56,6 +57,7 @@ def _options(
 app.command("embed")(embed.embed)
 app.command("search")(search.search)
 app.command("duplicates")(duplicates.duplicates)
+app.command("classify")(classify.classify)
 app.command("models")(models.models)
 app.command("download")(download.download)
 app.add_typer(lit.app, name="lit")

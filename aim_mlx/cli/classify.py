@@ -1,0 +1,108 @@
+"""`aim-mlx classify`: photos, or the rows of a store, to one's own labels."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aim_mlx.cli.words import DEFAULT_LIT, as_lit, build_head, given_labels, list_images, load_lit
+
+_ON_PAGE = 5  # labels an image has on a page where --top says nothing
+
+
+def classify(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SRC...", help="Images and folders, or one store of a LiT model."),
+    ],
+    labels: Annotated[
+        str | None, typer.Option(help="What to choose from, with commas: cat,dog,something else")
+    ] = None,
+    labels_file: Annotated[
+        Path | None, typer.Option(help="A text file of labels, one a line.")
+    ] = None,
+    head: Annotated[
+        Path | None, typer.Option(help="A folder of labels saved before, instead of labels.")
+    ] = None,
+    templates: Annotated[
+        str, typer.Option(help="plain, varied, or a file of sentences with {} for the label.")
+    ] = "plain",
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help="Judge each label by itself: cosines.")
+    ] = False,
+    top: Annotated[
+        int | None, typer.Option(help="The best N labels; 1 if absent, all with --multi-label.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Only labels with at least this score.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"A LiT model's name, repo or folder [{DEFAULT_LIT}].")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images at a time; fitted to the device if absent.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A .csv or .jsonl file to write.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also a page of the photos with bars for their labels.")
+    ] = None,
+    save_head: Annotated[
+        Path | None, typer.Option(help="Keep the labels' vectors in this folder, for --head.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Follow links to folders.")] = False,
+    allow_truncated: Annotated[
+        bool, typer.Option("--allow-truncated", help="Take what is left of cut files.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
+    ] = False,
+) -> int:
+    """Print the best label of each photo: score, label and path, with tabs between."""
+    from aim_mlx.classify import TABLES, Choice, Images, Stored, check_target, find_store
+    from aim_mlx.cli.labelled import Report
+    from aim_mlx.cli.progress import Progress
+    from aim_mlx.embed import EmbedOptions
+    from aim_mlx.errors import Interrupted, UsageError
+    from aim_mlx.prompts import as_templates
+    from aim_mlx.zeroshot import ZeroShotHead
+
+    if [labels, labels_file, head].count(None) != 2:
+        raise UsageError("say what to choose from by one of --labels, --labels-file and --head")
+    if head is not None and (save_head is not None or templates != "plain"):
+        raise UsageError("saved labels have their templates: leave out --templates, --save-head")
+    told = top if top is not None or multi_label else 1
+    choice = Choice(_ON_PAGE if html and top is None else told, threshold, multi_label)
+    check_target(output, TABLES, overwrite)
+    check_target(html, (".html", ".htm"), overwrite)
+    saved = None if head is None else ZeroShotHead.load(head)
+    names = () if saved else given_labels(labels, labels_file, multi_label)
+    sentences = as_templates(templates)
+    options = EmbedOptions("attention", batch_size=batch_size, allow_truncated=allow_truncated)
+    store, progress = find_store(sources), Progress(as_json)
+    report = Report(progress, as_json, output, html, told)
+    with progress:
+        try:
+            if store is not None:
+                if [model, revision, dtype, batch_size] != [None] * 4:
+                    raise UsageError("a store remembers its model: leave out --model and the like")
+                source = Stored(store, lambda: as_lit(store.load_encoder(offline=offline)))
+            else:
+                listing = list_images(sources, follow, [output, html], progress)
+                loaded = {"revision": revision, "dtype": dtype, "offline": offline}
+                source = Images(listing, lambda: load_lit(model, **loaded), options)
+            used = saved or build_head(source.lit, names, sentences, multi_label)
+            if save_head is not None:
+                used.save(save_head, overwrite)
+            report.run(source, source.rows(used, choice, report.skipped))
+        except KeyboardInterrupt:
+            kept = f": {output} was not written" if output else ""
+            raise Interrupted(f"interrupted after {report.classified} images{kept}") from None
+    return report.summary(len(used.labels))

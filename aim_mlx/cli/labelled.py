@@ -1,0 +1,116 @@
+"""How classified photos are told: lines, JSON lines, a table, a page; and the account of all."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
+from aim_mlx.classify import Classified, Images, Stored, record, write_table
+from aim_mlx.cli.progress import Progress
+from aim_mlx.cli.terminal import escaped
+from aim_mlx.contact_sheet import Line, Picture, Section, write_contact_sheet
+from aim_mlx.errors import AimError
+from aim_mlx.images import Skip
+
+
+class Report:
+    """Tells the rows as they come, and the account of all at the end."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        as_json: bool,
+        output: Path | None,
+        html: Path | None,
+        told: int | None,
+    ):
+        self._progress, self._as_json, self._told = progress, as_json, told
+        self._output, self._html = output, html
+        self._for_page: list[Classified] = []
+        self._listed = self._ignored = self._skipped = self._first_frames = 0
+        self.classified = 0
+
+    def skipped(self, skip: Skip) -> None:
+        self._skipped += 1
+        self._progress.skipped(skip)
+
+    def run(self, source: Images | Stored, rows: Iterable[Classified]) -> None:
+        """Takes all rows; raises AimError where there was not one."""
+        self._listed, self._ignored = source.listing.listed, source.listing.ignored
+        for skip in source.listing.skipped:
+            self.skipped(skip)
+        if self._output is not None:
+            write_table(self._output, self._passing(rows))
+        else:
+            for row in self._passing(rows):
+                self._print(row)
+        if self._first_frames:
+            self._progress.noted(f"of {self._first_frames} images the first frame was taken")
+        if self._html is not None and self.classified:
+            write_page(self._html, source, self._for_page)
+
+    def _passing(self, rows: Iterable[Classified]) -> Iterator[Classified]:
+        for row in rows:
+            self.classified += 1
+            self._first_frames += row.multi_frame
+            self._progress.embedded(row.path)
+            if self._html is not None:
+                self._for_page.append(row)
+            yield replace(row, labels=row.labels[: self._told])
+        if not self.classified:
+            raise AimError(f"none of {self._skipped} images could be read: nothing was written")
+
+    def _print(self, row: Classified) -> None:
+        if self._as_json:
+            print(json.dumps({"event": "image", **record(row)}))
+            return
+        for label, score in row.labels:
+            print(f"{score:.4f}\t{escaped(label)}\t{escaped(row.path)}")
+        if not row.labels:
+            print(f"\t\t{escaped(row.path)}")
+
+    def summary(self, labels: int) -> int:
+        """Prints the account; the exit code."""
+        code = 3 if self._skipped else 0
+        account = {"listed": self._listed, "classified": self.classified}
+        account |= {"skipped": self._skipped, "ignored": self._ignored, "labels": labels}
+        places = {"output": self._output, "html": self._html}
+        if self._as_json:
+            written = {name: path and str(path) for name, path in places.items()}
+            print(json.dumps({"event": "summary", **account, **written, "exit_code": code}))
+        line = "{classified} classified, {skipped} skipped, {ignored} ignored".format(**account)
+        files = ", ".join(str(path) for path in places.values() if path)
+        typer.echo(line + (f": {files}" if files else ""), err=True)
+        return code
+
+
+def write_page(target: Path, source: Images | Stored, rows: list[Classified]) -> None:
+    """A page with a section for each best label, the most frequent first, and bars for all."""
+    groups: dict[str, list[Classified]] = {}
+    for row in rows:
+        groups.setdefault(row.labels[0][0] if row.labels else "", []).append(row)
+    # A cosine with a text is small even where they match: bars are relative to the largest.
+    largest = max((score for row in rows for _, score in row.labels), default=1.0)
+    sections = [
+        Section(
+            label or "none of the labels",
+            [
+                Picture(
+                    source.locate(row),
+                    [
+                        *(
+                            Line(f"{score:.3f} {name}", score / largest)
+                            for name, score in row.labels
+                        ),
+                        row.path,
+                    ],
+                )
+                for row in group
+            ],
+            f"{len(group)} of {len(rows)}",
+        )
+        for label, group in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+    write_contact_sheet(target, "Photos by label", sections)

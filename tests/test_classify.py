@@ -1,0 +1,145 @@
+"""Images and rows of a store to labels: which are told, and how they are written."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aim_mlx.classify import Choice, Classified, Stored, check_target, write_table
+from aim_mlx.errors import CheckpointError, OutputError, UsageError
+from aim_mlx.images import Skip
+from aim_mlx.zeroshot import ZeroShotHead
+
+SCORES = np.array([0.1, 0.4, 0.1, 0.4], np.float32)
+LABELS = ("a", "b", "c", "d")
+HEAD = ZeroShotHead(("x", "y", "z"), ("{}",), np.eye(3, dtype=np.float32), 10.0, "digest", {})
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (Choice(), "b"),
+        (Choice(top=3), "bda"),
+        (Choice(top=9), "bdac"),
+        (Choice(multi_label=True), "bdac"),
+        (Choice(top=3, threshold=0.3), "bd"),
+        (Choice(threshold=0.5), ""),
+        (Choice(multi_label=True, threshold=0.2), "bd"),
+    ],
+)
+def test_the_best_labels_are_told_equal_ones_in_the_order_given(choice, expected):
+    assert "".join(label for label, _ in choice.of(LABELS, SCORES)) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"top": 0}, {"top": 1.5}, {"threshold": -0.1}, {"threshold": 1.1}]
+    + [{"threshold": float("nan")}, {"threshold": -1.1, "multi_label": True}],
+)
+def test_impossible_choices_are_refused(options):
+    with pytest.raises(UsageError, match=r"top|threshold"):
+        Choice(**options)
+
+
+class Rows(SimpleNamespace):
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def stored(vectors: np.ndarray, **manifest) -> Stored:
+    """A source over what it reads of a store."""
+    store: Any = Rows(
+        folder=Path("store"),
+        manifest={"pooling": "attention", "weights": "digest", **manifest},
+        paths=[f"{i}.jpg" for i in range(len(vectors))],
+        vectors=vectors,
+        locate=lambda row: Path("photos", f"{row}.jpg"),
+    )
+    return Stored(store, lambda: pytest.fail("no model is needed"))
+
+
+def no_skips(skip: Skip) -> None:
+    pytest.fail(str(skip))
+
+
+def test_rows_of_a_store_are_labelled_without_a_model(monkeypatch):
+    monkeypatch.setattr("aim_mlx.classify._ROWS_AT_ONCE", 2)
+    vectors = np.array([[2, 0, 0], [0, 0, 1], [0, 3, 1], [1, 1, 0], [0, 1, 0]], np.float32)
+    source = stored(vectors)
+    rows = list(source.rows(HEAD, Choice(top=2), no_skips))
+    assert [(row.path, row.labels[0][0]) for row in rows] == [
+        ("0.jpg", "x"),
+        ("1.jpg", "z"),
+        ("2.jpg", "y"),
+        ("3.jpg", "x"),
+        ("4.jpg", "y"),
+    ]
+    assert source.locate(rows[3]) == Path("photos/3.jpg")
+    assert source.listing.listed == 5
+
+
+def test_a_store_of_another_pooling_is_refused():
+    with pytest.raises(UsageError, match="'mean' pooling"):
+        stored(np.ones((1, 3), np.float32), pooling="mean")
+
+
+def test_a_store_of_another_model_is_refused():
+    source = stored(np.ones((1, 3), np.float32), weights="other")
+    with pytest.raises(CheckpointError, match="make them again"):
+        next(source.rows(HEAD, Choice(), no_skips))
+
+
+ROWS = [
+    Classified("a, b\n.jpg", (("cat", 0.75), ('say "x"', 0.25)), 0),
+    Classified(os.fsdecode(b"\xff.jpg"), (), 1),
+]
+
+
+def test_a_csv_has_a_line_for_each_label_and_one_for_an_image_without(tmp_path):
+    write_table(tmp_path / "x.csv", ROWS)
+    with open(tmp_path / "x.csv", newline="", errors="surrogateescape") as file:
+        assert list(csv.reader(file)) == [
+            ["path", "rank", "label", "score"],
+            ["a, b\n.jpg", "1", "cat", "0.75"],
+            ["a, b\n.jpg", "2", 'say "x"', "0.25"],
+            [os.fsdecode(b"\xff.jpg"), "", "", ""],
+        ]
+
+
+def test_json_lines_hold_exact_names(tmp_path):
+    write_table(tmp_path / "x.jsonl", ROWS)
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in lines] == [row.path for row in ROWS]
+    assert lines[0]["labels"][0] == {"label": "cat", "score": 0.75} and lines[1]["labels"] == []
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_table_that_cannot_be_finished_is_not_there(suffix, tmp_path):
+    def rows():
+        yield ROWS[0]
+        raise CheckpointError("stop")
+
+    with pytest.raises(CheckpointError):
+        write_table(tmp_path / f"x{suffix}", rows())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_is_checked_before_any_work(tmp_path):
+    check_target(None, (".csv",), False)
+    check_target(tmp_path / "x.CSV", (".csv",), False)
+    (tmp_path / "x.csv").touch()
+    check_target(tmp_path / "x.csv", (".csv",), True)
+    with pytest.raises(OutputError, match="--overwrite"):
+        check_target(tmp_path / "x.csv", (".csv",), False)
+    with pytest.raises(UsageError, match=r"\.csv, \.jsonl"):
+        check_target(tmp_path / "x.jpg", (".csv", ".jsonl"), True)
+    with pytest.raises(OutputError, match="does not exist"):
+        check_target(tmp_path / "no" / "x.csv", (".csv",), True)
+    (tmp_path / "y.csv").mkdir()
+    with pytest.raises(OutputError, match="not a file"):
+        check_target(tmp_path / "y.csv", (".csv",), True)
