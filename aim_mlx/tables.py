@@ -19,19 +19,28 @@ _BOM = b"\xef\xbb\xbf"
 class Row:
     """The values of one row in the order the columns were asked for.
 
-    `place` says where it stands, such as "line 7 of pairs.csv", for messages.
+    `place` says where it stands, such as "line 7 of pairs.csv", for messages. `several` are the
+    values of the column that holds any number of them.
     """
 
     place: str
     values: tuple[str, ...]
+    several: tuple[str, ...] = ()
 
 
-def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> list[Row]:
+def read_table(
+    path: str | os.PathLike[str],
+    columns: Sequence[str],
+    several: str | None = None,
+    optional: str | None = None,
+) -> list[Row]:
     """The rows of a table, its format known by the suffix; other columns are passed over.
 
     Text is UTF-8, with or without a byte-order mark and with any line ends; lines with nothing in
-    them are passed over. Whole numbers become their digits. Raises UsageError for a file that
-    cannot be read or is not of its format, a missing column, an empty value, and no rows at all.
+    them are passed over. Whole numbers become their digits. The column `several` holds lists, or
+    text with ";" between its parts, and may be empty. The column `optional` is read, as the last,
+    only where the table has it. Raises UsageError for a file that cannot be read or is not of its
+    format, a missing column, an empty value, and no rows at all.
     """
     path = Path(path)
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
@@ -41,21 +50,51 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> list[Row
         )
     if not path.is_file():
         raise UsageError(f"no file {str(path)!r}: check the path of the table")
+    read = readers[path.suffix.lower()]
     try:
-        rows = [
-            Row(place, _checked(place, columns, values))
-            for place, values in readers[path.suffix.lower()](path, columns)
-        ]
+        if optional is not None and optional in _names(path):
+            columns = [*columns, optional]
+        wanted = [*columns] if several is None else [*columns, several]
+        rows = [_row(place, columns, several, values) for place, values in read(path, wanted)]
     except OSError as error:
         raise UsageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     if not rows:
-        raise UsageError(f"{path.name} has no rows: expected {', '.join(columns)} in each")
+        raise UsageError(f"{path.name} has no rows: expected {', '.join(wanted)} in each")
     return rows
 
 
 def beside(table: str | os.PathLike[str], path: str) -> str:
     """A path as a table states it: absolute, or relative to the table's own folder."""
     return os.path.join(os.path.dirname(os.fspath(table)), path)
+
+
+def _names(path: Path) -> Sequence[str]:
+    """The columns of a table, as far as its first row tells; what is wrong is said on reading."""
+    try:
+        with open(path, "rb") as file:
+            if path.suffix.lower() == ".parquet":
+                import pyarrow.parquet as pq
+
+                return pq.read_schema(file).names
+            if path.suffix.lower() == ".csv":
+                return next(csv.reader(_lines(path, file)), [])
+            return list(json.loads(next(filter(str.strip, _lines(path, file)), "[]")))
+    except (ValueError, RecursionError, TypeError, csv.Error):  # Arrow's are ValueErrors too
+        return []
+
+
+def _row(place: str, columns: Sequence[str], several: str | None, values: Sequence[Any]) -> Row:
+    texts = _checked(place, columns, values[: len(columns)])
+    if several is None:
+        return Row(place, texts)
+    parts = values[-1]
+    if isinstance(parts, str):
+        parts = [part for part in map(str.strip, parts.split(";")) if part]
+    if parts is None:
+        parts = []
+    if not isinstance(parts, (list, tuple)):
+        raise UsageError(f"{place}: expected a list or text as {several!r}, got {_short(parts)}")
+    return Row(place, texts, _checked(place, [several] * len(parts), parts))
 
 
 def _checked(place: str, columns: Sequence[str], values: Sequence[Any]) -> tuple[str, ...]:

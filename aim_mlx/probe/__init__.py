@@ -1,0 +1,1 @@
+"""Heads on the tokens of a frozen trunk: trained, chosen, evaluated and reported."""

@@ -1,0 +1,223 @@
+"""Images with their labels, as a folder of class folders or a table states them.
+
+DATA/cat/1.jpg                  a folder for each class, whatever is below it
+DATA/train/cat/1.jpg            the same for each split: train, and val or test or both
+DATA.csv, .jsonl, .parquet      columns path, label and, if there is one, split
+"""
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aim_mlx.errors import UsageError
+from aim_mlx.images import Skip, discover
+from aim_mlx.tables import Row, beside, read_table
+
+SPLITS = ("train", "val", "test")
+_SPLIT_NAMES = {
+    **{name: name for name in SPLITS},
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image: its classes, one unless there may be several, and the split it was put in."""
+
+    path: str
+    labels: tuple[str, ...]
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """All images of a source; every one has a split, or none has. Classes are sorted by bytes."""
+
+    items: tuple[Item, ...]
+    classes: tuple[str, ...]
+    multi_label: bool
+    skips: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def has_splits(self) -> bool:
+        return self.items[0].split is not None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table are called."""
+
+    path: str = "path"
+    label: str = "label"
+    split: str = "split"
+
+
+def read_labelled(
+    source: str | os.PathLike[str],
+    *,
+    columns: Columns | None = None,
+    multi_label: bool = False,
+    allow_empty: bool = False,
+    follow: bool = False,
+    exclude: Sequence[str | Path] = (),
+) -> Labelled:
+    """The labelled images of a folder or table, sorted by path; none of them is opened.
+
+    With `multi_label` an image may have any number of classes: in a table a list, or text with ";"
+    between them, in folders by being in several. `allow_empty` leaves classes without images out.
+    Raises UsageError for what is neither, no images, an empty class, and names that differ only by
+    case or Unicode form.
+    """
+    source = Path(source)
+    if source.is_dir():
+        found = _from_folder(source, multi_label, allow_empty, follow, exclude)
+    else:
+        found = _from_table(source, columns or Columns(), multi_label)
+    _check_names(found.classes)
+    return found
+
+
+def _from_folder(
+    root: Path, multi_label: bool, allow_empty: bool, follow: bool, exclude: Sequence[str | Path]
+) -> Labelled:
+    listing = discover([root], follow=follow, exclude=exclude)
+    notes = list(listing.notes)
+    top = _folders(root, exclude, notes)
+    splits = _split_folders(root, top, notes)
+    grouped = _grouped(root, listing.files, depth=2 if splits else 1)
+    items: list[Item] = []
+    empty: list[str] = []
+    for split, folder in splits.items() if splits else [(None, root)]:
+        place = (folder.name,) if splits else ()
+        names = _folders(folder, exclude, notes) if splits else top
+        loose = len(grouped[place])
+        if not any(grouped[*place, name] for name in names):
+            raise _no_classes(folder, loose)
+        if loose:
+            notes.append(f"{loose} images in {str(folder)!r} itself are in no class: left out")
+        empty += [str(folder / name) for name in names if not grouped[*place, name]]
+        items += [Item(path, (name,), split) for name in names for path in grouped[*place, name]]
+    if empty and not allow_empty:
+        raise UsageError(
+            f"no images in {quoted(empty)}: every folder is a class; fill it, remove it, or leave "
+            "it out with --allow-empty"
+        )
+    return _labelled(items, multi_label, listing.skipped, notes)
+
+
+def _grouped(
+    root: Path, files: Iterable[str], depth: int
+) -> defaultdict[tuple[str, ...], list[str]]:
+    """The files by the names of the folders below the root that they are in, `depth` at most."""
+    prefix = "" if str(root) == "." else os.path.join(root, "")
+    grouped = defaultdict(list)
+    for path in files:
+        folders = path[len(prefix) :].split("/")[:-1]
+        grouped[tuple(folders[:depth])].append(path)
+    return grouped
+
+
+def _folders(root: Path, exclude: Iterable[str | Path], notes: list[str]) -> list[str]:
+    """The folders that may be classes, sorted by bytes; hidden ones are noted."""
+    passed = {os.path.realpath(path) for path in exclude}
+    try:
+        found = [
+            entry.name
+            for entry in os.scandir(root)
+            if entry.is_dir() and os.path.realpath(entry.path) not in passed
+        ]
+    except OSError as error:
+        raise UsageError(f"cannot read {str(root)!r}: {error.strerror or error}") from error
+    hidden = [name for name in found if name.startswith(".") or name in ("__MACOSX", "@eaDir")]
+    if hidden:
+        notes.append(f"not taken for classes: {quoted(sorted(hidden))}")
+    return sorted(set(found) - set(hidden), key=os.fsencode)
+
+
+def _split_folders(root: Path, folders: Sequence[str], notes: list[str]) -> dict[str, Path]:
+    """The folders of the splits, in the order of SPLITS; none where these are classes."""
+    found: dict[str, Path] = {}
+    for name in folders:
+        split = _SPLIT_NAMES.get(name.casefold())
+        if split in found:
+            raise UsageError(f"{str(found[split])!r} and {name!r} are both {split}: keep one")
+        if split is not None:
+            found[split] = root / name
+    if "train" not in found or len(found) == 1:
+        return {}
+    others = [name for name in folders if root / name not in found.values()]
+    if others:
+        notes.append(f"beside the splits, left out: {quoted(others)}")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _no_classes(folder: Path, loose: int) -> UsageError:
+    return UsageError(
+        f"{str(folder)!r} has no folder with images, {loose} images beside none: expected a folder "
+        f"for each class, such as {str(folder / 'cat' / '1.jpg')!r} and "
+        f"{str(folder / 'dog' / '2.jpg')!r}, or a table of path and label"
+    )
+
+
+def _from_table(path: Path, columns: Columns, multi_label: bool) -> Labelled:
+    asked = [columns.path] if multi_label else [columns.path, columns.label]
+    several = columns.label if multi_label else None
+    items = []
+    for row in read_table(path, asked, several, optional=columns.split):
+        labels = row.several if multi_label else row.values[1:2]
+        for label in labels:
+            _check_label(row, label)
+        split = row.values[len(asked) :]
+        items.append(
+            Item(
+                os.path.normpath(beside(path, row.values[0])),
+                tuple(dict.fromkeys(label.strip() for label in labels)),
+                _split_named(row, split[0]) if split else None,
+            )
+        )
+    return _labelled(items, multi_label)
+
+
+def _labelled(
+    items: list[Item], multi_label: bool, skips: Sequence[Skip] = (), notes: Sequence[str] = ()
+) -> Labelled:
+    items.sort(key=lambda item: os.fsencode(item.path))
+    classes = sorted({label for item in items for label in item.labels}, key=os.fsencode)
+    return Labelled(tuple(items), tuple(classes), multi_label, tuple(skips), tuple(notes))
+
+
+def _check_label(row: Row, label: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in label):
+        raise UsageError(f"{row.place}: the label holds half a character: mend it")
+
+
+def _split_named(row: Row, name: str) -> str:
+    split = _SPLIT_NAMES.get(name.strip().casefold())
+    if split is None:
+        raise UsageError(f"{row.place}: a split is train, val or test, got {name!r}")
+    return split
+
+
+def _check_names(classes: Sequence[str]) -> None:
+    """Raises UsageError for two names that look like one."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        same = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+        if same in seen:
+            raise UsageError(
+                f"the classes {seen[same]!r} ({ascii(seen[same])}) and {name!r} ({ascii(name)}) "
+                "differ only by case or Unicode form: give them one name, or two that differ"
+            )
+        seen[same] = name
+
+
+def quoted(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:5]))
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,0 +1,180 @@
+"""Labelled images to the parts that train, choose and test a head, no content unnoticed in two."""
+
+import hashlib
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from aim_mlx.errors import UsageError
+from aim_mlx.images import Skip
+from aim_mlx.probe.dataset import SPLITS, Labelled, quoted
+from aim_mlx.probe.parts import Image, Part, Progress, as_part, read_images
+
+_IMBALANCE = 20  # times as many images as the smallest class has
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The parts by the names of SPLITS; "test" may be missing. Reports state the warnings."""
+
+    classes: tuple[str, ...]
+    multi_label: bool
+    parts: Mapping[str, Part]
+    skips: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    allow_empty: bool = False
+
+    def digest(self) -> str:
+        """SHA-256 in hex over classes, images and labels of all parts."""
+        total = hashlib.sha256("\0".join(map(ascii, self.classes)).encode())
+        for name, part in self.parts.items():
+            total.update(name.encode())
+            total.update(bytes.fromhex("".join(part.digests)))
+            total.update(np.ascontiguousarray(part.labels).tobytes())
+        return total.hexdigest()
+
+    def without(self, skips: Sequence[Skip]) -> "DataSet":
+        """The data set without images that cannot be decoded; raises UsageError as divided()."""
+        if not skips:
+            return self
+        bad = {skip.path for skip in skips}
+        parts = {name: part.without(bad) for name, part in self.parts.items()}
+        rest = replace(self, parts=parts, skips=(*self.skips, *skips))
+        _check_present(rest)
+        return rest
+
+
+def divided(
+    labelled: Labelled,
+    *,
+    val: float = 0.15,
+    test: float = 0.15,
+    seed: int = 0,
+    allow_empty: bool = False,
+    progress: Progress | None = None,
+) -> DataSet:
+    """Reads every file and divides the images: by their own splits, or by class, content and seed.
+
+    Without splits of their own, of each class the part `val` is for choosing and `test` for the
+    figures at the end, at least one image each; with splits but no val, val is cut from train.
+    Raises UsageError for fewer than two classes, too few images, and splits whose classes differ
+    (with `allow_empty`, val and test may lack some).
+    """
+    for name, value, least in (("val", val, 0.001), ("test", test, 0.0)):
+        if not least <= value <= 0.8 or not math.isfinite(value):
+            raise UsageError(f"--{name} must be from {least:g} to 0.8, got {value!r}")
+    if val + test > 0.9:
+        raise UsageError(f"--val and --test together must leave 0.1 to train, got {val + test:g}")
+    _check_classes(labelled)
+    images, skips, notes = read_images(labelled, progress)
+    if labelled.has_splits:
+        if "train" not in {image.split for image in images}:
+            raise UsageError("no image is in train: the splits are train, val and test")
+        parts = {name: [each for each in images if each.split == name] for name in SPLITS}
+        if not parts["val"]:
+            parts["train"], parts["val"], _ = _cut(parts["train"], labelled, val, 0.0, seed)
+    else:
+        parts = dict(zip(SPLITS, _cut(images, labelled, val, test, seed), strict=True))
+    built = {
+        name: as_part(group, labelled.classes, labelled.multi_label)
+        for name, group in parts.items()
+        if group
+    }
+    found = DataSet(labelled.classes, labelled.multi_label, built, skips, notes, (), allow_empty)
+    _check_present(found)
+    return replace(found, warnings=(*_leaks(found), *_imbalance(found)))
+
+
+def _cut(
+    images: Sequence[Image], labelled: Labelled, val: float, test: float, seed: int
+) -> tuple[list[Image], list[Image], list[Image]]:
+    """Train, val and test of each stratum, by seed and content alone.
+
+    A stratum is a class; an image of several counts as one of its rarest.
+    """
+    counts = Counter(label for image in images for label in image.labels)
+    strata: dict[str, list[Image]] = defaultdict(list)
+    for image in images:
+        strata[min(image.labels, key=lambda name: (counts[name], name), default="")].append(image)
+    train, chosen, tested = [], [], []
+    least = 3 if test else 2
+    for name, members in strata.items():
+        if len(members) < least:
+            if labelled.multi_label:
+                train += members
+                continue
+            raise UsageError(
+                f"class {name!r} has {len(members)} images that can be read: at least {least} are "
+                f"needed to split; add some, give splits of your own{' or --test 0' * (test > 0)}"
+            )
+        members.sort(key=lambda image: _rank(seed, image))
+        aside = max(1, round(val * len(members)))
+        tests = max(1, round(test * len(members))) if test else 0
+        chosen += members[:aside]
+        tested += members[aside : aside + tests]
+        train += members[aside + tests :]
+    parts = (train, chosen, tested)
+    for part in parts:
+        part.sort(key=lambda image: os.fsencode(image.path))
+    return parts
+
+
+def _rank(seed: int, image: Image) -> bytes:
+    return hashlib.sha256(f"{seed} {image.content.digest}".encode()).digest()
+
+
+def _check_classes(labelled: Labelled) -> None:
+    """Raises UsageError where there is nothing to tell apart."""
+    if len(labelled.classes) > 1:
+        return
+    if labelled.multi_label and any(not item.labels for item in labelled.items):
+        return
+    found = f"{len(labelled.classes)} ({quoted(labelled.classes)})" if labelled.classes else "none"
+    raise UsageError(
+        f"expected at least two classes to tell apart, got {found}: put the images of each into a "
+        "folder of its own"
+    )
+
+
+def _check_present(found: DataSet) -> None:
+    """Raises UsageError where a split lacks a class."""
+    counts = {name: part.counts(len(found.classes)) for name, part in found.parts.items()}
+    for name in ("train", "val"):
+        if name not in counts:
+            raise UsageError(f"no image of {name} can be read: put some there")
+    for name, numbers in counts.items():
+        lacking = [each for each, n in zip(found.classes, numbers, strict=True) if not n]
+        if lacking and not (found.allow_empty and name != "train"):
+            hint = "" if name == "train" else ", or allow that with --allow-empty"
+            raise UsageError(
+                f"{name} has no images of {quoted(lacking)} that can be read: every split needs "
+                f"the same classes; add some{hint}"
+            )
+
+
+def _leaks(found: DataSet) -> list[str]:
+    """A warning for each two splits that share contents."""
+    digests = {name: set(part.digests) for name, part in found.parts.items()}
+    return [
+        f"leak: {len(shared):,} images are in {one} and in {other} with the same content; figures "
+        f"of {other} are too good"
+        for one, other in combinations(digests, 2)
+        if (shared := digests[one] & digests[other])
+    ]
+
+
+def _imbalance(found: DataSet) -> list[str]:
+    counts = found.parts["train"].counts(len(found.classes))
+    most, least = int(counts.argmax()), int(counts.argmin())
+    if counts[most] <= _IMBALANCE * counts[least]:
+        return []
+    return [
+        f"imbalance: class {found.classes[most]!r} has {counts[most]:,} images to train on and "
+        f"{found.classes[least]!r} {counts[least]:,}: look at the balanced accuracy"
+    ]
