@@ -18,6 +18,7 @@ from aim_mlx.embed import EmbedOptions
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.images import Listing, Skip
 from aim_mlx.lit import LiT
+from aim_mlx.queries import check_words
 from aim_mlx.zeroshot import ZeroShotHead
 
 if TYPE_CHECKING:
@@ -112,12 +113,7 @@ class Stored:
     """
 
     def __init__(self, store: "EmbeddingStore", load: Callable[[], LiT]):
-        pooling = store.manifest["pooling"]
-        if pooling != "attention":
-            raise UsageError(
-                f"the vectors of {str(store.folder)!r} are of {pooling!r:.20} pooling: words can "
-                "be compared with those of a LiT model's attention pooling only"
-            )
+        check_words(store)
         self.listing = Listing(tuple(store.paths), 0, (), ())
         self._store, self._load = store, load
 

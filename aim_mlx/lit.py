@@ -18,6 +18,7 @@ from aim_mlx.images import ImageSource
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.pooling import POOLINGS
 from aim_mlx.models.text import TextFeatures
+from aim_mlx.registry import DEFAULT_LIT
 from aim_mlx.tokenizer import TokenIds, Tokenizer
 
 Texts = Sequence[str] | np.ndarray | Sequence[Sequence[int]]
@@ -145,6 +146,16 @@ class LiT(Encoder):
             return np.asarray(texts)
         except ValueError:
             raise UsageError("expected ids (B, L), got rows of several lengths: pad them") from None
+
+
+def as_lit(encoder: Encoder) -> LiT:
+    """The encoder, which must have a text tower; raises UsageError where it has none."""
+    if not isinstance(encoder, LiT):
+        raise UsageError(
+            f"{encoder.identity.get('model')} has no text tower, so words mean nothing to it: "
+            f"use a LiT model such as {DEFAULT_LIT}"
+        )
+    return encoder
 
 
 def warn_of_cut(count: int, longest: int, stacklevel: int = 3) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aim_mlx.errors import UsageError
+from aim_mlx.lit import as_lit
 
 if TYPE_CHECKING:
     from aim_mlx.embed import Embedded, Encoder
@@ -32,6 +33,18 @@ class Queries:
         if new:
             known.update(zip(new, self._embedded(new), strict=True))
         return [vector for path in paths if (vector := known[path]) is not None]
+
+    def texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """A vector for each text.
+
+        Raises UsageError for an empty one, and for a store that words cannot be compared with.
+        """
+        if not texts:
+            return []
+        check_words(self._store)
+        if not all(text.strip() for text in texts):
+            raise UsageError("expected words to search for, got an empty text")
+        return list(np.array(as_lit(self._encoder).encode_text(texts)))
 
     def _stored(self, path: str) -> np.ndarray | None:
         """The vector of a row whose photo has the same content."""
@@ -57,6 +70,16 @@ class Queries:
     @cached_property
     def _encoder(self) -> "Encoder":
         return self._load()
+
+
+def check_words(store: "EmbeddingStore") -> None:
+    """Raises UsageError for a store whose vectors are not those that words are compared with."""
+    pooling = store.manifest["pooling"]
+    if pooling != "attention":
+        raise UsageError(
+            f"the vectors of {str(store.folder)!r} are of {pooling!r:.20} pooling: words can be "
+            "compared with those of a LiT model's attention pooling only"
+        )
 
 
 def _vector(row: "Embedded", path: str) -> np.ndarray:

@@ -73,6 +73,7 @@ MODELS: dict[str, ModelSpec] = {
     for spec in [*(_spec(*row) for row in _PUBLISHED), _spec("base-patch14-224", 224, None, None)]
 }
 DEFAULT_MODEL = "aimv2-large-patch14-224"
+DEFAULT_LIT = "aimv2-large-patch14-224-lit"  # for what words are needed for
 
 
 def find_model(name: str) -> ModelSpec:

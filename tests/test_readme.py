@@ -100,6 +100,12 @@ def test_the_line_with_words_runs_and_makes_a_page(started):
     assert (folder / "labels.html").read_text().count("<img ") == 6
 
 
+def test_the_lines_that_search_by_words_run(started):
+    folder, _ = started
+    done = run_block("words", folder)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 3, done.stderr
+
+
 def test_the_table_of_commands_is_complete():
     from aim_mlx.cli.main import app
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from aim_mlx.cli.words import DEFAULT_LIT, as_lit, build_head, given_labels, list_images, load_lit
+from aim_mlx.cli.words import build_head, given_labels, list_images, load_lit
+from aim_mlx.registry import DEFAULT_LIT
 
 _ON_PAGE = 5  # labels an image has on a page where --top says nothing
 
@@ -71,6 +72,7 @@ def classify(
     from aim_mlx.cli.progress import Progress
     from aim_mlx.embed import EmbedOptions
     from aim_mlx.errors import Interrupted, UsageError
+    from aim_mlx.lit import as_lit
     from aim_mlx.prompts import as_templates
     from aim_mlx.zeroshot import ZeroShotHead
 

@@ -18,8 +18,16 @@ def search(
     minus: Annotated[
         list[str] | None, typer.Option(metavar="IMG", help="And unlike this; repeatable.")
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORDS", help="Find what these words say; repeatable. LiT models."),
+    ] = None,
+    minus_text: Annotated[
+        list[str] | None, typer.Option(metavar="WORDS", help="And not what these say; repeatable.")
+    ] = None,
     weights: Annotated[
-        str, typer.Option(help="One for each --image, then each --minus: 1,0.5,2")
+        str,
+        typer.Option(help="One for each --image, --text, --minus, --minus-text in turn: 1,0.5,2"),
     ] = "",
     k: Annotated[int, typer.Option("-k", help="How many photos to find.")] = 10,
     html: Annotated[
@@ -31,7 +39,7 @@ def search(
         bool, typer.Option("--json", help="Print results and a summary as JSON lines.")
     ] = False,
 ) -> None:
-    """Print the photos most like the images given: cosine similarity, a tab and the path."""
+    """Print the photos most like images or words: cosine similarity, a tab and the path."""
     from huggingface_hub.utils import tqdm
 
     from aim_mlx.cli.reports import check_report, open_rows
@@ -39,24 +47,26 @@ def search(
     from aim_mlx.queries import Queries
     from aim_mlx.search import combine, top_k
 
-    wanted, unwanted = image or [], minus or []
-    if not wanted and not unwanted:
-        raise UsageError("expected something to search for: --image PHOTO")
+    images, texts = [image or [], minus or []], [text or [], minus_text or []]
+    if not any([*images, *texts]):
+        raise UsageError("expected something to search for: --image PHOTO, or --text WORDS")
     if k < 1:
         raise UsageError(f"-k must be at least 1, got {k}")
     factors = parse_weights(weights)
     check_report(html, overwrite)
     rows = open_rows(store)
     queries = Queries(rows, lambda: rows.load_encoder(offline=offline, progress=tqdm))
-    vectors = queries.images([*wanted, *unwanted])
-    query = combine(vectors[: len(wanted)], vectors[len(wanted) :], factors)
+    spoken = [queries.texts(words) for words in texts]  # what can be refused before any photo
+    seen = queries.images([*images[0], *images[1]])
+    wanted = [*seen[: len(images[0])], *spoken[0]]
+    query = combine(wanted, [*seen[len(images[0]) :], *spoken[1]], factors)
     found, scores = top_k(rows.vectors, query, k, normalized=rows.options.normalize)
     results = [
         {"rank": rank, "score": float(score), "row": int(row), "path": rows.paths[row]}
         for rank, (row, score) in enumerate(zip(found[0], scores[0], strict=True), 1)
     ]
     if html is not None:
-        _write_page(html, rows, wanted, unwanted, results)
+        _write_page(html, rows, images, texts, results)
     _print(results, as_json, html)
 
 
@@ -86,17 +96,16 @@ def _print(results: list[dict[str, Any]], as_json: bool, html: Path | None) -> N
 def _write_page(
     target: Path,
     store: "EmbeddingStore",
-    wanted: list[str],
-    unwanted: list[str],
+    images: list[list[str]],
+    texts: list[list[str]],
     results: list[dict[str, Any]],
 ) -> None:
     from aim_mlx.contact_sheet import Picture, Section, write_contact_sheet
 
-    queries = [("Like", wanted), ("Unlike", unwanted)]
     sections = [
-        Section(title, [Picture(path, [path]) for path in paths])
-        for title, paths in queries
-        if paths
+        Section(title, [Picture(path, [path]) for path in paths], ", ".join(words))
+        for title, paths, words in zip(("Like", "Unlike"), images, texts, strict=True)
+        if paths or words
     ]
     found = [
         Picture(store.locate(each["row"]), [f"{each['score']:.4f}", each["path"]])

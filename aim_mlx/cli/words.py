@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aim_mlx.registry import DEFAULT_LIT
+
 if TYPE_CHECKING:
     from aim_mlx.cli.progress import Progress
-    from aim_mlx.embed import Encoder
     from aim_mlx.images import Listing
     from aim_mlx.lit import LiT
     from aim_mlx.zeroshot import ZeroShotHead
-
-DEFAULT_LIT = "aimv2-large-patch14-224-lit"
 
 
 def given_labels(labels: str | None, labels_file: Path | None, single: bool) -> tuple[str, ...]:
@@ -43,22 +42,10 @@ def load_lit(model: str | None, **options: Any) -> "LiT":
     """The model, which must have a text tower."""
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
+    from aim_mlx.lit import as_lit
     from aim_mlx.loading import load
 
     return as_lit(load(model or DEFAULT_LIT, progress=tqdm, **options))
-
-
-def as_lit(encoder: "Encoder") -> "LiT":
-    """Raises UsageError for an encoder without a text tower."""
-    from aim_mlx.errors import UsageError
-    from aim_mlx.lit import LiT
-
-    if not isinstance(encoder, LiT):
-        raise UsageError(
-            f"{encoder.identity.get('model')} has no text tower, so words mean nothing to it: "
-            f"use a LiT model such as {DEFAULT_LIT}"
-        )
-    return encoder
 
 
 def build_head(
