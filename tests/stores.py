@@ -44,7 +44,10 @@ def make_store(
         store.begin(manifest(vectors.shape[1]))
         facts = {"size": 0, "mtime_ns": 1}
         skips = [{"path": "bad.jpg", "reason": "empty", "detail": "0 bytes"} | facts]
-        store.start_run({"folder": "", "sources": ["x"]}, paths, [])
+        listed = [*paths, "bad.jpg"]
+        counts = {"listed": len(listed) + 1, "ignored": 1}
+        header = {"folder": "", "sources": ["x"], "share": None, "all_files": ""}
+        store.start_run(header | counts, listed, [])
         for i, (path, vector) in enumerate(zip(paths, vectors, strict=True)):
             store.add(row(path), vector, first_frame=i == 0)
             store.end_block()
@@ -53,5 +56,5 @@ def make_store(
         store.skip(skips[0])
         store.end_block()
         store.commit()
-        store.finish({"embedded": len(paths)}, skips)
+        store.finish(counts | {"embedded": len(paths), "skipped": 1}, skips)
     return EmbeddingStore(folder)

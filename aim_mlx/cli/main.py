@@ -22,6 +22,7 @@ from aim_mlx.cli import (
     lit,
     models,
     search,
+    verify,
 )
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import AimError, TruncatedTextWarning, UntrainedModelWarning
@@ -58,6 +59,7 @@ app.command("embed")(embed.embed)
 app.command("search")(search.search)
 app.command("duplicates")(duplicates.duplicates)
 app.command("classify")(classify.classify)
+app.command("verify")(verify.verify)
 app.command("models")(models.models)
 app.command("download")(download.download)
 app.add_typer(lit.app, name="lit")

@@ -1,5 +1,6 @@
 """The files that a run was to embed, written down before the first is opened, and its skips."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,16 @@ def read_files(folder: Path) -> tuple[dict[str, Any], list[str]]:
     if not lines or not isinstance(lines[0], dict):
         raise OutputError(f"{str(folder / FILES)!r} is damaged: embed again to write it anew")
     return lines[0], lines[1:]
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the list of the last run, in hex; raises OutputError."""
+    path = folder / FILES
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise OutputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
 def write_skips(folder: Path, skips: Iterable[Mapping[str, Any]]) -> None:

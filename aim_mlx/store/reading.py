@@ -97,7 +97,11 @@ class EmbeddingStore:
 
     def locate(self, row: int) -> Path:
         """Where the photo of a row is: as it was named, seen from where the run was started."""
-        path = Path(self.paths[row])
+        return self.locate_path(self.paths[row])
+
+    def locate_path(self, named: str) -> Path:
+        """Where the photo of a path is."""
+        path = Path(named)
         return path if path.is_absolute() or path.exists() else self._started_in / path
 
     @property
@@ -119,13 +123,19 @@ class EmbeddingStore:
         path = Path(made_by["path"])
         places = [path, self._started_in / path]
         place = next((place for place in places if place.exists()), None)
-        encoder = load(
-            place or made_by["model"],
-            dtype=self.manifest["dtype"],
-            revision=None if place else made_by.get("revision"),
-            offline=offline,
-            progress=progress,
-        )
+        try:
+            encoder = load(
+                place or made_by["model"],
+                dtype=self.manifest["dtype"],
+                revision=None if place else made_by.get("revision"),
+                offline=offline,
+                progress=progress,
+            )
+        except UsageError as error:  # what was a folder is now an unknown name
+            raise CheckpointError(
+                f"the model that made {str(self.folder)!r} is no more at {str(path)!r}: restore "
+                "it, or embed again"
+            ) from error
         self._check(encoder)
         return encoder
 

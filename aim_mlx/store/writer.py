@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from aim_mlx.errors import OutputError
+from aim_mlx.store import lists
 from aim_mlx.store import manifest as manifests
 from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.folder import clean, next_number, prepared
 from aim_mlx.store.journal import Journal, State
-from aim_mlx.store.lists import append_skips, write_files, write_skips
 from aim_mlx.store.lock import locked
 from aim_mlx.store.recovery import load_rows, without_damaged
 from aim_mlx.store.rows import COLUMNS, Row
@@ -118,8 +118,8 @@ class StoreWriter:
     ) -> None:
         """Writes down the files of a run, and those known to be skipped, before any is opened."""
         with self._storing():
-            write_files(self.folder, header, paths)
-            write_skips(self.folder, skips)
+            lists.write_files(self.folder, header, paths)
+            lists.write_skips(self.folder, skips)
 
     def add(self, row: Row, vector: np.ndarray, first_frame: bool = False) -> None:
         """Appends a row: vector float32 (D,)."""
@@ -171,7 +171,7 @@ class StoreWriter:
         self._journal.append(added=shards, skipped=skips, first_frames=first_frames)
         if table is not None:
             self.catalog.add([row.path for row in self._rows[:rows]], table)
-        append_skips(self.folder, skips)
+        lists.append_skips(self.folder, skips)
 
     def compact(self, dropped: Collection[int]) -> None:
         """Takes rows out, by their numbers in the catalog, and joins small shards to full ones.
@@ -192,11 +192,11 @@ class StoreWriter:
             clean(self.folder, self.state)
 
     def finish(self, summary: Mapping[str, Any], skips: Iterable[Mapping[str, Any]]) -> None:
-        """Closes a run: its summary, and the skips of its list."""
+        """Closes a run: its summary, with the digest of its list, and the skips of the list."""
         with self._storing():
-            self._journal.append(finished=summary)
+            self._journal.append(finished={**summary, "files": lists.digest(self.folder)})
             self._journal.rewrite()
-            write_skips(self.folder, skips)
+            lists.write_skips(self.folder, skips)
 
     def _fits(self, keeps: list[np.ndarray]) -> bool:
         return sum(int(keep.sum()) for keep in keeps) <= self._most_rows

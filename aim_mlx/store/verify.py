@@ -1,0 +1,270 @@
+"""Whether a store is what it says: bytes, rows and vectors of its shards, and its account."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from aim_mlx.errors import OutputError
+from aim_mlx.store import journal, lists
+from aim_mlx.store.folder import matrix_name
+from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.recovery import damages
+from aim_mlx.store.rows import COLUMNS, exact_paths, path_columns, table_schema
+from aim_mlx.store.shards import Shard, read_table, vectors_of
+
+AGAIN = "embed again: it recomputes what is wrong"
+AFRESH = "embed again with --overwrite"
+# float32 sums of a few thousand squares are off by some 1e-6; a damaged number by far more.
+_UNIT = 1e-4
+_DIGEST = re.compile("[0-9a-f]{64}")
+_TRIES = 3  # a store that is being written to may change between reading its journal and its shards
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is not as it was written: in which file, what, and what mends it."""
+
+    where: str
+    what: str
+    todo: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}: {self.todo}"
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of the files of the last run: listed == embedded + skipped + ignored + missing.
+
+    `missing` have neither a row nor a reason yet, as the run was not finished.
+    """
+
+    listed: int
+    embedded: int
+    skipped: int
+    ignored: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class SampledRow:
+    """A row as it was read, for comparison: vector float32 (D,)."""
+
+    path: str
+    digest: str
+    pixels: int
+    vector: np.ndarray
+
+
+@dataclass
+class Findings:
+    """What was found: the current rows, the account where it could be made, and all faults."""
+
+    rows: int = 0
+    shards: int = 0
+    finished: bool = False
+    account: Account | None = None
+    faults: list[Fault] = field(default_factory=list)
+    sample: list[SampledRow] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        return not self.faults
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last run came to its end."""
+        return self.sound and self.finished
+
+
+def verify(store: EmbeddingStore, sample: int = 0, seed: int = 0) -> Findings:
+    """Reads every byte of a store and compares it with what was written down; changes nothing.
+
+    `sample` rows are chosen by `seed` and kept in the findings. Memory does not grow with the
+    vectors. A store that another process writes to is judged by its journal. Raises OutputError
+    where manifest or journal cannot be read.
+    """
+    for _ in range(_TRIES - 1):
+        findings = _Verification(store, sample, seed).run()
+        if findings.sound or journal.read(store.folder / journal.NAME)[0] == store.state:
+            return findings
+        store = EmbeddingStore(store.folder)
+    return _Verification(store, sample, seed).run()
+
+
+class _Verification:
+    """One pass over the shards of a store, then over its lists."""
+
+    def __init__(self, store: EmbeddingStore, sample: int, seed: int):
+        self.store, self.folder, self.state = store, store.folder, store.state
+        self.findings = Findings(shards=len(self.state.shards))
+        count = self.state.rows
+        chosen = np.random.default_rng(seed).choice(count, min(sample, count), replace=False)
+        self.chosen = np.sort(chosen)
+        self.row_of: dict[str, int] = {}
+        self.matrix = _Matrix(self.folder / matrix_name(self.state), store)
+
+    def run(self) -> Findings:
+        found, start = damages(self.folder, self.state.shards), 0
+        for shard in self.state.shards:
+            if wrong := found.get(shard.name):
+                self._fault(shard.name, wrong, AGAIN)
+            else:
+                self._check_shard(shard, start)
+            start += shard.rows
+        self.findings.rows = len(self.row_of)
+        self.findings.sample = [row for row in self.findings.sample if row.path in self.row_of]
+        if self.findings.sound:
+            self._check_account()
+        if self.matrix.wrong:
+            todo = "delete this file; it is made again from the shards"
+            self._fault(self.matrix.path.name, self.matrix.wrong, todo)
+        return self.findings
+
+    def _fault(self, where: str, what: str, todo: str) -> None:
+        self.findings.faults.append(Fault(where, what, todo))
+
+    def _check_shard(self, shard: Shard, start: int) -> None:
+        try:
+            table = read_table(self.folder, shard, [*COLUMNS, "embedding"])
+        except OutputError as error:
+            self._fault(shard.name, str(error.__cause__ or error), AFRESH)
+            return
+        if not table.schema.equals(table_schema(self.store.dim)):
+            self._fault(shard.name, "its columns are not those of a store", AFRESH)
+            return
+        paths, vectors = exact_paths(table), vectors_of(table)
+        wrong = [*_wrong_facts(table, paths), *_wrong_vectors(vectors, self.store.manifest)]
+        for what, rows in wrong:
+            if count := int(np.count_nonzero(rows)):
+                first = paths[int(np.argmax(rows))]
+                self._fault(shard.name, f"{count:,} rows, first {first!r}, {what}", AFRESH)
+        self._add(shard, paths, start)
+        self._keep_chosen(table, paths, vectors, start)
+        self.matrix.compare(vectors, start)
+
+    def _add(self, shard: Shard, paths: Sequence[str], start: int) -> None:
+        before = len(self.row_of)
+        self.row_of.update(zip(paths, range(start, start + len(paths)), strict=True))
+        twice = before + len(paths) - len(self.row_of)
+        # A file that changed has a new row, and its old one until the run is finished.
+        if twice and (self.store.finished or len(set(paths)) < len(paths)):
+            self._fault(shard.name, f"{twice:,} paths have a row already", AFRESH)
+
+    def _keep_chosen(
+        self, table: pa.Table, paths: list[str], vectors: np.ndarray, start: int
+    ) -> None:
+        low, high = np.searchsorted(self.chosen, [start, start + len(paths)])
+        for i in (self.chosen[low:high] - start).tolist():
+            width, height = table["width"][i].as_py(), table["height"][i].as_py()
+            digest = table["digest"][i].as_py()
+            row = SampledRow(paths[i], digest, width * height, vectors[i].copy())
+            self.findings.sample.append(row)
+
+    def _check_account(self) -> None:
+        """Every listed file is a row or a skip, and the counts of the run are those found."""
+        finished = self.state.finished
+        if finished is None and not (self.folder / lists.FILES).exists():
+            return  # a run that ended before it began
+        try:
+            header, files = lists.read_files(self.folder)
+            self.findings.finished = finished is not None and (
+                finished["files"] == lists.digest(self.folder)
+            )
+            account = self._account(header, files)
+        except OutputError as error:
+            self._fault("account", str(error), AGAIN)
+            return
+        except (TypeError, KeyError):
+            self._fault(lists.FILES, "it is not what embed writes", AGAIN)
+            return
+        self.findings.account = account
+        # Otherwise the lists are of a later run, which was not finished.
+        if finished is not None and self.findings.finished:
+            self._check_counts(account, finished)
+
+    def _account(self, header: dict[str, Any], files: Sequence[str]) -> Account:
+        skips = self._skips(set(files))
+        rest = [path for path in files if path not in skips]
+        embedded = sum(path in self.row_of for path in rest)
+        return Account(
+            listed=header["listed"],
+            embedded=embedded,
+            skipped=len(skips),
+            ignored=header["ignored"],
+            missing=len(rest) - embedded,
+        )
+
+    def _skips(self, listed: set[str]) -> dict[str, str]:
+        """Reasons by path: those of the last run; of one that is not finished as far as it came."""
+        if self.findings.finished or (self.folder / lists.SKIPPED).exists():
+            skips = {skip["path"]: skip["reason"] for skip in lists.read_skips(self.folder)}
+        else:
+            skips = {}
+        if not self.findings.finished:
+            known = self.state.skipped.items()
+            skips |= {path: skip["reason"] for path, skip in known if path in listed}
+            # The reason may be of an earlier run, and the row of this one.
+            skips = {path: reason for path, reason in skips.items() if path not in self.row_of}
+        return skips
+
+    def _check_counts(self, account: Account, finished: dict[str, Any]) -> None:
+        if account.missing:
+            what = f"{account.missing:,} listed files have neither a row nor a reason"
+            self._fault(journal.NAME, what, AGAIN)
+        parts = account.embedded + account.skipped + account.ignored + account.missing
+        if parts != account.listed:
+            what = f"it lists {account.listed:,} files, but {parts:,} are accounted for"
+            self._fault(lists.FILES, what, AGAIN)
+        for name in ("listed", "embedded", "skipped", "ignored"):
+            there, counted = getattr(account, name), finished[name]
+            if there != counted:
+                what = f"the run counted {counted:,} files {name}, there are {there:,}"
+                self._fault(journal.NAME, what, AGAIN)
+
+
+def _wrong_facts(table: pa.Table, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """What can be wrong with the columns of a shard, and which rows have it."""
+    digests = [_DIGEST.fullmatch(digest) is None for digest in table["digest"].to_pylist()]
+    yield "have no SHA-256 as digest", np.array(digests, bool)
+    for name in ("size", "width", "height"):
+        yield f"have a {name} below 1", np.asarray(table[name]) < 1
+    shown = path_columns(list(paths))["path"]
+    differ = [a != b for a, b in zip(shown, table["path"].to_pylist(), strict=True)]
+    yield "have a raw_path that is not their path", np.array(differ, bool)
+
+
+def _wrong_vectors(
+    vectors: np.ndarray, manifest: dict[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    finite: np.ndarray = np.isfinite(vectors).all(axis=1)
+    yield "have numbers that are not finite", ~finite
+    if manifest["normalized"]:
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+        yield "are not of length 1", finite & (np.abs(lengths - 1) > _UNIT)
+
+
+class _Matrix:
+    """The file with all vectors in one, if there is one; `wrong` says where it differs."""
+
+    def __init__(self, path: Path, store: EmbeddingStore):
+        self.path, self.wrong = path, None
+        self._vectors: np.ndarray | None = None
+        shape = store.state.rows, store.dim
+        # With rows that no longer count it has another order; the reader makes it anew by its size.
+        if store.finished and path.is_file() and path.stat().st_size == 4 * shape[0] * shape[1]:
+            self._vectors = np.memmap(path, np.float32, "r", shape=shape) if shape[0] else None
+
+    def compare(self, vectors: np.ndarray, start: int) -> None:
+        """Compares the rows from `start` on with those of a shard."""
+        if self._vectors is None or self.wrong:
+            return
+        there = self._vectors[start : start + len(vectors)]
+        if there.tobytes() != np.ascontiguousarray(vectors).tobytes():
+            rows = (there.view(np.uint32) != vectors.view(np.uint32)).any(axis=1)
+            self.wrong = f"row {start + int(np.argmax(rows))} is not that of the shards"
