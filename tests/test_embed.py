@@ -8,6 +8,7 @@ from aim_mlx import embed as embed_module
 from aim_mlx.backend import mx
 from aim_mlx.embed import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, CheckpointError, ImageError, UsageError
+from aim_mlx.pipeline import Pipeline
 from tests.small import NATIVE, SMALL, encoder, photo
 
 # float32 sums in another order: batches are split over streams and multiplied together.
@@ -171,8 +172,14 @@ def test_half_precision_points_the_same_way(name):
     assert half.dtype == getattr(mx, name) and (cosines > 0.999).all(), cosines
 
 
-def test_the_samples_of_the_next_batches_are_decoded_ahead_within_bounds():
-    assert encoder()._ahead(4, None, 2) == 8
-    assert encoder()._ahead(1000, None, 2) == 64
-    assert encoder()._ahead(100, 64, 2) == 8  # four images of 16 patches for each stream
-    assert encoder(NATIVE)._ahead(4, None, 2) is None
+def test_the_samples_of_the_next_batches_are_decoded_ahead_within_bounds(monkeypatch):
+    def ahead(block: int, streams: int, grid: int | None, patches: int | None = None) -> int | None:
+        options = EmbedOptions() if patches else EmbedOptions(batch_size=block)
+        monkeypatch.setattr("aim_mlx.pipeline._CPU_PATCHES", patches)
+        model = encoder()
+        return Pipeline(model._vectors, model.preprocessing, options, block, grid)._ahead(streams)
+
+    assert ahead(4, 2, grid=4) == 8
+    assert ahead(1000, 2, grid=4) == 64
+    assert ahead(100, 2, grid=4, patches=64) == 8  # four images of 16 patches for each stream
+    assert ahead(4, 2, grid=None) is None
