@@ -16,7 +16,7 @@ from aim_mlx.embed import EmbedOptions, Encoder
 from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
 from aim_mlx.images import ImageSource
 from aim_mlx.models.lit import LiTModel
-from aim_mlx.models.pooling import POOLINGS
+from aim_mlx.models.pooling import POOLINGS, normalized
 from aim_mlx.models.text import TextFeatures
 from aim_mlx.registry import DEFAULT_LIT
 from aim_mlx.tokenizer import TokenIds, Tokenizer
@@ -134,6 +134,27 @@ class LiT(Encoder):
             warn_of_cut(head.cut, self.lit.config.text.context_length)
         vectors = self.embed(images, pooling="attention", batch_size=batch_size)
         return head.scores(vectors, multi_label)
+
+    def similarity_map(self, image: ImageSource, text: str) -> np.ndarray:
+        """Where an image looks like a text: the cosine of each patch with it, float32 (h, w).
+
+        A patch's vector is what the attention pool would give if it attended to that patch alone:
+        W_P (W_O (W_V t_i) + b), with W_V and W_O, b the pool's value and output projections and
+        W_P the image projection. Where all heads attend alike, the image's vector is the mean of
+        these, weighted by the attention, which is left out here. Limits: the model was never
+        trained for places, a patch's token holds what it has seen of the whole image, and cosines
+        of single patches are not on the scale of whole images. Compare places within one image.
+        The map covers what the model sees, after resizing and cropping. Raises what `encode_text`
+        and `preprocess` raise.
+        """
+        return self.similarity_maps(self.preprocess([image]), np.array(self.encode_text([text])))[0]
+
+    def similarity_maps(self, pixels: np.ndarray | mx.array, vectors: np.ndarray) -> np.ndarray:
+        """Pixels of one image (1, H, W, 3), text vectors (C, P) -> maps (C, h, w), as above."""
+        features = self.features(pixels)
+        patches = self.lit.project_each(cast(mx.array, features.tokens))[0]
+        maps = normalized(mx.array(vectors)) @ normalized(patches).T
+        return np.array(maps).reshape(len(vectors), *features.grid)
 
     def _ids(self, texts: Texts) -> np.ndarray:
         """The ids (B, L) of texts, or those given."""

@@ -256,3 +256,14 @@ def test_a_store_of_another_model_than_the_saved_labels_is_refused(
     run(capsys, "classify", photos, "--labels", LABELS, "--save-head", head, "--model", other)
     line = refused(capsys, "classify", store, "--head", head, code=4)
     assert "make them again" in line
+
+
+def test_pictures_show_where_the_best_label_looks(capsys, model, photos, store, tmp_path):
+    for number, source in enumerate((["--model", model, photos], [store])):
+        folder = tmp_path / str(number)
+        code, _, err = run(capsys, "classify", *source, "--labels", LABELS, "--heatmap", folder)
+        assert code == 0 and "3 pictures" in err
+        pictures = sorted(folder.iterdir())
+        assert [path.name[:9] for path in pictures] == ["000000-a-", "000001-b-", "000002-c-"]
+        with Image.open(pictures[0]) as picture:
+            assert picture.size == (448, 448)  # of 4 x 4 patches of 14, eight times as large

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from aim_mlx import lit as lit_module
 from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
 from aim_mlx.lit import LiT
 from aim_mlx.weights.convert import convert_checkpoint
-from tests.small import TOKENIZER, photo, save_lit
+from tests.small import SMALL_LIT, TOKENIZER, photo, save_lit
 
 TEXTS = ["a photo of a cat", "two dogs", "", "it's the dog's 2nd ball, isn't it", "x", "two dogs"]
 CLOSE = 2e-6  # the same sums over batches of another shape
@@ -143,3 +144,36 @@ def test_the_tokenizer_goes_along_when_a_model_is_converted(folder, lit, tmp_pat
     np.testing.assert_allclose(
         np.array(half.encode_text(TEXTS[:2])), one_by_one(lit, TEXTS[:2]), atol=2e-2
     )
+
+
+def test_a_similarity_map_is_the_cosine_of_each_patch_by_itself(lit):
+    heat = lit.similarity_map(photo(0), "two dogs")
+    assert heat.shape == (4, 4) and heat.dtype == np.float32
+    tokens = np.array(lit.features(lit.preprocess([photo(0)])).tokens)[0]
+    pool, project = lit.lit.image_encoder.head, np.array(lit.lit.image_projector.weight)
+    text = np.array(lit.encode_text(["two dogs"]))[0]
+    for place, token in enumerate(tokens):
+        value = np.array(pool.v.weight) @ token
+        patch = project @ (np.array(pool.linear.weight) @ value + np.array(pool.linear.bias))
+        cosine = patch @ text / np.linalg.norm(patch) / np.linalg.norm(text)
+        assert heat[place // 4, place % 4] == pytest.approx(cosine, abs=1e-5)
+
+
+def test_patches_by_themselves_average_to_the_image_where_attention_is_even(lit):
+    pool = lit.lit.image_encoder.head
+    query = pool.cls_token
+    tokens = lit.features(lit.preprocess([photo(0)])).tokens
+    try:
+        pool.cls_token = query * 0
+        even = np.array(lit.lit.project_tokens(tokens))
+    finally:
+        pool.cls_token = query
+    np.testing.assert_allclose(np.array(lit.lit.project_each(tokens)).mean(axis=1), even, atol=1e-5)
+    assert np.abs(np.array(lit.lit.project_tokens(tokens)) - even).max() > 1e-3
+
+
+def test_an_image_that_is_not_square_has_its_map_in_height_and_width(tmp_path):
+    config = replace(SMALL_LIT, vision=replace(SMALL_LIT.vision, image_size=None))
+    native = aim_mlx.load(save_lit(tmp_path / "native", config))
+    assert isinstance(native, LiT)
+    assert native.similarity_map(photo(0, 140, 280), "a dog").shape == (10, 20)

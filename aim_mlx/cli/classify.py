@@ -53,6 +53,10 @@ def classify(
     html: Annotated[
         Path | None, typer.Option(help="Also a page of the photos with bars for their labels.")
     ] = None,
+    heatmap: Annotated[
+        Path | None,
+        typer.Option(help="Also pictures of where each photo's label looks, into this folder."),
+    ] = None,
     save_head: Annotated[
         Path | None, typer.Option(help="Keep the labels' vectors in this folder, for --head.")
     ] = None,
@@ -72,6 +76,7 @@ def classify(
     from aim_mlx.cli.progress import Progress
     from aim_mlx.embed import EmbedOptions
     from aim_mlx.errors import Interrupted, UsageError
+    from aim_mlx.heatmap import write_heatmaps
     from aim_mlx.lit import as_lit
     from aim_mlx.prompts import as_templates
     from aim_mlx.zeroshot import ZeroShotHead
@@ -89,7 +94,7 @@ def classify(
     sentences = as_templates(templates)
     options = EmbedOptions("attention", batch_size=batch_size, allow_truncated=allow_truncated)
     store, progress = find_store(sources), Progress(as_json)
-    report = Report(progress, as_json, output, html, told)
+    report = Report(progress, as_json, output, html, told, keep=bool(html or heatmap))
     with progress:
         try:
             if store is not None:
@@ -104,6 +109,9 @@ def classify(
             if save_head is not None:
                 used.save(save_head, overwrite)
             report.run(source, source.rows(used, choice, report.skipped))
+            if heatmap is not None:
+                count = write_heatmaps(heatmap, source.lit, used, report.rows, source.locate)
+                progress.noted(f"{count} pictures of similarity in {heatmap}")
         except KeyboardInterrupt:
             kept = f": {output} was not written" if output else ""
             raise Interrupted(f"interrupted after {report.classified} images{kept}") from None

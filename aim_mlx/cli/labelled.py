@@ -25,10 +25,11 @@ class Report:
         output: Path | None,
         html: Path | None,
         told: int | None,
+        keep: bool,
     ):
         self._progress, self._as_json, self._told = progress, as_json, told
         self._output, self._html = output, html
-        self._for_page: list[Classified] = []
+        self._keep, self.rows = keep, list[Classified]()
         self._listed = self._ignored = self._skipped = self._first_frames = 0
         self.classified = 0
 
@@ -49,15 +50,15 @@ class Report:
         if self._first_frames:
             self._progress.noted(f"of {self._first_frames} images the first frame was taken")
         if self._html is not None and self.classified:
-            write_page(self._html, source, self._for_page)
+            write_page(self._html, source, self.rows)
 
     def _passing(self, rows: Iterable[Classified]) -> Iterator[Classified]:
         for row in rows:
             self.classified += 1
             self._first_frames += row.multi_frame
             self._progress.embedded(row.path)
-            if self._html is not None:
-                self._for_page.append(row)
+            if self._keep:
+                self.rows.append(row)
             yield replace(row, labels=row.labels[: self._told])
         if not self.classified:
             raise AimError(f"none of {self._skipped} images could be read: nothing was written")

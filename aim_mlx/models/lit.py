@@ -40,6 +40,10 @@ class LiTModel(nn.Module):
         """The image tower's final tokens (B, N, D) -> (B, P), not normalised."""
         return self.image_projector(self.image_encoder.head(tokens))
 
+    def project_each(self, tokens: mx.array) -> mx.array:
+        """The image tower's final tokens (B, N, D) -> (B, N, P), each by itself, not normalised."""
+        return self.image_projector(self.image_encoder.head.each(tokens))
+
     def encode_image(self, pixels: mx.array) -> mx.array:
         """Normalised pixels (B, H, W, 3) -> (B, P), not normalised."""
         return self.project_tokens(cast(mx.array, self.image_encoder(pixels).tokens))

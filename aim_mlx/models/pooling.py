@@ -72,3 +72,7 @@ class AttentionPool(nn.Module):
         values = self.v.weight.reshape(heads, head_dim, D).swapaxes(1, 2)
         pooled = averaged.swapaxes(0, 1) @ values  # (heads, B, head_dim)
         return self.linear(pooled.swapaxes(0, 1).reshape(B, D))
+
+    def each(self, tokens: mx.array) -> mx.array:
+        """What the pool would give if all heads attended to one token alone: (B, N, D) for each."""
+        return self.linear(self.v(tokens))
