@@ -38,10 +38,10 @@ def _measured(load: Callable[[], float]) -> dict[str, Any]:
     before, started = _resident(), time.perf_counter()
     checksum = load()
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "peak_bytes": _peak() - before, "checksum": checksum}
+    return {"seconds": seconds, "peak_bytes": peak() - before, "checksum": checksum}
 
 
-def _peak() -> int:
+def peak() -> int:
     """The largest resident size so far; on Linux ru_maxrss would begin with the parent's."""
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -49,7 +49,7 @@ def _peak() -> int:
 
 
 def _resident() -> int:
-    return _peak() if sys.platform == "darwin" else _status("VmRSS")
+    return peak() if sys.platform == "darwin" else _status("VmRSS")
 
 
 def _status(name: str) -> int:

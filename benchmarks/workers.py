@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
     from aim_mlx.backend import BLAS, device_name, on_gpu
 
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -168,7 +168,7 @@ def _checksum(vectors: np.ndarray) -> float:
     return float((vectors * weights).sum())
 
 
-def _processor() -> str:
+def processor() -> str:
     import platform
     import subprocess
 
