@@ -7,6 +7,7 @@ FOLDER/KEY/identity.json states. What is there is never computed again, whatever
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -21,7 +22,7 @@ from aim_mlx.config import to_dict
 from aim_mlx.durable import TEMPORARY, publish
 from aim_mlx.embed import Encoder
 from aim_mlx.errors import OutputError, UsageError
-from aim_mlx.images import Content, Skip, changed
+from aim_mlx.images import Content, ImageSource, Skip, changed
 from aim_mlx.store.lock import locked
 from aim_mlx.tokens import frozen_tokens, token_shape
 
@@ -30,6 +31,7 @@ _SHARD_SECONDS = 60.0  # the most work that a kill can cost
 _HEADER_BYTES = 256  # at most, of a shard; reckoned for every image, as time may close a shard
 
 Progress = Callable[[int, int], None]  # images done, images to do
+View = Callable[[Sequence[str], Sequence[str]], Sequence[ImageSource]]  # of paths and digests
 
 
 class TokenCache:
@@ -68,16 +70,25 @@ class TokenCache:
 
     def fits(self, digests: Sequence[str]) -> bool:
         """Whether filling in these stays within the limit."""
-        return self.limit is None or self._used() + self.bytes_to_add(digests) <= self.limit
+        return self.bytes_to_add(digests) <= self.room
+
+    @property
+    def room(self) -> float:
+        """The bytes left below the limit; less than 0 in a folder that was given more before."""
+        return math.inf if self.limit is None else self.limit - self._used()
 
     def fill(
-        self, images: Mapping[str, tuple[str, Content]], progress: Progress | None = None
+        self,
+        images: Mapping[str, tuple[str, Content]],
+        progress: Progress | None = None,
+        view: View | None = None,
     ) -> list[Skip]:
         """Computes the tokens of images, digest -> (path, content), that are not there yet.
 
-        Returns those that could not be decoded, with the reason. Whatever ends it early, finished
-        shards stay. Raises UsageError where the limit does not allow it, OutputError where the disk
-        does not, and AimError for tokens that float16 cannot hold.
+        Returns those that could not be decoded, with the reason. `view` gives what is decoded in
+        place of the paths. Whatever ends it early, finished shards stay. Raises UsageError where
+        the limit does not allow it, OutputError where the disk does not, and AimError for tokens
+        that float16 cannot hold.
         """
         missing = self.missing(list(images))
         if not missing:
@@ -92,7 +103,7 @@ class TokenCache:
             with locked(self._folder):
                 self._open_shards(clean=True)  # another process may have filled some in
                 missing = self.missing(missing)
-                return self._compute([images[digest] for digest in missing], progress)
+                return self._compute([images[digest] for digest in missing], progress, view)
 
     def rows(self, digests: Sequence[str]) -> "CachedTokens":
         """The tokens of a list of images, to be read by their place in it."""
@@ -100,13 +111,14 @@ class TokenCache:
         return CachedTokens([shard["tokens"] for shard in self._shards], places.reshape(-1, 2))
 
     def _compute(
-        self, images: Sequence[tuple[str, Content]], progress: Progress | None
+        self, images: Sequence[tuple[str, Content]], progress: Progress | None, view: View | None
     ) -> list[Skip]:
         skips = []
         shard = _Shard(self._record)
         paths = [path for path, _ in images]
+        chosen = view(paths, [content.digest for _, content in images]) if view else None
         try:
-            with closing(frozen_tokens(self._encoder, paths, self._layers)) as rows:
+            with closing(frozen_tokens(self._encoder, paths, self._layers, chosen)) as rows:
                 for row in rows:
                     path, content = images[row.index]
                     failure = row.failure or changed(path, content)

@@ -1,6 +1,7 @@
 """Images to the tokens of a frozen trunk, float16 (N, D) an image."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import Protocol
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from aim_mlx.backend import mx
 from aim_mlx.embed import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, UsageError
+from aim_mlx.images import ImageSource, Skip, stream
 
 
 class TokenSource(Protocol):
@@ -23,19 +25,28 @@ class TokenSource(Protocol):
 class StreamedTokens:
     """Tokens computed from the images each time, equal to cached ones up to float16's rounding.
 
-    `batch` raises AimError for an image that cannot be decoded any more.
+    `images`, if given, are what is decoded for each path. `batch` raises AimError for an image that
+    cannot be decoded any more.
     """
 
-    def __init__(self, encoder: Encoder, paths: Sequence[str], layers: Sequence[int] = ()):
+    def __init__(
+        self,
+        encoder: Encoder,
+        paths: Sequence[str],
+        layers: Sequence[int] = (),
+        images: Sequence[ImageSource] | None = None,
+    ):
         self.shape = token_shape(encoder)
         self._encoder = encoder
         self._paths = paths
         self._layers = layers
+        self._images = images
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         paths = [self._paths[i] for i in indices]
+        images = None if self._images is None else _Chosen(self._images, indices)
         tokens = np.empty((len(paths), *self.shape), np.float16)
-        for row in frozen_tokens(self._encoder, paths, self._layers):
+        for row in frozen_tokens(self._encoder, paths, self._layers, images):
             if row.vector is None:
                 raise AimError(
                     f"{paths[row.index]!r} could be read before and cannot now ({row.failure}): "
@@ -57,23 +68,54 @@ def token_shape(encoder: Encoder) -> tuple[int, int]:
 
 
 def frozen_tokens(
-    encoder: Encoder, paths: Sequence[str], layers: Sequence[int] = ()
+    encoder: Encoder,
+    paths: Sequence[str],
+    layers: Sequence[int] = (),
+    images: Sequence[ImageSource] | None = None,
 ) -> Generator[Embedded, None, None]:
     """A row for each image, in order, whose `vector` is its tokens, float16 (N, D).
 
-    Those after the final norm, or the mean of the outputs of the blocks `layers`. An image that
-    cannot be decoded is a row with its failure. Raises AimError, naming the image, for tokens that
-    are not finite numbers of float16.
+    Those after the final norm, or the mean of the outputs of the blocks `layers`. `images`, if
+    given, are decoded in place of the paths. One that cannot be decoded is a row with its failure.
+    Raises AimError, naming the image, for tokens that are not finite numbers of float16.
     """
     trunk = _Trunk(encoder.model, encoder.preprocessing)
     options = EmbedOptions(layers=tuple(layers), normalize=False)
-    for row in trunk.embed_stream(paths, options):
+    for row in trunk.embed_stream(paths if images is None else images, options):
         if row.failure is not None and row.failure.reason == "non_finite":
             raise AimError(
                 f"{paths[row.index]!r} has tokens beyond float16 (at most 65,504): take it out of "
                 "the table"
             )
         yield row
+
+
+def undecodable(
+    encoder: Encoder, paths: Sequence[str], progress: Callable[[int, int], None] | None = None
+) -> list[Skip]:
+    """The images that cannot be decoded, with the reason; nothing is computed."""
+    skips = []
+    with closing(stream(paths, encoder.preprocessing)) as samples:
+        for sample in samples:
+            if sample.failure is not None:
+                path = paths[sample.index]
+                skips.append(Skip(path, sample.failure.reason, sample.failure.detail))
+            if progress is not None:
+                progress(sample.index + 1, len(paths))
+    return skips
+
+
+class _Chosen(Sequence[ImageSource]):
+    """Some of a list's images, each made only when it is asked for."""
+
+    def __init__(self, images: Sequence[ImageSource], indices: Sequence[int] | np.ndarray):
+        self._images, self._indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> ImageSource:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._images[int(self._indices[index])]
 
 
 class _Trunk(Encoder):

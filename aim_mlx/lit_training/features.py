@@ -1,14 +1,13 @@
 """Where the tokens of pairs come from: a cache where they fit, else the images each time."""
 
 from collections.abc import Callable
-from contextlib import closing
 
 from aim_mlx.embed import Encoder
-from aim_mlx.images import Skip, stream
+from aim_mlx.images import Skip
 from aim_mlx.lit_training.pairs import Pairs
 from aim_mlx.lit_training.report import Report
 from aim_mlx.token_cache import TokenCache
-from aim_mlx.tokens import StreamedTokens, TokenSource
+from aim_mlx.tokens import StreamedTokens, TokenSource, undecodable
 
 TokensOf = Callable[[Pairs], TokenSource]
 
@@ -38,11 +37,5 @@ def tokens_of(
         f"the image tokens would take {size / 1e9:.2f} GB, over the limit: they are computed from "
         "the images in every epoch"
     )
-    skips = []
-    with closing(stream(pairs.paths, encoder.preprocessing)) as samples:
-        for sample in samples:
-            if sample.failure is not None:
-                path = pairs.paths[sample.index]
-                skips.append(Skip(path, sample.failure.reason, sample.failure.detail))
-            advanced("checking images", sample.index + 1, len(pairs.paths))
+    skips = undecodable(encoder, pairs.paths, lambda *n: advanced("checking images", *n))
     return lambda part: StreamedTokens(encoder, part.paths), skips

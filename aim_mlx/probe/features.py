@@ -1,0 +1,180 @@
+"""Where the tokens of a data set come from: a cache as far as it may grow, else the images.
+
+The parts are cached whole or not at all: val and test before train, as they are read as often and
+are smaller. Random views of train are cached as so many fixed ones, or made anew in every epoch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from aim_mlx.embed import Encoder
+from aim_mlx.errors import UsageError
+from aim_mlx.images import Content, ImageSource, Skip
+from aim_mlx.probe.augment import Views, encoder_of_views, view_key
+from aim_mlx.probe.dataset import SPLITS
+from aim_mlx.probe.parts import Part
+from aim_mlx.probe.splits import DataSet
+from aim_mlx.token_cache import TokenCache
+from aim_mlx.tokens import StreamedTokens, TokenSource, undecodable
+
+
+class EpochTokens(Protocol):
+    """Tokens of a part's images, which may be other views of them in another epoch."""
+
+    def for_epoch(self, epoch: int) -> TokenSource: ...
+
+
+class Listener(Protocol):
+    """Whom the work is told to; `advanced` may raise to end it."""
+
+    def noted(self, note: str) -> None: ...
+    def advanced(self, what: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random views in training: `views` of each image, in turn, or without end where it is 0."""
+
+    seed: int = 0
+    views: int = 0
+
+    def __post_init__(self):
+        if type(self.views) is not int or not 0 <= self.views <= 1000:
+            raise UsageError(f"--views must be from 0 to 1000, got {self.views!r}")
+
+
+class PartTokens:
+    """The tokens of one part, in a cache or computed each time they are asked for."""
+
+    def __init__(
+        self,
+        cache: TokenCache,
+        encoder: Encoder,
+        layers: tuple[int, ...],
+        part: Part,
+        augmentation: Augmentation | None = None,
+    ):
+        self._cache, self._encoder, self._layers = cache, encoder, layers
+        self._part, self._augmentation = part, augmentation
+        self.cached = False
+
+    @property
+    def endless(self) -> bool:
+        """Whether every epoch has views of its own, which no cache could hold."""
+        return self._augmentation is not None and not self._augmentation.views
+
+    def for_epoch(self, epoch: int) -> TokenSource:
+        keys = self._keys(epoch)
+        if self.cached:
+            return self._cache.rows(keys)
+        images = self._views(self._part.paths, keys) if self._augmentation else None
+        return StreamedTokens(self._encoder, self._part.paths, self._layers, images)
+
+    def size(self) -> int:
+        """The bytes that caching it would add, at most."""
+        return self._cache.bytes_to_add(list(self._wanted()))
+
+    def fill(self, progress: Callable[[int, int], None]) -> list[Skip]:
+        """Computes what is to be cached; else only finds what cannot be decoded."""
+        if not self.cached:
+            return undecodable(self._encoder, self._part.paths, progress)
+        return self._cache.fill(
+            self._wanted(), progress, self._views if self._augmentation else None
+        )
+
+    def _keys(self, epoch: int) -> list[str]:
+        """What the tokens of each image are known by in an epoch."""
+        if self._augmentation is None:
+            return self._part.digests
+        seed, views = self._augmentation.seed, self._augmentation.views
+        number = epoch % views if views else epoch
+        return [view_key(digest, seed, number) for digest in self._part.digests]
+
+    def _wanted(self) -> Mapping[str, tuple[str, Content]]:
+        part, views = self._part, self._augmentation.views if self._augmentation else 1
+        return {
+            key: (path, replace(content, digest=key))
+            for epoch in range(views)
+            for key, path, content in zip(self._keys(epoch), part.paths, part.contents, strict=True)
+        }
+
+    def _views(self, paths: Sequence[str], keys: Sequence[str]) -> Sequence[ImageSource]:
+        return Views(paths, keys, self._encoder.preprocessing.crop_size or 0)
+
+
+class Features:
+    """The tokens of a data set's parts under one encoder, after prepare().
+
+    `layers` are the blocks whose outputs are averaged, none for the tokens of the final norm.
+    Raises UsageError for a native-resolution model, OutputError for a folder that does not serve.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        cache: Path,
+        limit: int | None,
+        layers: Sequence[int] = (),
+        augmentation: Augmentation | None = None,
+    ):
+        self._encoder, self._layers = encoder, tuple(layers)
+        self._cache = TokenCache(cache, encoder, layers, limit)
+        self._augmentation = augmentation
+        if augmentation is not None:
+            self._viewing = encoder_of_views(encoder)
+            self._cached_views = TokenCache(cache, self._viewing, layers, limit)
+        self._chosen: set[str] = set()
+
+    def prepare(self, data: DataSet, report: Listener) -> DataSet:
+        """Caches what may be cached, having said how much; the data without what is undecodable.
+
+        Raises UsageError where a class loses all its images, OutputError where the disk fails.
+        """
+        self._choose(data, report)
+        skips: dict[str, Skip] = {}
+        for name, part in data.parts.items():
+            tokens = self.tokens(name, part)
+            what = "computing the tokens of" if tokens.cached else "checking the images of"
+            found = tokens.fill(partial(report.advanced, f"{what} {name}"))
+            skips |= {skip.path: skip for skip in found}
+        return data.without([skips[path] for path in sorted(skips)])
+
+    def tokens(self, name: str, part: Part) -> PartTokens:
+        """The tokens of a part of what prepare() returned."""
+        if name == "train" and self._augmentation is not None:
+            found = PartTokens(
+                self._cached_views, self._viewing, self._layers, part, self._augmentation
+            )
+        else:
+            found = PartTokens(self._cache, self._encoder, self._layers, part)
+        found.cached = name in self._chosen
+        return found
+
+    def _choose(self, data: DataSet, report: Listener) -> None:
+        """Which parts to cache, as far as there is room."""
+        room, total = self._cache.room, 0
+        self._chosen = set()
+        for name in (name for name in ("val", "test", "train") if name in data.parts):
+            tokens = self.tokens(name, data.parts[name])
+            size = tokens.size()
+            if tokens.endless:
+                report.noted(f"{name} has new random views, whose tokens are computed, each epoch")
+            elif total + size <= room:
+                self._chosen.add(name)
+                total += size
+            else:
+                report.noted(
+                    f"the tokens of {name} would take {gigabytes(size)}, over the limit: they are "
+                    "computed from the images in every epoch"
+                )
+        if total:
+            names = ", ".join(name for name in SPLITS if name in self._chosen)
+            report.noted(f"the tokens of {names} take {gigabytes(total)} on the disk, at most")
+
+
+def gigabytes(count: int) -> str:
+    """Bytes for a reader."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
