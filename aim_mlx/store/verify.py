@@ -242,7 +242,7 @@ def _wrong_facts(table: pa.Table, paths: Sequence[str]) -> Iterator[tuple[str, n
 def _wrong_vectors(
     vectors: np.ndarray, manifest: dict[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    finite: np.ndarray = np.isfinite(vectors).all(axis=1)
+    finite = np.asarray(np.isfinite(vectors).all(axis=1))
     yield "have numbers that are not finite", ~finite
     if manifest["normalized"]:
         lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
