@@ -6,7 +6,6 @@ remote content, whatever a file's name may hold.
 
 import base64
 import html
-import io
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
-
 from aim_mlx.durable import publish
 from aim_mlx.errors import ImageError, OutputError
-from aim_mlx.images import ImageSource, decode
+from aim_mlx.images import ImageSource, thumbnail
 
 _SIDE = 320  # pixels of the longer edge: sharp on a phone, 15 KB each
-_QUALITY = 80
 _AT_ONCE = 64  # pictures decoded before the next are begun: bounds what waits to be written
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -120,7 +116,7 @@ def _page(title: str, sections: Sequence[Section], note: str) -> Iterator[str]:
 
 def _figure(picture: Picture) -> str:
     try:
-        image = f'<img alt="" src="data:image/jpeg;base64,{_thumbnail(picture.image)}">'
+        image = f'<img alt="" src="data:image/jpeg;base64,{_inlined(picture.image)}">'
     except ImageError as error:
         image = f'<div class="none">{_shown(str(error))}</div>'
     lines = "".join(map(_line, picture.lines))
@@ -137,15 +133,9 @@ def _line(line: Line | str) -> str:
     return f"<div>{_shown(line.text)}</div>{bar}"
 
 
-def _thumbnail(source: ImageSource) -> str:
-    """An upright JPEG in base64. Raises ImageError."""
-    image = decode(source, allow_truncated=True)
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    # Photographs in a browser are compressed again without their profile and EXIF, place included.
-    image.info.clear()
-    image.save(data, "JPEG", quality=_QUALITY)
-    return base64.b64encode(data.getvalue()).decode()
+def _inlined(source: ImageSource) -> str:
+    """A small JPEG in base64. Raises ImageError."""
+    return base64.b64encode(thumbnail(source, _SIDE)).decode()
 
 
 def _paragraph(text: str) -> str:

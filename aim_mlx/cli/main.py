@@ -17,6 +17,7 @@ from aim_mlx.cli import (
     download,
     duplicates,
     embed,
+    export,
     init,
     inspect,
     lit,
@@ -59,6 +60,7 @@ app.command("embed")(embed.embed)
 app.command("search")(search.search)
 app.command("duplicates")(duplicates.duplicates)
 app.command("classify")(classify.classify)
+app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("models")(models.models)
 app.command("download")(download.download)

@@ -8,6 +8,7 @@ from aim_mlx.images.planner import plan_native
 from aim_mlx.images.preprocess import preprocess
 from aim_mlx.images.preprocess_json import config_from_preprocessor_json
 from aim_mlx.images.stream import OMITTED, Omitted, Sample, stream
+from aim_mlx.images.thumbnail import thumbnail
 
 __all__ = [
     "Content",
@@ -31,4 +32,5 @@ __all__ = [
     "read_paths",
     "split",
     "stream",
+    "thumbnail",
 ]

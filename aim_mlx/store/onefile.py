@@ -47,6 +47,11 @@ class Rows:
         self.shape = len(self.paths), store.dim
 
     @property
+    def schema(self) -> pa.Schema:
+        """The columns of the tables."""
+        return table_schema(self.shape[1])
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """The store's manifest, with what the last run skipped, or embedded the first frame of."""
         names = ("path", "reason", "detail")
@@ -129,7 +134,7 @@ def _write_safetensors(rows: Rows, file: BinaryIO) -> None:
 
 
 def _write_parquet(rows: Rows, file: BinaryIO) -> None:
-    kind = table_schema(rows.shape[1]).with_metadata({"aim_mlx": json.dumps(rows.manifest)})
+    kind = rows.schema.with_metadata({"aim_mlx": json.dumps(rows.manifest)})
     with pq.ParquetWriter(file, kind, **PARQUET) as writer:
         for table in rows.tables():
             writer.write_table(table.cast(kind))

@@ -1,0 +1,61 @@
+"""Rows with small pictures of their photos, for programs that show both."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pyarrow as pa
+
+from aim_mlx.errors import ImageError
+from aim_mlx.images import thumbnail
+from aim_mlx.images.contents import read_content
+from aim_mlx.store.onefile import Rows
+from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.rows import exact_paths
+
+SIDE = 256
+_AT_ONCE = 256  # rows whose pictures are in memory, 10 KB each
+# As Hugging Face's datasets keep images, which embedding-atlas shows.
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+class IllustratedRows(Rows):
+    """All rows of a store, with a column `image`: {bytes: JPEG, path}, upright, null if missing.
+
+    A photo that is gone, cannot be read or has other content than was embedded has none; `missing`
+    counts them once the rows were read.
+    """
+
+    def __init__(self, store: EmbeddingStore):
+        super().__init__(store)
+        self.missing = 0
+
+    @property
+    def schema(self) -> pa.Schema:
+        return super().schema.append(pa.field("image", _IMAGE))
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All columns, part by part."""
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for table in super().tables():
+                for start in range(0, len(table), _AT_ONCE):
+                    part = table.slice(start, _AT_ONCE)
+                    digests = part["digest"].to_pylist()
+                    pictures = list(
+                        threads.map(partial(_picture, self._store), exact_paths(part), digests)
+                    )
+                    self.missing += sum(picture is None for picture in pictures)
+                    images = [
+                        None if picture is None else {"bytes": picture, "path": path}
+                        for picture, path in zip(pictures, part["path"].to_pylist(), strict=True)
+                    ]
+                    yield part.append_column("image", pa.array(images, _IMAGE))
+
+
+def _picture(store: EmbeddingStore, path: str, digest: str) -> bytes | None:
+    place = str(store.locate_path(path))
+    try:
+        return thumbnail(place, SIDE) if read_content(place).digest == digest else None
+    except ImageError:
+        return None
