@@ -12,6 +12,7 @@ from aim_mlx.images import Sample
 # all that wait hold no more than this many batches' worth of patches: memory stays bounded.
 _LONGEST_WAIT = 512
 _BATCHES_WAITING = 4
+_SMALLEST_GROUP = 64  # texts that begin alike, to be worth batches of their own
 
 
 class Indexed(Protocol):
@@ -60,17 +61,41 @@ def batches(
         yield failures
 
 
-def by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Texts of these lengths -> the rows of each batch, longest first, with little to pad.
+def text_batches(
+    ids: np.ndarray, lengths: np.ndarray, tokens: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Texts (B, L) of these lengths -> rows of each batch, and how many first tokens they share.
 
-    A batch, each row padded to its longest, has at most `tokens` tokens, or one row.
+    Texts that begin alike run together, as prompts of one template do, then those of like length.
+    A batch has at most `tokens` tokens that are not shared, padding included, or one row.
     """
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        rows = order[start : start + max(1, tokens // int(lengths[order[start]]))]
-        yield rows
-        start += len(rows)
+    for group, shared in _alike(ids, lengths, np.arange(len(ids)), 0):
+        rest = lengths[group] - shared
+        order = np.argsort(-rest, kind="stable")
+        start = 0
+        while start < len(order):
+            part = order[start : start + max(1, tokens // int(rest[order[start]]))]
+            yield group[part], shared
+            start += len(part)
+
+
+def _alike(
+    ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, shared: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Rows that share `shared` tokens, divided where many go on alike; none shares its last."""
+    while len(rows) > 1 and shared < lengths[rows].min() - 1:
+        tokens, places, counts = np.unique(
+            ids[rows, shared], return_inverse=True, return_counts=True
+        )
+        if len(tokens) > 1:
+            many = np.flatnonzero(counts >= _SMALLEST_GROUP)
+            for token in many:
+                yield from _alike(ids, lengths, rows[places == token], shared + 1)
+            rows = rows[~np.isin(places, many)]
+            break
+        shared += 1
+    if len(rows):
+        yield rows, shared
 
 
 def _oldest_waits(groups: dict[tuple[int, ...], list[Sample]], index: int) -> bool:

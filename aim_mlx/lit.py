@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
-from aim_mlx.batching import by_length
+from aim_mlx.batching import text_batches
 from aim_mlx.embed import EmbedOptions, Encoder
 from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
 from aim_mlx.images import ImageSource
@@ -75,29 +75,28 @@ class LiT(Encoder):
     def encode_text(self, texts: Texts) -> mx.array:
         """Texts, or ids (B, L) with an end token each -> projected, not normalised (B, P), float32.
 
-        Texts of like length run together; neither their order nor what they are padded with
-        changes a row. Warns with TruncatedTextWarning where texts were cut. Raises CheckpointError
-        for words without a tokenizer, UsageError for ids that the text tower cannot take.
+        Texts that begin alike or are of like length run together; neither their order nor what
+        they are padded with changes a row. Warns with TruncatedTextWarning where texts were cut.
+        Raises CheckpointError for words without a tokenizer, UsageError for ids that the text tower
+        cannot take.
         """
         ids = self._ids(texts)
         ends = self.lit.text_encoder.ends(ids)
         vectors = np.empty((len(ids), self.lit.config.projection_dim), np.float32)
         budget = _GPU_TOKENS if on_gpu() else _CPU_TOKENS
-        share = math.ceil(ids.size / BLAS.threads)  # that no stream stands idle
-        batches = by_length(ends + 1, max(1, min(budget, share)))
+        share = math.ceil(int((ends + 1).sum()) / BLAS.threads)  # that no stream stands idle
+        batches = text_batches(ids, ends + 1, max(1, min(budget, share)))
         with cpu_streams(len(ids)) as streams:
             while together := list(islice(batches, len(streams))):
                 started = []
-                for rows, device_stream in zip(together, streams, strict=False):
+                for (rows, shared), device_stream in zip(together, streams, strict=False):
                     with mx.stream(device_stream):
-                        started.append(self._text_vectors(ids[rows], int(ends[rows].max()) + 1))
+                        texts_of = ids[rows, : int(ends[rows].max()) + 1]
+                        started.append(self.lit.encode_text(texts_of, shared).astype(mx.float32))
                 mx.async_eval(started)
-                for rows, computing in zip(together, started, strict=True):
+                for (rows, _), computing in zip(together, started, strict=True):
                     vectors[rows] = np.array(computing)
         return mx.array(vectors)
-
-    def _text_vectors(self, ids: np.ndarray, length: int) -> mx.array:
-        return self.lit.encode_text(ids[:, :length]).astype(mx.float32)
 
     def text_features(
         self, texts: Texts, layers: Sequence[int] = (), final: bool = True

@@ -55,6 +55,14 @@ def test_neither_the_batch_nor_its_padding_changes_a_text(lit, tokens, monkeypat
     np.testing.assert_allclose(backwards, expected, atol=CLOSE)
 
 
+def test_many_texts_that_begin_alike_get_what_each_gets_alone(lit):
+    texts = [f"{a} photo of a {b} {c}" for a in "ax" for b in "bcdefgh" for c in range(12)]
+    texts += ["", "a photo of a b 1", "the end"]
+    np.testing.assert_allclose(
+        np.array(lit.encode_text(texts)), one_by_one(lit, texts), atol=2 * CLOSE
+    )
+
+
 def test_other_texts_get_other_vectors(lit):
     vectors = one_by_one(lit, TEXTS[:3])
     assert np.abs(vectors[0] - vectors[1]).max() > 0.1 < np.abs(vectors[0] - vectors[2]).max()

@@ -68,6 +68,18 @@ def test_what_follows_the_end_token_does_not_change_a_text(model, expected):
     assert_close(model.encode_text(cut)[0], wanted, 1e-6)
 
 
+@pytest.mark.parametrize("gpu_functions", [False, True])
+@pytest.mark.parametrize("shared", [1, 2, 3])
+def test_first_tokens_that_texts_share_may_be_computed_once(
+    model, expected, shared, gpu_functions, monkeypatch
+):
+    monkeypatch.setattr(layers, "on_gpu", lambda: gpu_functions)
+    ids = expected["input_ids"].copy()
+    ids[:, :shared] = ids[0, :shared]
+    assert (ids[:, :shared] != model.config.text.eos_token_id).all()
+    assert_close(model.encode_text(ids, shared), np.array(model.encode_text(ids)), 2e-6)
+
+
 @pytest.mark.parametrize(("log_scale", "scale"), [(-3.0, 1.0), (2.0, math.e**2), (9.0, 100.0)])
 def test_the_logit_scale_is_bounded_on_both_sides(model, log_scale, scale):
     before = model.log_logit_scale

@@ -114,7 +114,7 @@ def test_prompts_over_the_context_length_are_counted_and_warned_of(lit):
 
 def test_vectors_that_are_not_finite_are_named(lit, monkeypatch):
     monkeypatch.setattr(
-        lit.lit, "encode_text", lambda ids: aim_mlx.backend.mx.full((len(ids), 32), np.inf)
+        lit.lit, "encode_text", lambda ids, _: aim_mlx.backend.mx.full((len(ids), 32), np.inf)
     )
     with pytest.raises(CheckpointError, match="'cat' is not finite"):
         ZeroShotHead.build(lit, LABELS)

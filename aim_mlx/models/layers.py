@@ -22,7 +22,11 @@ _SILU_FLOOR = -80.0
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: (B, N, D), mask (N, N) or None for all -> (B, N, D)."""
+    """Multi-head self-attention: (B, N, D), mask (N, N) or None for all -> (B, N, D).
+
+    `before` (1, p, D) are tokens that all rows have before their own, which attend to them too; the
+    mask then is (N, p + N).
+    """
 
     def __init__(self, config: TrunkConfig):
         super().__init__()
@@ -30,11 +34,25 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim, bias=False)
         self.proj = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
 
-    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, mask: mx.array | None = None, before: mx.array | None = None
+    ) -> mx.array:
+        B, N, D = x.shape
+        q, k, v = self._split(x)
+        if before is not None:
+            shape = (B, self._heads, before.shape[1], D // self._heads)
+            _, *shared = self._split(before)
+            k, v = (
+                mx.concatenate([mx.broadcast_to(theirs, shape), own], axis=2)
+                for theirs, own in zip(shared, (k, v), strict=True)
+            )
+        return self.proj(attend(q, k, v, mask).transpose(0, 2, 1, 3).reshape(B, N, D))
+
+    def _split(self, x: mx.array) -> mx.array:
+        """Queries, keys and values of tokens: (3, B, heads, N, head_dim)."""
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self._heads, D // self._heads)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v, mask).transpose(0, 2, 1, 3).reshape(B, N, D))
+        return qkv.transpose(2, 0, 3, 1, 4)
 
 
 class SwiGLU(nn.Module):
@@ -51,7 +69,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: (B, N, D) -> (B, N, D)."""
+    """One pre-norm transformer block: (B, N, D) -> (B, N, D); `before` as for Attention."""
 
     def __init__(self, config: TrunkConfig):
         super().__init__()
@@ -60,8 +78,11 @@ class Block(nn.Module):
         self.norm_2 = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
         self.mlp = SwiGLU(config)
 
-    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
-        x = x + self.attn(self.norm_1(x), mask)
+    def __call__(
+        self, x: mx.array, mask: mx.array | None = None, before: mx.array | None = None
+    ) -> mx.array:
+        normed_before = None if before is None else self.norm_1(before)
+        x = x + self.attn(self.norm_1(x), mask, normed_before)
         return x + self.mlp(self.norm_2(x))
 
 

@@ -48,9 +48,12 @@ class LiTModel(nn.Module):
         """Normalised pixels (B, H, W, 3) -> (B, P), not normalised."""
         return self.project_tokens(cast(mx.array, self.image_encoder(pixels).tokens))
 
-    def encode_text(self, ids: np.ndarray) -> mx.array:
-        """Token ids (B, L) -> (B, P), not normalised; raises UsageError for impossible ids."""
-        return self.text_projector(self.text_encoder(ids))
+    def encode_text(self, ids: np.ndarray, shared: int = 0) -> mx.array:
+        """Token ids (B, L) -> (B, P), not normalised; raises UsageError for impossible ids.
+
+        `shared` as for the text tower: so many first tokens are the same in all texts.
+        """
+        return self.text_projector(self.text_encoder(ids, shared))
 
     def logits(self, images: mx.array, texts: mx.array) -> mx.array:
         """Projected images (n, P) and texts (C, P) -> scaled cosines (n, C) in float32."""

@@ -60,15 +60,23 @@ class TextEncoder(nn.Module):
         self.preprocessor = TextPreprocessor(config)
         self.trunk = Trunk(config)
 
-    def __call__(self, ids: np.ndarray) -> mx.array:
+    def __call__(self, ids: np.ndarray, shared: int = 0) -> mx.array:
         """Token ids (B, L) -> the token at the first end token of each text, (B, D).
 
-        Raises UsageError for ids that are not of the vocabulary, for texts over the context length
-        and for a text without an end token.
+        The first `shared` tokens are the same in all texts and come before any end: as nothing
+        behind them can reach them, they are computed once. Raises UsageError for ids that are not
+        of the vocabulary, for texts over the context length and for a text without an end token.
         """
         ends = self.ends(ids)
-        x = self._blocks(ids, {}, self._config.num_blocks)[0]
-        x = x[mx.arange(len(ids)), mx.array(ends)]
+        x = self.preprocessor(mx.array(ids.astype(np.int32)))
+        before, x = (x[:1, :shared], x[:, shared:]) if shared else (None, x)
+        L = ids.shape[1]
+        causal = mx.array(np.tri(L - shared, L, shared, dtype=bool))
+        causal_before = mx.array(np.tri(shared, dtype=bool))
+        for block in self.trunk.blocks:
+            next_before = None if before is None else block(before, causal_before)
+            x, before = block(x, causal, before), next_before
+        x = x[mx.arange(len(ids)), mx.array(ends - shared)]
         return self.trunk.post_trunk_norm(x)
 
     def features(
@@ -83,14 +91,6 @@ class TextEncoder(nn.Module):
         if not final and not wanted:
             raise UsageError("nothing to compute: ask for layers or for the final tokens")
         depth = self._config.num_blocks if final else max(wanted.values()) + 1
-        x, outputs = self._blocks(ids, wanted, depth)
-        tokens = self.trunk.post_trunk_norm(x) if final else None
-        return TextFeatures(tokens, ends, {asked: outputs[i] for asked, i in wanted.items()})
-
-    def _blocks(
-        self, ids: np.ndarray, wanted: dict[int, int], depth: int
-    ) -> tuple[mx.array, dict[int, mx.array]]:
-        """The output of the first `depth` blocks, and of each of those wanted."""
         x = self.preprocessor(mx.array(ids.astype(np.int32)))
         causal = mx.array(np.tri(ids.shape[1], dtype=bool))
         outputs = {}
@@ -98,7 +98,8 @@ class TextEncoder(nn.Module):
             x = block(x, causal)
             if i in wanted.values():
                 outputs[i] = x
-        return x, outputs
+        tokens = self.trunk.post_trunk_norm(x) if final else None
+        return TextFeatures(tokens, ends, {asked: outputs[i] for asked, i in wanted.items()})
 
     def ends(self, ids: np.ndarray) -> np.ndarray:
         """The place of the first end token of each row; MLX itself checks no index.
