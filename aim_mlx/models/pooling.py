@@ -1,9 +1,8 @@
 """From tokens to one vector an image."""
 
-import math
-
 from aim_mlx.backend import mx, nn
 from aim_mlx.errors import UsageError
+from aim_mlx.models.folded import attend, folded_queries, project
 
 POOLINGS = ("mean", "max", "gem")
 _GEM_POWER = 3.0
@@ -48,9 +47,8 @@ def normalized(vectors: mx.array) -> mx.array:
 class AttentionPool(nn.Module):
     """One learned query that attends to the tokens: (B, N, D) -> (B, D).
 
-    The query does not depend on the image, so the key projection is folded into it and the values
-    are projected after averaging: the same numbers for a hundredth of the products. Source:
-    apple/ml-aim, `AttentionPoolingClassifier` without its normalisation.
+    The same numbers as with a key and a value for every token, for a hundredth of the products (see
+    folded.py). Source: apple/ml-aim, `AttentionPoolingClassifier` without its normalisation.
     """
 
     def __init__(self, dim: int, heads: int):
@@ -62,16 +60,9 @@ class AttentionPool(nn.Module):
         self.linear = nn.Linear(dim, dim)
 
     def __call__(self, tokens: mx.array) -> mx.array:
-        B, N, D = tokens.shape
-        heads, head_dim = self._heads, D // self._heads
-        query = self.cls_token.reshape(heads, 1, head_dim) / math.sqrt(head_dim)
-        folded = (query @ self.k.weight.reshape(heads, head_dim, D)).reshape(heads, D)
-        scores = (tokens @ folded.T).astype(mx.float32)
-        weights = mx.softmax(scores, axis=1).astype(tokens.dtype)
-        averaged = weights.swapaxes(1, 2) @ tokens  # (B, heads, D)
-        values = self.v.weight.reshape(heads, head_dim, D).swapaxes(1, 2)
-        pooled = averaged.swapaxes(0, 1) @ values  # (heads, B, head_dim)
-        return self.linear(pooled.swapaxes(0, 1).reshape(B, D))
+        queries = folded_queries(self.cls_token[0], self.k.weight, self._heads)
+        averaged, _ = attend(tokens, queries)
+        return self.linear(project(averaged, self.v.weight))
 
     def each(self, tokens: mx.array) -> mx.array:
         """What the pool would give if all heads attended to one token alone: (B, N, D) for each."""

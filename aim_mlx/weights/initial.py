@@ -23,10 +23,11 @@ def initial_weights(
     for index, (name, shape) in enumerate(expected_shapes(config).items()):
         if wanted is None or name in wanted:
             rng = np.random.default_rng([seed, index])
-            yield name, mx.array(_initial(name, shape, rng))
+            yield name, mx.array(initial_tensor(name, shape, rng))
 
 
-def _initial(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def initial_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """What a tensor of this name starts from, float32."""
     if "norm" in name:
         return np.ones(shape, np.float32)
     if name.endswith(".bias"):
