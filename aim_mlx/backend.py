@@ -35,7 +35,7 @@ _require_mlx()
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 import mlx.optimizers as optim  # noqa: E402
-from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
+from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 
 __all__ = [
     "BLAS",
@@ -48,6 +48,7 @@ __all__ = [
     "on_gpu",
     "optim",
     "tree_flatten",
+    "tree_map",
     "tree_unflatten",
 ]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from aim_mlx.errors import UsageError
+from aim_mlx.training.schedule import warm_cosine
 
 CONTEXT_LENGTH = 77
 
@@ -71,11 +72,7 @@ class TrainConfig:
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """The rate of step 0 to steps - 1: linear up over the warm-up, then a cosine down to zero."""
-    warm = round(config.warmup * steps)
-    if step < warm:
-        return config.learning_rate * (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return warm_cosine(step, steps, round(config.warmup * steps), config.learning_rate)
 
 
 def option_names() -> list[str]:

@@ -18,7 +18,6 @@ from aim_mlx.backend import tree_flatten
 from aim_mlx.embed import Encoder
 from aim_mlx.errors import Interrupted
 from aim_mlx.images import Skip
-from aim_mlx.lit_training.checkpoint import load_state, save_state
 from aim_mlx.lit_training.config import TrainConfig
 from aim_mlx.lit_training.evaluation import evaluate
 from aim_mlx.lit_training.features import TokensOf, tokens_of
@@ -37,6 +36,7 @@ from aim_mlx.lit_training.work import (
 )
 from aim_mlx.store.lock import locked
 from aim_mlx.token_cache import TokenCache
+from aim_mlx.training.checkpoint import load_state, save_state
 from aim_mlx.weights.save import WORK_FOLDER, provenance, save_checkpoint
 
 _RECORDS, _EVALUATIONS = 200, 20  # at most, of a run

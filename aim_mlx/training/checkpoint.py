@@ -2,18 +2,33 @@
 
 import json
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from aim_mlx.backend import mx
 from aim_mlx.durable import publish
 from aim_mlx.errors import CheckpointError, OutputError
-from aim_mlx.lit_training.loop import Trainer
 from aim_mlx.weights.safety import TensorReader, check_file
 from aim_mlx.weights.writer import SafetensorsWriter
 
 NAME = "checkpoint.safetensors"
 _DTYPES = {"float32": "F32", "uint64": "U64", "uint32": "U32", "int32": "I32"}
+
+
+class Trainer(Protocol):
+    """What a run is made of, as far as going on with it is concerned."""
+
+    step: int
+    history: list[dict[str, Any]]
+
+    def state(self) -> dict[str, mx.array]:
+        """All tensors that the next steps depend on, by name."""
+        ...
+
+    def restore(self, state: dict[str, mx.array], step: int, history: list[dict[str, Any]]) -> None:
+        """Takes up the state of another trainer of the same configuration."""
+        ...
 
 
 def save_state(folder: Path, trainer: Trainer) -> None:

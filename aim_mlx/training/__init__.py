@@ -1,0 +1,1 @@
+"""What every training run needs: schedules, and states that survive a kill."""
