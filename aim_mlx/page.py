@@ -1,0 +1,52 @@
+"""HTML pages that are complete in themselves and on which nothing can run.
+
+Nothing is loaded from anywhere: pictures are inlined, and the page's own policy forbids scripts and
+remote content, whatever a file's name may hold.
+"""
+
+import base64
+import html
+
+from aim_mlx.images import ImageSource, thumbnail
+
+_SIDE = 320  # pixels of the longer edge of a thumbnail: sharp on a phone, 15 KB each
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = """
+:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --text: #1c1c1a; --soft: #6a6a66;
+  --line: #e2e2de; --bar: #3d7bd9; --empty: #ececea }
+@media (prefers-color-scheme: dark) { :root { --page: #161617; --card: #212123; --text: #ececea;
+  --soft: #9c9c9a; --line: #333336; --bar: #6ea1ee; --empty: #2b2b2e } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 1500px; padding: 1.5rem 1rem 3rem; background: var(--page);
+  color: var(--text); font: 15px/1.45 system-ui, -apple-system, "Segoe UI", sans-serif }
+h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere }
+h2 { font-size: 1.1rem; margin: 2rem 0 .2rem; overflow-wrap: anywhere }
+p { margin: .2rem 0 0; color: var(--soft); overflow-wrap: anywhere }
+@media print { figure { break-inside: avoid } }
+"""
+END = "</body>\n</html>\n"
+
+
+def begin(title: str, style: str) -> str:
+    """A page up to its first heading; `style` is what its sections need."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{shown(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n"
+    )
+
+
+def shown(text: str) -> str:
+    """Text for a page: markup is text, control characters and undecodable bytes are escapes."""
+    visible = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
+    )
+    return html.escape(visible)
+
+
+def inlined(source: ImageSource) -> str:
+    """An image as the address of a small JPEG. Raises ImageError."""
+    data = base64.b64encode(thumbnail(source, _SIDE)).decode()
+    return f"data:image/jpeg;base64,{data}"
