@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.backend import mx, nn, optim, tree_flatten, tree_unflatten
+from aim_mlx.backend import cpu_streams, mx, nn, optim, tree_flatten, tree_unflatten
 from aim_mlx.errors import AimError
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
 from aim_mlx.lit_training.loss import LARGEST_LOG_SCALE, contrastive_loss, no_counterexamples
@@ -16,6 +16,7 @@ from aim_mlx.models.lit import LiTModel
 from aim_mlx.tokenizer import TokenIds, Tokenizer
 from aim_mlx.tokens import TokenSource
 
+_SHARE = 16  # pairs that a core has at least, where a batch is divided among them
 _BETAS = [0.9, 0.98]  # of CLIP: the second moment follows the falling loss sooner than 0.999
 
 
@@ -75,9 +76,10 @@ class Trainer:
         rows = self._rows()
         tokens, ids = self.train.batch(rows)
         left_out = no_counterexamples(self.train.pairs.images[rows], ids)
-        loss, gradient = self._loss_and_gradient(mx.array(tokens), ids, left_out)
-        gradient, norm = optim.clip_grad_norm(gradient, self.config.clip_norm)
-        mx.eval(loss, norm)
+        with cpu_streams(len(rows) // _SHARE) as streams:
+            loss, gradient = self._loss_and_gradient(mx.array(tokens), ids, left_out, streams)
+            gradient, norm = optim.clip_grad_norm(gradient, self.config.clip_norm)
+            mx.eval(loss, norm, gradient)
         found = {"loss": _number(loss), "grad_norm": _number(norm)}
         if not all(map(math.isfinite, found.values())):
             raise AimError(
@@ -109,10 +111,19 @@ class Trainer:
         self._optimizer.state = tree_unflatten(parts["optimizer"])
         self.step, self.history = step, history
 
-    def _loss(self, tokens: mx.array, ids: np.ndarray, left_out: np.ndarray) -> mx.array:
-        images = self.model.project_tokens(tokens.astype(mx.float32))
-        texts = self.model.encode_text(ids)
-        return contrastive_loss(images, texts, self.model.log_logit_scale, left_out)
+    def _loss(
+        self, tokens: mx.array, ids: np.ndarray, left_out: np.ndarray, streams: list[mx.Stream]
+    ) -> mx.array:
+        """The loss of a batch, of which every stream encodes a part."""
+        images, texts = [], []
+        bounds = [len(ids) * number // len(streams) for number in range(len(streams) + 1)]
+        for start, end, stream in zip(bounds, bounds[1:], streams, strict=False):
+            rows = slice(start, end)
+            with mx.stream(stream):
+                images.append(self.model.project_tokens(tokens[rows].astype(mx.float32)))
+                texts.append(self.model.encode_text(ids[rows]))
+        scale = self.model.log_logit_scale
+        return contrastive_loss(mx.concatenate(images), mx.concatenate(texts), scale, left_out)
 
     def _rows(self) -> np.ndarray:
         """The pairs of the next step."""
