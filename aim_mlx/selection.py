@@ -44,7 +44,7 @@ class Selection:
             "listed": listing.listed,
             "ignored": listing.ignored,
             "share": self.share,
-            "all_files": _digest(whole.files),  # the same on every machine that has a share
+            "all_files": digest_of_list(whole.files),  # the same on every machine that has a share
         }
         return listing, facts
 
@@ -69,7 +69,8 @@ def _working_folder() -> str:
         return ""
 
 
-def _digest(paths: Iterable[str]) -> str:
+def digest_of_list(paths: Iterable[str]) -> str:
+    """SHA-256 of paths in their order, in hex."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(os.fsencode(path) + b"\0")

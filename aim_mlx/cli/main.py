@@ -21,6 +21,7 @@ from aim_mlx.cli import (
     init,
     inspect,
     lit,
+    merge,
     models,
     search,
     verify,
@@ -60,6 +61,7 @@ app.command("embed")(embed.embed)
 app.command("search")(search.search)
 app.command("duplicates")(duplicates.duplicates)
 app.command("classify")(classify.classify)
+app.command("merge")(merge.merge)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("models")(models.models)

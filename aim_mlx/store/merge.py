@@ -1,0 +1,244 @@
+"""Stores made with --shard on several machines become the one that a single machine would make."""
+
+import os
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from aim_mlx.durable import sync_folder
+from aim_mlx.errors import OutputError, UsageError
+from aim_mlx.selection import digest_of_list
+from aim_mlx.store import lists, manifest
+from aim_mlx.store.folder import remove
+from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.rows import COLUMNS, Row, exact_paths
+from aim_mlx.store.shards import read_rows, read_table, vectors_of
+from aim_mlx.store.verify import verify
+from aim_mlx.store.writer import StoreWriter, writing
+
+_PART_ROWS, _PART_BYTES = 4096, 32 << 20  # what is read and sorted into place at a time
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The account of the merged store: listed == embedded + skipped + ignored."""
+
+    output: str
+    stores: int
+    listed: int
+    embedded: int
+    skipped: int
+    ignored: int
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.skipped else 0
+
+
+class _Share:
+    """One store with the lists of its last run."""
+
+    def __init__(self, folder: Path):
+        self.store = EmbeddingStore(folder)
+        self.name = repr(str(folder))
+        self.facts, self.files = lists.read_files(folder)
+        share = self.facts.get("share")
+        if share is None:
+            raise UsageError(
+                f"{self.name} is not a share of several: it was made without --shard; "
+                "merge takes the stores of all shares"
+            )
+        self.number, self.count = share
+
+
+def merge(folders: Sequence[Path], target: Path) -> Merged:
+    """Writes a store with the rows of all shares, sorted by path; it appears by one rename.
+
+    Raises UsageError where the stores are not each share of one division once, OutputError where
+    one is not sound, finished and of the same vectors and files as the others, and for a target
+    that is there already. Memory does not grow with the vectors.
+    """
+    started = time.monotonic()
+    if target.is_symlink() or (target.exists() and not _is_empty(target)):
+        raise OutputError(f"{str(target)!r} exists: choose a new folder")
+    shares = [_Share(folder) for folder in folders]
+    _check_division(shares)
+    shares.sort(key=lambda share: share.number)
+    for share in shares:
+        _check_like(share, shares[0])
+    for share in shares:
+        _check_sound(share)
+    files = _all_files(shares)
+    skips = sorted(
+        (skip for share in shares for skip in share.store.skipped),
+        key=lambda skip: os.fsencode(skip["path"]),
+    )
+    # Each share has met all files that are ignored; a stray one more or less is no matter.
+    ignored = max(share.facts["ignored"] for share in shares)
+    own = sum(share.facts["listed"] - share.facts["ignored"] for share in shares)
+    with _appearing(target) as folder, writing(folder, overwrite=True) as writer:
+        writer.begin(shares[0].store.manifest)
+        facts = {"listed": own + ignored, "ignored": ignored, "share": None}
+        writer.start_run({**shares[0].facts, **facts}, files, skips)
+        _copy(shares, writer)
+        known = [share.store.state.skipped for share in shares]
+        for skip in skips:
+            if any(skip["path"] in each for each in known):
+                writer.skip(skip)
+        writer.end_block()
+        writer.commit()
+        writer.compact(())
+        merged = Merged(
+            output=str(target),
+            stores=len(shares),
+            listed=own + ignored,
+            embedded=own - len(skips),
+            skipped=len(skips),
+            ignored=ignored,
+            seconds=round(time.monotonic() - started, 3),
+        )
+        writer.finish(asdict(merged), skips)
+    return merged
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not os.listdir(folder)
+
+
+def _check_division(shares: Sequence[_Share]) -> None:
+    """Raises UsageError unless these are the shares 1 to n of n, each once."""
+    first = shares[0]
+    seen: dict[int, _Share] = {}
+    for share in shares:
+        if share.count != first.count:
+            raise UsageError(
+                f"{share.name} is a share of {share.count}, {first.name} of {first.count}: "
+                "give the shares of one division"
+            )
+        if share.number in seen:
+            raise UsageError(
+                f"share {share.number}/{share.count} is given twice: "
+                f"{seen[share.number].name} and {share.name}"
+            )
+        seen[share.number] = share
+    missing = [f"{i}/{first.count}" for i in range(1, first.count + 1) if i not in seen]
+    if missing:
+        raise UsageError(
+            f"{len(missing)} of {first.count} shares are missing: give the store of --shard "
+            f"{missing[0]} too"
+        )
+
+
+def _check_like(share: _Share, first: _Share) -> None:
+    """Raises OutputError where two shares are of other vectors or of another list of files."""
+    name = manifest.difference(share.store.manifest, first.store.manifest)
+    if name is not None:
+        raise OutputError(
+            f"{share.name} and {first.name} have other vectors (their {name} differs): "
+            "embed one of them again as the other was"
+        )
+    if share.facts["all_files"] != first.facts["all_files"]:
+        raise OutputError(
+            f"{share.name} and {first.name} were made of other lists of files: embed both again, "
+            "of the same photos named alike"
+        )
+
+
+def _check_sound(share: _Share) -> None:
+    findings = verify(share.store)
+    if findings.faults:
+        raise OutputError(f"{share.name}: {findings.faults[0]}")
+    if not findings.complete:
+        raise OutputError(
+            f"the last run into {share.name} was not finished: run the same embed again, then merge"
+        )
+
+
+def _all_files(shares: Sequence[_Share]) -> list[str]:
+    """The list that was divided; raises OutputError where the shares do not make it up."""
+    files = sorted((path for share in shares for path in share.files), key=os.fsencode)
+    if digest_of_list(files) != shares[0].facts["all_files"]:
+        raise OutputError(
+            "the shares do not make up the list of files that was divided: embed all again"
+        )
+    return files
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A hidden folder that takes the target's place at the end; what a crash left is begun anew."""
+    folder = target.with_name(f".{target.name}.aim-mlx")
+    try:
+        yield folder
+        try:
+            os.rename(folder, target)
+            sync_folder(target.parent)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {str(target)!r}: {error.strerror or error}; the stores are as "
+                "they were"
+            ) from error
+    except BaseException:
+        if folder.is_dir():
+            remove(folder)
+        raise
+
+
+def _copy(shares: Sequence[_Share], writer: StoreWriter) -> None:
+    """All rows into one store, sorted by the bytes of their paths."""
+    index = _Index(shares)
+    frames = {path for share in shares for path in share.store.state.first_frames}
+    dim = shares[0].store.dim
+    part = max(1, min(_PART_ROWS, _PART_BYTES // (4 * dim)))
+    for start in range(0, len(index.order), part):
+        table = index.table(index.order[start : start + part])
+        facts = zip(*(table[name].to_pylist() for name in COLUMNS[2:]), strict=True)
+        for path, row, vector in zip(exact_paths(table), facts, vectors_of(table), strict=True):
+            writer.add(Row(path, *row), vector, path in frames)
+            writer.end_block()
+
+
+class _Index:
+    """Where the rows of all shares are; `order` has their numbers sorted by path."""
+
+    def __init__(self, shares: Sequence[_Share]):
+        self.shards = [
+            (share.store, shard) for share in shares for shard in share.store.state.shards
+        ]
+        self._shard_of, self._place = array("q"), array("q")
+        paths: list[bytes] = []
+        for number, (store, shard) in enumerate(self.shards):
+            names, _ = read_rows(store.folder, shard)
+            paths.extend(map(os.fsencode, names))
+            self._shard_of.extend([number] * len(names))
+            self._place.extend(range(len(names)))
+        self.order = np.array(sorted(range(len(paths)), key=paths.__getitem__), np.int64)
+        for before, after in zip(self.order, self.order[1:], strict=False):
+            if paths[before] == paths[after]:
+                a, b = (
+                    repr(str(self.shards[self._shard_of[i]][0].folder)) for i in (before, after)
+                )
+                raise OutputError(
+                    f"{os.fsdecode(paths[after])!r} has a row in {a} and in {b}: embed the shares "
+                    "again into new folders"
+                )
+
+    def table(self, rows: np.ndarray) -> pa.Table:
+        """These rows, with all columns; each shard they are in is read once."""
+        shard_of = np.frombuffer(self._shard_of, np.int64)[rows]
+        place = np.frombuffer(self._place, np.int64)[rows]
+        tables, taken = [], []
+        for number in np.unique(shard_of):
+            store, shard = self.shards[number]
+            mine = np.flatnonzero(shard_of == number)
+            table = read_table(store.folder, shard, [*COLUMNS, "embedding"])
+            tables.append(table.take(pa.array(place[mine])))
+            taken.append(mine)
+        return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(taken))))
