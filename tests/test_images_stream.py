@@ -36,6 +36,15 @@ def pipeline_threads():
     return len(list(Path("/proc/self/task").iterdir())) - threading.active_count()
 
 
+def settled_threads() -> int:
+    """Their number once it stands still: one that was joined may be listed for a moment more."""
+    count, before = pipeline_threads(), -1
+    while count != before:
+        time.sleep(0.1)
+        count, before = pipeline_threads(), count
+    return count
+
+
 def test_every_kind_of_source_gives_the_pixels_of_decode_and_preprocess(tmp_path):
     path = tmp_path / "photo.png"
     path.write_bytes(png(40, 50))
@@ -152,7 +161,7 @@ def test_an_unexpected_error_is_raised_where_its_sample_is_due(monkeypatch, erro
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 @pytest.mark.parametrize("end", ["close", "drop", "exhaust", "error"])
 def test_no_thread_outlives_the_iterator(monkeypatch, end):
-    before = pipeline_threads()
+    before = settled_threads()
     samples = stream([noise(30, 30)] * 50, CONFIG, threads=3)
     next(samples)
     assert pipeline_threads() > before
@@ -166,7 +175,46 @@ def test_no_thread_outlives_the_iterator(monkeypatch, end):
     else:
         with pytest.raises(KeyboardInterrupt):
             samples.throw(KeyboardInterrupt)  # pyright: ignore[reportAttributeAccessIssue]
-    assert pipeline_threads() == before
+    assert settled_threads() == before
+
+
+def test_a_thread_of_the_pipeline_that_never_ends_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    woken, let_go = threading.Event(), threading.Event()
+
+    class Stuck:
+        def __del__(self):  # as mlx-data waits for a thread that has missed its signal to stop
+            let_go.set()
+            woken.wait()
+
+    others = set(module._running)
+    samples = stream([noise(30, 30)] * 3, CONFIG, threads=1)
+    next(samples)
+    (run,) = module._running - others
+    stream_of_run, run._stream = run._stream, Stuck()
+    begun = time.monotonic()
+    samples.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert let_go.is_set() and time.monotonic() - begun < 2 and run not in module._running
+    woken.set()
+    del stream_of_run
+
+
+def test_closing_waits_for_a_sample_under_way_however_long_it_takes(monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 0.01)
+    begun, ended = [], []
+
+    def slow(source, *_):
+        begun.append(1)
+        time.sleep(0.3)
+        ended.append(1)
+        return original(source, *_)
+
+    original = module.decoded
+    monkeypatch.setattr(module, "decoded", slow)
+    samples = stream([noise(30, 30)] * 9, CONFIG, threads=2)
+    next(samples)
+    samples.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(begun) == len(ended)
 
 
 def test_a_closed_stream_starts_no_further_sample(monkeypatch):

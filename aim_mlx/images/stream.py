@@ -6,7 +6,7 @@ many are ahead. The samples themselves, failures included, wait in a table for t
 
 import atexit
 import os
-import weakref
+import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +22,7 @@ from aim_mlx.images.preprocess import preprocess
 # mlx-data holds every sample of a buffer as a dictionary, near 1 KB each: a long list of sources
 # goes through it part by part.
 _PART = 4096
+_PATIENCE = 1.0  # seconds for threads without work to end
 
 
 class Omitted(Enum):
@@ -119,8 +120,10 @@ class _Run:
         import mlx.data as dx  # here, for `import aim_mlx` to stay quick
 
         self._done: dict[int, Sample | BaseException] = {}
+        self._under_way: set[int] = set()
         self._state = {"stopped": False}
-        transform = _transform(work, self._done, self._state)
+        self._ending: threading.Thread | None = None
+        transform = _transform(work, self._done, self._under_way, self._state)
         buffer_of: Any = dx.buffer_from_vector  # pyright: ignore[reportAttributeAccessIssue]
         buffer = buffer_of([{"index": index} for index in indices])
         buffer = buffer.key_transform("index", transform)
@@ -137,12 +140,35 @@ class _Run:
     def close(self) -> None:
         """Waits for the samples under way, starts no other and ends the threads."""
         self._state["stopped"] = True
-        self._stream = None
+        if self._stream is not None:
+            self._end()
+        if self._ending is not None:
+            self._ending.join(_PATIENCE)
+            while self._under_way and self._ending.is_alive():
+                self._ending.join(_PATIENCE)
         self._done.clear()
+        _running.discard(self)
+
+    def _end(self) -> None:
+        """Lets go of the stream, in a thread: now and then mlx-data never comes back from that.
+
+        mlx-data 0.1 says "stop" without holding its lock, and a thread of its own that was just
+        about to fall asleep misses it (its pull request 112). Such a thread sleeps on, idle, until
+        the process ends.
+        """
+        last = [self._stream]
+        self._stream = None
+        ending = threading.Thread(target=last.clear, name="end of a stream", daemon=True)
+        try:
+            ending.start()
+        except RuntimeError:  # the interpreter is going, and some versions start no thread then
+            last.clear()
+        else:
+            self._ending = ending
 
 
-# mlx-data's threads crash the interpreter if they are still there when it goes.
-_running: "weakref.WeakSet[_Run]" = weakref.WeakSet()
+# mlx-data's threads crash the interpreter if they are still at work when it goes.
+_running: set[_Run] = set()
 
 
 @atexit.register
@@ -152,16 +178,21 @@ def _close_all() -> None:
 
 
 def _transform(
-    work: Callable[[int], Sample], done: dict[int, Sample | BaseException], state: dict[str, bool]
+    work: Callable[[int], Sample],
+    done: dict[int, Sample | BaseException],
+    under_way: set[int],
+    state: dict[str, bool],
 ) -> Callable[[np.ndarray], np.ndarray]:
     """What a thread runs; it holds no _Run, so that none is kept alive by its own threads."""
 
     def transform(index: np.ndarray) -> np.ndarray:
         if not state["stopped"]:
+            under_way.add(int(index))
             try:
                 done[int(index)] = work(int(index))
             except BaseException as error:  # raised again where the sample is taken
                 done[int(index)] = error
+            under_way.discard(int(index))
         return np.zeros(1, np.uint8)
 
     return transform
