@@ -37,14 +37,12 @@ def duplicates(matrix: np.ndarray, threshold: float, *, normalized: bool = False
     scale = None if normalized else _inverse_norms(matrix)
     forest = _Forest(len(matrix))
     for left, right, scores in _blocks(matrix, scale):
-        hits = np.flatnonzero(scores >= np.float32(threshold - MARGIN))
-        if not len(hits):
+        hits = scores >= np.float32(threshold - MARGIN)
+        if not hits.any():
             continue
-        rows, others = np.divmod(hits, scores.shape[1])
-        if left == right:
-            upper = others > rows
-            hits, rows, others = hits[upper], rows[upper], others[upper]
-        _join(forest, matrix, rows + left, others + right, scores.ravel()[hits], threshold)
+        hits &= forest.apart(left, right, hits.shape)  # of a large group most are joined by now
+        rows, others = np.divmod(np.flatnonzero(hits), hits.shape[1])
+        _join(forest, matrix, rows + left, others + right, scores[rows, others], threshold)
     return [_group(matrix, rows) for rows in forest.groups()]
 
 
@@ -80,8 +78,7 @@ def _join(
         left, right = rows[start : start + _PAIRS], others[start : start + _PAIRS]
         apart = forest.roots(left) != forest.roots(right)
         left, right = left[apart], right[apart]
-        # Of equal vectors the cosine in float64 may still be below 1 by a rounding.
-        alike = cosines(matrix, left, matrix, right) >= min(threshold, 1 - 1e-12)
+        alike = cosines(matrix, left, matrix, right) >= threshold
         forest.join(left[alike], right[alike])
 
 
@@ -105,6 +102,12 @@ class _Forest:
             found = above
         self._parents[nodes] = found
         return found
+
+    def apart(self, left: int, right: int, shape: tuple[int, int]) -> np.ndarray:
+        """Whether rows and others, consecutive from `left` and `right`, are in different trees."""
+        rows = self.roots(np.arange(left, left + shape[0]))
+        others = self.roots(np.arange(right, right + shape[1]))
+        return rows[:, None] != others
 
     def join(self, left: np.ndarray, right: np.ndarray) -> None:
         """Joins left[i] with right[i] for each i."""
