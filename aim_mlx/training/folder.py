@@ -1,0 +1,54 @@
+"""The folder of a training run, which says what the run is, so that it never goes on as another."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aim_mlx.errors import OutputError
+from aim_mlx.weights.save import WORK_FOLDER, check_folder
+
+RUN = "run.json"
+
+
+def check_output(folder: Path) -> None:
+    """Raises OutputError for a folder that holds something else than a run of this kind."""
+    if not folder.parent.is_dir():
+        raise OutputError(f"folder {str(folder.parent)!r} does not exist: create it first")
+    check_folder(folder, overwrite=(folder / WORK_FOLDER / RUN).is_file())
+
+
+def check_same_run(work: Path, facts: Mapping[str, Any]) -> None:
+    """Raises OutputError, naming what differs, where a folder holds another run."""
+    path = work / RUN
+    try:
+        there = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{str(path)!r} cannot be read: choose another folder") from error
+    there = there if isinstance(there, dict) else {}
+    for name, value in facts.items():
+        if (found := there.get(name)) != value:
+            raise OutputError(
+                f"{str(work.parent)!r} holds a run with another {name}, {_short(found)} and not "
+                f"{_short(value)}: choose another folder, or give the same command"
+            )
+
+
+@contextmanager
+def storage(folder: Path) -> Iterator[None]:
+    """A failing disk becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {str(folder)!r}: {error.strerror or error}; the last checkpoint is "
+            "kept, and the same command resumes"
+        ) from error
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
