@@ -168,10 +168,7 @@ def test_shares_of_other_lists_are_refused(capsys, work):
 
 
 def test_a_share_that_was_not_finished_is_refused(capsys, work):
-    path = work / "s2" / journal.NAME
-    record = json.loads(path.read_bytes())
-    del record["finished"]
-    path.write_text(json.dumps(record) + "\n")
+    journal.Journal(work / "s2").append()  # as the next run does when it starts
     code, line = refused(capsys, *SHARES)
     assert code == 5 and "the last run into 's2' was not finished" in line
 

@@ -1,6 +1,5 @@
 """Checking a store: every kind of damage is a fault that names the file and what mends it."""
 
-import json
 import os
 from dataclasses import replace
 
@@ -81,8 +80,10 @@ def test_a_missing_and_a_shortened_shard_are_told_apart(store):
 
 
 def test_rows_that_are_not_those_of_the_journal_are_a_fault(store):
-    path = store.folder / journal.NAME
-    path.write_text(path.read_text().replace('"rows": 3', '"rows": 4', 1))
+    written = journal.Journal(store.folder)
+    written.state.shards[0] = replace(written.state.shards[0], rows=4)
+    written.rewrite()
+    store = EmbeddingStore(store.folder)
     (fault,) = faults(store)
     assert fault.startswith("rows-000000.parquet: ") and "4 were written" in fault
 
@@ -130,9 +131,8 @@ def test_a_listed_file_without_a_row_or_a_reason_is_a_fault(tmp_path):
     made = write_rows(tmp_path / "s", list(map(stores.row, "abc")), unit(3))
     path = made.folder / lists.FILES
     path.write_bytes(path.read_bytes().replace(b'"listed": 3', b'"listed": 4') + b'"d"\n')
-    data = json.loads((made.folder / journal.NAME).read_bytes())
-    data["finished"]["files"] = lists.digest(made.folder)
-    (made.folder / journal.NAME).write_text(json.dumps(data) + "\n")
+    written = journal.Journal(made.folder)
+    written.append(finished={**made.state.finished, "files": lists.digest(made.folder)})
     found = faults(made)
     assert "journal.jsonl: 1 listed files have neither a row nor a reason" in found[0]
 

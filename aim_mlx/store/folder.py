@@ -5,10 +5,10 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from aim_mlx.durable import TEMPORARY
+from aim_mlx.durable import TEMPORARY, sync_folder
 from aim_mlx.errors import OutputError
 from aim_mlx.store import journal, lists, lock, manifest
 from aim_mlx.store.shards import Shard, number_of
@@ -26,17 +26,19 @@ def is_ours(name: str) -> bool:
 
 
 @contextmanager
-def prepared(folder: Path) -> Iterator[None]:
-    """Makes sure a folder is a store, or can become one; removes it if it became none.
+def prepared(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Locks a folder that is a store or can become one, and makes it; removes what became none.
 
-    Raises OutputError for a folder with other content, a file, or a parent that is not there.
+    Raises OutputError for a folder with other content, a file, a parent that is not there, a store
+    without a manifest, or one that another process writes to.
     """
     try:
         made = not folder.is_dir()
         if made:
             folder.mkdir()
+            sync_folder(folder.parent)
         elif not (folder / manifest.NAME).exists():
-            _check_ours(folder)
+            _check_ours(folder, overwrite)
     except FileNotFoundError as error:
         raise OutputError(
             f"folder {str(folder.parent)!r} does not exist: create it first"
@@ -45,15 +47,29 @@ def prepared(folder: Path) -> Iterator[None]:
         raise OutputError(f"{str(folder)!r} is a file: choose another output") from error
     except OSError as error:
         raise OutputError(f"cannot use {str(folder)!r}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        if made and not (folder / manifest.NAME).exists():
-            _remove_empty(folder)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock.locked(folder))
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {str(folder)!r}: {error.strerror or error}"
+            ) from error
+        try:
+            yield
+        finally:
+            if made and not (folder / manifest.NAME).exists():
+                _remove_empty(folder)
 
 
-def _check_ours(folder: Path) -> None:
-    others = sorted(name for name in os.listdir(folder) if not is_ours(name))
+def _check_ours(folder: Path, overwrite: bool) -> None:
+    names = os.listdir(folder)
+    others = sorted(name for name in names if not is_ours(name))
+    # A crash leaves no shards without a manifest: they go before it, and come after it.
+    if not others and not overwrite and any(number_of(name) is not None for name in names):
+        raise OutputError(
+            f"{str(folder)!r} has lost its {manifest.NAME}: restore it, or embed again with "
+            "--overwrite"
+        )
     if others:
         raise OutputError(
             f"{str(folder)!r} is not a store and holds other files ({others[0]!r}): "
@@ -72,7 +88,7 @@ def _remove_empty(folder: Path) -> None:
 
 def matrix_name(state: journal.State) -> str:
     """The file that holds all vectors of this state as one; made when they are first read so."""
-    digest = hashlib.sha256(b"finished" if state.finished else b"")
+    digest = hashlib.sha256()
     for shard in state.shards:
         digest.update(bytes.fromhex(shard.sha256))
     return f".vectors-{digest.hexdigest()[:16]}.f32"
@@ -95,8 +111,14 @@ def next_number(folder: Path, live: Iterable[Shard]) -> int:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a store, all of whose files are ours, and its folder."""
-    for name in sorted(os.listdir(folder), key=lambda name: name == lock.NAME):
-        if is_ours(name):
-            (folder / name).unlink(missing_ok=True)
+    """Deletes a store, all of whose files are ours, and its folder.
+
+    A crash on the way leaves an empty store, never one that seems to be damaged.
+    """
+    if (folder / journal.NAME).exists():
+        journal.Journal(folder, afresh=True).clear()
+    last = (manifest.NAME, journal.NAME, lock.NAME)
+    names = sorted(name for name in os.listdir(folder) if is_ours(name) and name not in last)
+    for name in (*names, *last):
+        (folder / name).unlink(missing_ok=True)
     _remove_empty(folder)

@@ -1,11 +1,12 @@
 """The journal: one line a transaction, flushed to the disk; what it says is in the store is.
 
-A shard, or a skipped image, counts from the moment its line is complete. A line that was cut by a
-crash never happened.
+A shard, or a skipped image, counts from the moment its line is complete. A last line that was cut
+by a crash never happened. Every line has a checksum, and the first says how many bytes were
+published with it in one piece: where they are not all there it was no crash, and no shard a stray.
 """
 
 import json
-import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from aim_mlx.errors import OutputError
 from aim_mlx.store.shards import Shard
 
 NAME = "journal.jsonl"
+_MEND = "restore the file, or embed again with --overwrite"
 
 
 @dataclass
@@ -23,12 +25,13 @@ class State:
     """What a journal says: the live shards in the order of their rows, the last skip of each path.
 
     `first_frames` are the paths of images with several frames; `finished` is the summary of the
-    last run, None while one is not finished.
+    last run, None while one is not finished: then `tried` are the paths that it has skipped.
     """
 
     shards: list[Shard] = field(default_factory=list)
     skipped: dict[str, dict[str, Any]] = field(default_factory=dict)
     first_frames: set[str] = field(default_factory=set)
+    tried: set[str] = field(default_factory=set)
     finished: dict[str, Any] | None = None
 
     @property
@@ -47,8 +50,12 @@ class State:
         self.shards = [*kept, *added, *rest]
         for skip in record.get("skipped", ()):
             self.skipped[skip["path"]] = dict(skip)
+            self.tried.add(skip["path"])
+        self.first_frames.difference_update(record.get("whole", ()))
         self.first_frames.update(record.get("first_frames", ()))
         self.finished = record.get("finished")
+        if self.finished is not None:
+            self.tried.clear()
 
 
 class Journal:
@@ -64,12 +71,16 @@ class Journal:
         removed: Iterable[str] = (),
         skipped: Iterable[Mapping[str, Any]] = (),
         first_frames: Iterable[str] = (),
+        whole: Iterable[str] = (),
         finished: Mapping[str, Any] | None = None,
     ) -> None:
-        """Writes one transaction; raises OSError, and then it never happened."""
-        record = _record(added, removed, skipped, first_frames, finished)
+        """Writes one transaction; raises OSError, and then it never happened.
+
+        `whole` are paths that were among the first frames and are no more.
+        """
+        record = _record(added, removed, skipped, first_frames, whole, finished)
         line = _line(record)
-        with open(self.path, "r+b" if self.path.exists() else "xb") as file:
+        with open(self.path, "r+b") as file:
             file.truncate(self._size)  # what a crash left of a line
             file.seek(self._size)
             file.write(line)
@@ -81,7 +92,7 @@ class Journal:
         """Replaces the journal by one that says the same in as few lines as it takes."""
         state = self.state
         skipped, frames = state.skipped.values(), sorted(state.first_frames)
-        self._replace(_line(_record(state.shards, (), skipped, frames, state.finished)))
+        self._replace(_line(_record(state.shards, (), skipped, frames, (), state.finished)))
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -89,26 +100,28 @@ class Journal:
         self.state = State()
 
     def _replace(self, data: bytes) -> None:
-        publish({self.path: lambda file: file.write(data)})
-        self._size = len(data)
+        whole = _line({"base": len(data)}) + data
+        publish({self.path: lambda file: file.write(whole)})
+        self._size = len(whole)
 
 
 def read(path: Path) -> tuple[State, int]:
     """What a journal says, and the bytes of its complete lines; raises OutputError."""
-    state, size = State(), 0
     try:
-        data = path.read_bytes() if os.path.lexists(path) else b""
+        data = path.read_bytes()
     except OSError as error:
-        raise OutputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        raise OutputError(
+            f"cannot read {str(path)!r}: {error.strerror or error}: {_MEND}"
+        ) from error
+    state, lines = State(), data.split(b"\n")[:-1]
+    for number, line in enumerate(lines, 1):
         try:
-            state.apply(json.loads(line))
+            state.apply(_parsed(line))
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise OutputError(
-                f"line {number} of {str(path)!r} is damaged: restore the file, or embed again with "
-                "--overwrite"
-            ) from error
-        size += len(line) + 1
+            raise OutputError(f"line {number} of {str(path)!r} is damaged: {_MEND}") from error
+    size = sum(len(line) + 1 for line in lines)
+    if not lines or size < len(lines[0]) + 1 + _parsed(lines[0]).get("base", size):
+        raise OutputError(f"{str(path)!r} is damaged, its end is missing: {_MEND}")
     return state, size
 
 
@@ -117,6 +130,7 @@ def _record(
     removed: Iterable[str],
     skipped: Iterable[Mapping[str, Any]],
     first_frames: Iterable[str],
+    whole: Iterable[str],
     finished: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     record = {
@@ -124,10 +138,21 @@ def _record(
         "removed": list(removed),
         "skipped": [dict(skip) for skip in skipped],
         "first_frames": list(first_frames),
+        "whole": list(whole),
         "finished": None if finished is None else dict(finished),
     }
     return {name: value for name, value in record.items() if value not in (None, [])}
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record).encode() + b"\n"
+    """A JSON object a line, its first member the checksum of the rest."""
+    text = json.dumps(record).encode()
+    return b'{"crc32": "%08x", "record": %s}\n' % (zlib.crc32(text), text)
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """The record of a line; raises ValueError for one that is not as it was written."""
+    record = json.loads(line)["record"]
+    if _line(record) != line + b"\n":
+        raise ValueError("the checksum does not fit")
+    return record

@@ -15,6 +15,7 @@ from aim_mlx.errors import OutputError
 
 NAME = "manifest.json"
 SCHEMA = 1
+_MEND = "restore it, or embed again with --overwrite"
 _PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow", "pyarrow")
 
 # What two runs must share to write into one store, in words for the message.
@@ -63,14 +64,16 @@ def read(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise OutputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise OutputError(f"{str(path)!r} is damaged: restore it, or embed again") from error
+        raise OutputError(f"{str(path)!r} is damaged: {_MEND}") from error
     if not isinstance(schema, int) or schema > SCHEMA:
         raise OutputError(
             f"{str(folder)!r} has schema {schema}, this aim-mlx knows {SCHEMA}: update aim-mlx"
         )
-    missing = [name for name in (*_DECISIVE, "model") if name not in manifest]
+    missing = [name for name in (*_DECISIVE, "model", "block") if name not in manifest]
     if missing:
-        raise OutputError(f"{str(path)!r} lacks {', '.join(missing)}: restore it, or embed again")
+        raise OutputError(f"{str(path)!r} lacks {', '.join(missing)}: {_MEND}")
+    if not all(type(manifest[name]) is int and manifest[name] > 0 for name in ("dim", "block")):
+        raise OutputError(f"{str(path)!r} is damaged: {_MEND}")
     return manifest
 
 

@@ -3,6 +3,7 @@
 Vectors lie uncompressed, every page has a checksum, and the journal keeps the digest of the file.
 """
 
+import errno
 import hashlib
 import io
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from aim_mlx.store.rows import COLUMNS, Row, exact_paths, path_columns, table_sc
 
 PREFIX, SUFFIX = "rows-", ".parquet"
 _GROUP_ROWS = 1024
+_BROKEN = (errno.EIO, errno.EISDIR, errno.ELOOP)  # what a disk, or a meddler, did to a file
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ class _Summed(io.RawIOBase):
 
 
 def damage(folder: Path, shard: Shard) -> str | None:
-    """What is wrong with a shard's file, None if every byte is as it was written."""
+    """What is wrong with a shard's file, None if every byte is as it was written.
+
+    Raises OutputError where the file may be sound but cannot be read now.
+    """
     try:
         with open(folder / shard.name, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -111,6 +116,10 @@ def damage(folder: Path, shard: Shard) -> str | None:
     except FileNotFoundError:
         return "it is missing"
     except OSError as error:
+        if error.errno not in _BROKEN:
+            raise OutputError(
+                f"cannot read {str(folder / shard.name)!r}: {error.strerror or error}"
+            ) from error
         return f"it cannot be read: {error.strerror or error}"
     if size != shard.bytes:
         return f"it has {size} bytes, {shard.bytes} were written"

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from aim_mlx.store import manifest as manifests
 from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.folder import clean, next_number, prepared
 from aim_mlx.store.journal import Journal, State
-from aim_mlx.store.lock import locked
 from aim_mlx.store.recovery import load_rows, without_damaged
 from aim_mlx.store.rows import COLUMNS, Row
 from aim_mlx.store.shards import (
@@ -38,24 +37,10 @@ def writing(folder: Path, overwrite: bool = False) -> Iterator["StoreWriter"]:
     With `overwrite` it begins empty, but nothing is deleted before begin(). Raises OutputError for
     a folder that is no store, or while another process writes there.
     """
-    with prepared(folder):
+    with prepared(folder, overwrite):
         if (folder / manifests.NAME).exists() and not overwrite:
             manifests.read(folder)  # a newer schema may have another journal
-        with _locking(folder):
-            yield StoreWriter(folder, overwrite)
-
-
-@contextmanager
-def _locking(folder: Path) -> Iterator[None]:
-    """locked(), with a failure to make the lock as an OutputError."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder))
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to {str(folder)!r}: {error.strerror or error}"
-            ) from error
-        yield
+        yield StoreWriter(folder, overwrite)
 
 
 class StoreWriter:
@@ -70,7 +55,7 @@ class StoreWriter:
         self._overwrite = overwrite
         self.catalog = Catalog()
         self.notes: list[str] = []
-        self._journal = Journal(folder, afresh=overwrite)
+        self._journal = Journal(folder, afresh=self._is_new())
         self._most_rows = _SHARD_ROWS
         self._rows: list[Row] = []
         self._vectors: list[np.ndarray] = []
@@ -118,6 +103,8 @@ class StoreWriter:
     ) -> None:
         """Writes down the files of a run, and those known to be skipped, before any is opened."""
         with self._storing():
+            if self.state.finished is not None:
+                self._journal.append()  # the lists below are of a run that is not finished
             lists.write_files(self.folder, header, paths)
             lists.write_skips(self.folder, skips)
 
@@ -168,7 +155,8 @@ class StoreWriter:
     def _commit(self, rows: int, skips: list[dict[str, Any]], first_frames: list[str]) -> None:
         table = table_of(self._rows[:rows], np.stack(self._vectors[:rows])) if rows else None
         shards = [] if table is None else [self._write(table)]
-        self._journal.append(added=shards, skipped=skips, first_frames=first_frames)
+        whole = self.state.first_frames.intersection(row.path for row in self._rows[:rows])
+        self._journal.append(shards, (), skips, first_frames, sorted(whole))
         if table is not None:
             self.catalog.add([row.path for row in self._rows[:rows]], table)
         lists.append_skips(self.folder, skips)
@@ -194,9 +182,9 @@ class StoreWriter:
     def finish(self, summary: Mapping[str, Any], skips: Iterable[Mapping[str, Any]]) -> None:
         """Closes a run: its summary, with the digest of its list, and the skips of the list."""
         with self._storing():
+            lists.write_skips(self.folder, skips)
             self._journal.append(finished={**summary, "files": lists.digest(self.folder)})
             self._journal.rewrite()
-            lists.write_skips(self.folder, skips)
 
     def _fits(self, keeps: list[np.ndarray]) -> bool:
         return sum(int(keep.sum()) for keep in keeps) <= self._most_rows
