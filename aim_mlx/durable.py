@@ -1,6 +1,7 @@
 """Files that are complete or not there: written aside, flushed to the disk, then renamed."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ def publish(files: Mapping[Path, Callable[[BinaryIO], Any]]) -> None:
     new = [target for target in files if not os.path.lexists(target)]
     try:
         for target, write in files.items():
+            temporaries[target].unlink(missing_ok=True)  # of a killed process with our number
             with open(temporaries[target], "xb") as file:
                 write(file)
                 flush(file)
@@ -36,6 +38,14 @@ def publish(files: Mapping[Path, Callable[[BinaryIO], Any]]) -> None:
 def temporary(target: Path) -> Path:
     """The name of a file while this process writes it: hidden, beside its target."""
     return target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY}")
+
+
+def remove_leftovers(target: Path) -> None:
+    """Deletes what killed processes left of a file; only for who knows that none writes it now."""
+    unfinished = re.compile(rf"\.{re.escape(target.name)}\.\d+{re.escape(TEMPORARY)}")
+    for name in os.listdir(target.parent):
+        if unfinished.fullmatch(name):
+            (target.parent / name).unlink(missing_ok=True)
 
 
 def flush(file: BinaryIO) -> None:

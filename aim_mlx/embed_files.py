@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aim_mlx.durable import remove_leftovers
 from aim_mlx.embed import EmbedOptions, Encoder
 from aim_mlx.embed_run import EmbedRun, Report, block_size, skip_record
 from aim_mlx.errors import AimError, Interrupted, UsageError
@@ -85,10 +86,10 @@ class Job:
         """The selected files and the facts of the listing; raises AimError where there is none."""
         listing, facts = self.selection.listing([self.output, sidecar(self.output), self.store])
         if not listing.files and not listing.skipped:
-            others = f"{listing.ignored} other files"
-            if listing.notes not in ((), (others,)):
-                others += f" ({', '.join(listing.notes)})"
-            raise AimError(f"0 images, {others} under {self.selection}: give a folder with images")
+            raise AimError(
+                f"0 images, {listing.ignored} other files under {self.selection}: "
+                "give a folder with images"
+            )
         return listing, facts
 
     @property
@@ -125,6 +126,8 @@ def embed_files(job: Job, load: Callable[[], Encoder], report: Report) -> Summar
         run = EmbedRun(store, encoder, job.options, report, job.stop)
         summary = _run(job, store, run, listing, facts, manifest["block"], report)
         if job.is_file:
+            for target in (job.output, sidecar(job.output)):
+                remove_leftovers(target)  # whoever writes there has the lock that is ours now
             rows = Rows(EmbeddingStore(job.store), listing.files)
             write_file(rows, job.output, job.rules.overwrite)
     return summary
@@ -133,17 +136,18 @@ def embed_files(job: Job, load: Callable[[], Encoder], report: Report) -> Summar
 @contextmanager
 def _open(job: Job) -> Iterator[StoreWriter]:
     """The store of a job; the one beside a file goes with its purpose, or if it is of no use."""
-    done = False
+    opened = done = False
     rows = 0
     try:
         with writing(job.store, job.rules.overwrite and not job.is_file) as store:
+            opened = True  # before, it may be another process's
             try:
                 yield store
                 done = True
             finally:
                 rows = store.state.rows
     finally:
-        if job.is_file and job.store.is_dir() and (done or not rows):
+        if job.is_file and opened and job.store.is_dir() and (done or not rows):
             remove(job.store)
 
 
@@ -200,11 +204,16 @@ def _close(
     catalog = store.catalog
     gone = vanished(catalog, frozenset(listing.files), job.selection.sources)
     replaced = {row for row in range(len(catalog)) if not catalog.is_current(row)}
-    # A file that changed and now fails has no vector any more; one that only vanished keeps its.
-    failed = (catalog.find(skip["path"]) for skip in skips if skip["reason"] != "vanished")
+    # A file that changed and now fails has no vector any more; one that vanished, or cannot even be
+    # looked at, keeps its.
+    failed = (catalog.find(s["path"]) for s in skips if _is_there(s))
     pruned = gone if job.rules.prune else []
     store.compact(replaced.union(pruned, (row for row in failed if row is not None)))
     return len(gone), len(pruned)
+
+
+def _is_there(skip: dict[str, Any]) -> bool:
+    return skip["reason"] != "vanished" and skip["size"] is not None
 
 
 def _resumable(job: Job, store: StoreWriter) -> str:

@@ -12,6 +12,7 @@ from aim_mlx.embed import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, ImageError, Interrupted, OutputError
 from aim_mlx.images import Content, Contents, Listing, Skip, changed
 from aim_mlx.models.vision import VisionEncoder
+from aim_mlx.store.plan import facts_of
 from aim_mlx.store.rows import Row
 from aim_mlx.store.writer import StoreWriter
 
@@ -64,6 +65,7 @@ class EmbedRun:
         self._store, self._encoder, self._options = store, encoder, options
         self._report, self._stop = report, stop
         self._failed: dict[str, ImageError] = {}  # by the digest of what failed
+        self._again: list[str] = []
         self.computed = self.reused = 0
         self.first_frames = 0
         self.skipped: list[dict[str, Any]] = []
@@ -73,6 +75,12 @@ class EmbedRun:
 
         Raises Interrupted where it was asked to stop.
         """
+        while paths:
+            self._again = []
+            self._embed(paths, block)
+            paths = self._again
+
+    def _embed(self, paths: Sequence[str], block: int) -> None:
         store = self._store
         known = store.catalog.find_digest
         try:
@@ -99,9 +107,12 @@ class EmbedRun:
             self._skip(path, content, None)
         elif content.repeats:
             self._reuse(path, content)
-        elif (failure := row.failure or changed(path, content)) is not None:
-            self._failed[content.digest] = failure
-            self._skip(path, failure, content)
+        elif (change := changed(path, content)) is not None:
+            self._skip(path, change, content)
+        elif row.failure is not None:
+            if row.failure.reason != "unreadable":  # that was the disk
+                self._failed[content.digest] = row.failure
+            self._skip(path, row.failure, content)
         elif row.vector is not None:
             facts = (content.digest, content.size, content.mtime_ns, row.width, row.height)
             self._add(Row(path, *facts), row.vector, row.multi_frame)
@@ -114,8 +125,10 @@ class EmbedRun:
             facts = {"path": path, "size": content.size, "mtime_ns": content.mtime_ns}
             self._add(replace(row, **facts), vector, self._store.is_first_frame(row.path))
             self.reused += 1
-        else:
-            self._skip(path, self._failed[content.digest], content)
+        elif (failure := self._failed.get(content.digest)) is not None:
+            self._skip(path, failure, content)
+        else:  # the first file with this content came to grief, not the content
+            self._again.append(path)
 
     def _add(self, row: Row, vector: np.ndarray, first_frame: bool) -> None:
         self._store.add(row, vector, first_frame)
@@ -132,10 +145,12 @@ class EmbedRun:
 
 def skip_record(skip: Skip, content: Content | None = None) -> dict[str, Any]:
     """A skip as it is written down, with the facts of the file as far as it could be read."""
+    facts = (content.size, content.mtime_ns) if content else facts_of(skip.path)
+    size, mtime_ns = facts or (None, None)
     return {
         "path": skip.path,
         "reason": skip.reason,
         "detail": skip.detail,
-        "size": content.size if content else None,
-        "mtime_ns": content.mtime_ns if content else None,
+        "size": size,
+        "mtime_ns": mtime_ns,
     }

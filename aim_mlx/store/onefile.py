@@ -94,13 +94,14 @@ def write_file(rows: Rows, target: Path, overwrite: bool = False) -> None:
     Raises UsageError for another suffix, OutputError where it cannot write.
     """
     check_target(target, overwrite)
-    files: dict[Path, Callable[[BinaryIO], Any]] = {target: partial(_WRITERS[target.suffix], rows)}
-    if target.suffix in _WITH_SIDECAR:
+    files: dict[Path, Callable[[BinaryIO], Any]] = {}
+    if target.suffix in _WITH_SIDECAR:  # first, so that where the target is all is there
         record: dict[str, Any] = {"manifest": rows.manifest}
         if target.suffix == ".npy":
             record["paths"] = rows.paths
         text = json.dumps(record, indent=1).encode() + b"\n"
         files[sidecar(target)] = lambda file: file.write(text)
+    files[target] = partial(_WRITERS[target.suffix], rows)
     with _storage(target):
         publish(files)
 
@@ -121,7 +122,8 @@ def _write_npz(rows: Rows, file: BinaryIO) -> None:
             for start in range(0, len(rows.paths), _PART_ROWS):
                 member.write(np.array(rows.paths[start : start + _PART_ROWS], kind).tobytes())
         text = np.array(json.dumps(rows.manifest))
-        archive.writestr("manifest.npy", _npy_header(text.dtype, ()) + text.tobytes())
+        with archive.open("manifest.npy", "w") as member:  # without the time, unlike writestr()
+            member.write(_npy_header(text.dtype, ()) + text.tobytes())
 
 
 def _write_safetensors(rows: Rows, file: BinaryIO) -> None:

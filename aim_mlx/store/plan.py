@@ -33,17 +33,18 @@ def make_plan(
     plan = Plan()
     for path in files:
         row, skip = catalog.find(path), state.skipped.get(path)
-        facts = _facts(path) if row is not None or skip else None
+        facts = facts_of(path) if row is not None or skip else None
         if row is not None and facts is not None and catalog.is_file(row, *facts):
             plan.unchanged += 1
-        elif skip and _stands(skip, retried) and (skip["size"], skip["mtime_ns"]) == facts:
+        elif skip and _stands(skip, state, retried) and _is_same(skip, facts):
             plan.skipped.append(skip)
         else:
             plan.todo.append(path)
     return plan
 
 
-def _facts(path: str) -> tuple[int, int] | None:
+def facts_of(path: str) -> tuple[int, int] | None:
+    """Size and time of change in nanoseconds, None for a file that cannot be looked at."""
     try:
         found = os.stat(path)
     except OSError:
@@ -51,8 +52,18 @@ def _facts(path: str) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _stands(skip: dict[str, Any], retried: Collection[str]) -> bool:
-    return skip["size"] is not None and skip["reason"] in _SETTLED - set(retried)
+def _stands(skip: dict[str, Any], state: State, retried: Collection[str]) -> bool:
+    """Whether a file need not be tried again while it is the same.
+
+    That which the run that is being resumed has tried need not be, whatever the reason: the blocks
+    that are left must be those that it would have come to.
+    """
+    settled = skip["reason"] in _SETTLED or skip["path"] in state.tried
+    return settled and skip["reason"] not in retried
+
+
+def _is_same(skip: dict[str, Any], facts: tuple[int, int] | None) -> bool:
+    return facts is not None and (skip["size"], skip["mtime_ns"]) == facts
 
 
 def retried_reasons(everything: bool, truncated: bool, too_large: bool) -> frozenset[str]:

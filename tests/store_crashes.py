@@ -1,0 +1,263 @@
+"""Runs with an encoder of no cost on a disk that can be cut off at any of its operations.
+
+As a program, `python -m tests.store_crashes JOB`: runs the job again and again in processes of its
+own, each killed at another point, and leaves what they left. It does no work before it forks, so
+that no thread is lost by it.
+"""
+
+import builtins
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from aim_mlx import embed_files as embedding
+from aim_mlx.backend import mx
+from aim_mlx.config import PreprocessConfig
+from aim_mlx.embed import Embedded, EmbedOptions, Encoder
+from aim_mlx.embed_files import Job, Rules, Summary, embed_files
+from aim_mlx.errors import ImageError
+from aim_mlx.images import Listing, Omitted, Skip
+from aim_mlx.images.files import regular_file
+from aim_mlx.selection import Selection
+from aim_mlx.store import writer
+from aim_mlx.store.manifest import describe
+from tests.small import SMALL
+
+DIM = 9
+BLOCK = 2
+SHARD_ROWS = 5
+
+
+class StubEncoder(Encoder):
+    """Vectors that tell the content of their files, at no cost.
+
+    The last number is how many images were computed together, as the sums of a real encoder depend
+    on it: it shows where a run made other batches than one that was not interrupted.
+    """
+
+    def __init__(self):
+        model: Any = SimpleNamespace(config=SMALL)
+        super().__init__(model, PreprocessConfig.hub(56), identity={"model": "stub", "path": "-"})
+        self.weights_digest = "0" * 64
+
+    __hash__ = object.__hash__
+
+    @property
+    def dtype(self):
+        return mx.float32
+
+    def dim(self, options: EmbedOptions) -> int:
+        return DIM
+
+    def embed_stream(self, images, options=None, block=None):  # pyright: ignore
+        block = block or len(images)
+        for start in range(0, len(images), block):
+            part = range(start, min(start + block, len(images)))
+            rows = [_embedded(index, images[index]) for index in part]
+            together = sum(row.vector is not None for row in rows)
+            for row in rows:
+                if row.vector is not None:
+                    row.vector[-1] = together
+            yield from rows
+
+
+STUB = StubEncoder()
+
+
+def _embedded(index: int, source: Any) -> Embedded:
+    if isinstance(source, Omitted):
+        return Embedded(index, None, 0, 0)
+    try:
+        with regular_file(source) as (file, _):
+            data = file.read()
+        if data.startswith(b"bad"):
+            raise ImageError("not_image", "it begins with bad")
+    except ImageError as failure:
+        return Embedded(index, None, 0, 0, failure)
+    return Embedded(index, vector_of(data), len(data), 1, None, data.startswith(b"film"))
+
+
+def vector_of(data: bytes) -> np.ndarray:
+    """float32 (DIM,), all but the last number decided by the content."""
+    numbers = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)[: DIM - 1]
+    return np.append(numbers, 0).astype(np.float32)
+
+
+class Silent:
+    """A report to nobody."""
+
+    def listed(self, listing: Listing) -> None: ...
+    def unchanged(self, count: int) -> None: ...
+    def skipped(self, skip: Skip) -> None: ...
+    def embedded(self, path: str) -> None: ...
+    def noted(self, note: str) -> None: ...
+
+
+@contextmanager
+def small_steps() -> Iterator[None]:
+    """Blocks of two images, each a commit, and shards of five rows."""
+    with (
+        mock.patch.object(embedding, "block_size", lambda *_: BLOCK),
+        mock.patch.object(writer, "_SECONDS", 0.0),
+        mock.patch.object(writer, "_SHARD_ROWS", SHARD_ROWS),
+    ):
+        yield
+
+
+def run(photos: Path, output: Path, report: Any = None, **rules: bool) -> Summary:
+    """embed_files() in small steps, without waiting for the disk: no power fails here."""
+    job = Job(Selection((str(photos),)), output, EmbedOptions(), Rules(**rules))
+    with (
+        small_steps(),
+        mock.patch.object(os, "fsync", lambda handle: None),
+        mock.patch.object(embedding, "describe", _described),
+    ):
+        return embed_files(job, lambda: STUB, report or Silent())
+
+
+@cache
+def _described(encoder: Encoder, options: EmbedOptions) -> dict[str, Any]:
+    """The manifest, the same in all runs."""
+    return describe(encoder, options) | {"created": ""}
+
+
+class Disk:
+    """Calls `stop` just before the n-th operation that changes a file or folder, or amid a write.
+
+    `count` are the operations so far; of many writes to one file every 16th is one.
+    """
+
+    def __init__(self, n: int, stop: Callable[[], None]):
+        self._n, self._stop = n, stop
+        self.count = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        names = ("replace", "unlink", "rmdir", "mkdir", "fsync", "ftruncate", "pwrite")
+        real_open, os_open = builtins.open, os.open
+        watching: dict[str, Any] = {name: self._watching(getattr(os, name)) for name in names}
+        with mock.patch.multiple(os, **watching):
+
+            def opened(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+                call = self._watching(os_open) if flags & os.O_CREAT else os_open
+                return call(path, flags, *rest, **more)
+
+            def opened_file(path: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
+                if not set(mode) & set("wax+"):
+                    return real_open(path, mode, *rest, **more)
+                return _File(self, self._watching(real_open)(path, mode, *rest, **more))
+
+            with mock.patch.object(os, "open", opened), mock.patch("builtins.open", opened_file):
+                yield
+
+    def _watching(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any, **more: Any) -> Any:
+            return self.do(lambda: call(*arguments, **more), lambda: None)
+
+        return watched
+
+    def do(self, whole: Callable[[], Any], half: Callable[[], Any]) -> Any:
+        """One operation; `half` is what there is of it where it is stopped."""
+        self.count += 1
+        if self.count - 1 == self._n:
+            half()
+            self._stop()
+        return whole()
+
+
+class _File:
+    """A file whose writes are operations of a disk; nothing waits in a buffer."""
+
+    def __init__(self, disk: Disk, file: Any):
+        self._disk, self._file, self._writes = disk, file, 0
+
+    def __enter__(self) -> "_File":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: Any) -> int:
+        data = bytes(data)
+        self._writes += 1
+        if self._writes % 16 != 1:
+            return self._put(data)
+        return self._disk.do(lambda: self._put(data), lambda: self._put(data[: len(data) // 2]))
+
+    def writelines(self, lines: Any) -> None:
+        self.write(b"".join(lines))
+
+    def _put(self, data: bytes) -> int:
+        self._file.write(data)
+        self._file.flush()
+        return len(data)
+
+
+def killed_runs(job: dict[str, Any]) -> None:
+    """A run killed at every point, and some at random times, each with its own folder.
+
+    `job`: photos, into (the folder of the folders), before (what is in each to begin with), name
+    (of the output), rules, last (only so many operations before the end), random (how many).
+    """
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    into = Path(job["into"])
+    # A first run that is not killed counts, and sets up what would cost each of the others a third
+    # of a second. Arrow starts its threads anew after a fork, those of the run have ended.
+    disk = Disk(-1, kill)
+    shutil.copytree(job["before"], into / "warm")
+    with disk.watched():
+        run(Path(job["photos"]), into / "warm" / job["name"], **job["rules"])
+    shutil.rmtree(into / "warm")
+    started = time.monotonic()
+    points = range(max(0, disk.count - job["last"]), disk.count)
+    for n in points:
+        code = _forked(job, f"{n:04}", Disk(n, kill))
+        assert code == -signal.SIGKILL, f"{n}: {code}"
+    seconds = (time.monotonic() - started) / len(points)
+    rng = np.random.default_rng(0)
+    for i in range(job["random"]):
+        _forked(job, f"random-{i}", Disk(-1, kill), rng.uniform(0, 1.5 * seconds))
+
+
+def _forked(job: dict[str, Any], name: str, disk: Disk, delay: float | None = None) -> int:
+    """How a run in a process of its own ended, killed after `delay` seconds if one is given."""
+    folder = Path(job["into"]) / name
+    shutil.copytree(job["before"], folder)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            with disk.watched():
+                run(Path(job["photos"]), folder / job["name"], **job["rules"])
+            code = 0
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+        finally:
+            os._exit(code)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    killed_runs(json.loads(sys.argv[1]))
