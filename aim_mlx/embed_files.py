@@ -86,10 +86,10 @@ class Job:
         """The selected files and the facts of the listing; raises AimError where there is none."""
         listing, facts = self.selection.listing([self.output, sidecar(self.output), self.store])
         if not listing.files and not listing.skipped:
-            raise AimError(
-                f"0 images, {listing.ignored} other files under {self.selection}: "
-                "give a folder with images"
-            )
+            others = f"{listing.ignored} other files"
+            if listing.notes not in ((), (others,)):
+                others += f" ({', '.join(listing.notes)})"
+            raise AimError(f"0 images, {others} under {self.selection}: give a folder with images")
         return listing, facts
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from aim_mlx.cli import main
 from tests.bad_images import PNG
 from tests.embed_runs import Run, embed, make, vectors_of
 from tests.small import save
@@ -84,7 +85,7 @@ def test_patterns_choose_and_are_counted(photos, run, tmp_path):
 
 def test_patterns_that_leave_nothing_end_with_1(photos, run, tmp_path):
     done = run(".", "--include", "*.gif")
-    assert done.code == 1 and "0 images, 5 other" in done.stderr
+    assert done.code == 1 and "0 images, 5 other files (5 excluded" in done.stderr
     assert not (tmp_path / "store").exists()
 
 
@@ -129,3 +130,11 @@ def test_a_source_that_lists_nothing_any_more_refuses_to_prune(photos, run, tmp_
     done = run(".", other, "--prune")
     assert done.code == 2 and "'.' lists no image" in done.stderr
     assert len(vectors_of(tmp_path / "store")) == 5
+
+
+def test_a_list_that_is_not_there_or_not_asked_for_is_refused(photos, run, monkeypatch, capsys):
+    done = run(".", "-0")
+    assert done.code == 2 and "give - as a source" in done.stderr
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main._run(["embed", "-", "-o", "out"]) == 2
+    assert "stdin, but it is closed" in capsys.readouterr().err

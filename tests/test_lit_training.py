@@ -259,16 +259,25 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(table, tmp_path, mo
 
 
 def test_asked_to_stop_a_run_keeps_what_it_has_done(table, tmp_path):
+    calls = iter(range(1000))
     with pytest.raises(KeyboardInterrupt):
-        train_lit(table, tmp_path / "early", encoder, QUICK, stop=lambda: True)
+        train_lit(table, tmp_path / "early", encoder, QUICK, stop=lambda: next(calls) >= 24 + 5)
     assert list((tmp_path / "early").rglob("tokens-*.npy"))
     calls = iter(range(1000))
     with pytest.raises(Interrupted, match="after step 4 of 9; the checkpoint of step 4 is kept"):
-        # Asked once for each of 12 images, then twice for each step.
-        train_lit(table, tmp_path / "out", encoder, QUICK, stop=lambda: next(calls) >= 12 + 6)
+        # Asked once for each of 24 files and each of 12 images, then twice for each step.
+        train_lit(table, tmp_path / "out", encoder, QUICK, stop=lambda: next(calls) >= 36 + 6)
     train_lit(table, tmp_path / "out", encoder, QUICK)
     train_lit(table, tmp_path / "straight", encoder, QUICK)
     assert weights(tmp_path / "out") == weights(tmp_path / "straight")
+
+
+def test_what_a_killed_run_was_writing_is_removed(table, tmp_path):
+    left = tmp_path / "out" / "training" / ".checkpoint.safetensors.1.aim-mlx.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a checkpoint")
+    train_lit(table, tmp_path / "out", encoder, QUICK)
+    assert not left.exists()
 
 
 def test_a_second_run_on_a_folder_in_use_is_refused(table, tmp_path):

@@ -104,7 +104,7 @@ def embed(
     )
     selection = Selection(
         tuple(source for source in sources if source != "-"),
-        _listed(null) if "-" in sources else (),
+        _listed("-" in sources, null),
         follow,
         tuple(include or ()),
         tuple(exclude or ()),
@@ -127,9 +127,17 @@ def embed(
     return summary.exit_code
 
 
-def _listed(null: bool) -> tuple[str, ...]:
+def _listed(wanted: bool, null: bool) -> tuple[str, ...]:
+    """The paths on stdin, if they are asked for."""
+    from aim_mlx.errors import UsageError
     from aim_mlx.images import read_paths
 
+    if null and not wanted:
+        raise UsageError("-0 is about a list on stdin: give - as a source to read one")
+    if not wanted:
+        return ()
+    if sys.stdin is None:
+        raise UsageError("expected a list of paths on stdin, but it is closed")
     return tuple(read_paths(sys.stdin.buffer, null))
 
 

@@ -97,7 +97,7 @@ class Progress:
         self._emit("plan", account)
 
     def summary(self, summary: Summary) -> None:
-        rate = summary.computed / summary.seconds if summary.seconds else 0.0
+        rate = f" ({summary.computed / summary.seconds:.2f} images/s)" if summary.computed else ""
         details = [
             f"{count:,} {what}"
             for count, what in (
@@ -110,7 +110,7 @@ class Progress:
         ]
         self._say(
             f"{summary.embedded} embedded, {summary.skipped} skipped, {summary.ignored} ignored "
-            f"in {summary.seconds:.1f} s ({rate:.2f} images/s): {escaped(summary.output)}"
+            f"in {summary.seconds:.1f} s{rate}: {escaped(summary.output)}"
             + "".join(f"; {detail}" for detail in details)
         )
         self._emit("summary", {**asdict(summary), "exit_code": summary.exit_code})

@@ -10,21 +10,16 @@ from aim_mlx.token_cache import TokenCache
 from aim_mlx.tokens import StreamedTokens, TokenSource, undecodable
 
 TokensOf = Callable[[Pairs], TokenSource]
+Advanced = Callable[[str, int, int], None]  # the stage, how much is done, of how much
 
 
 def tokens_of(
-    cache: TokenCache, encoder: Encoder, pairs: Pairs, report: Report, stop: Callable[[], bool]
+    cache: TokenCache, encoder: Encoder, pairs: Pairs, report: Report, advanced: Advanced
 ) -> tuple[TokensOf, list[Skip]]:
     """A source of tokens for any of these pairs, and the images that cannot be decoded.
 
-    Raises KeyboardInterrupt where `stop` says so; what is finished is kept.
+    Whatever `advanced` raises ends it; the tokens computed by then are kept.
     """
-
-    def advanced(what: str, done: int, total: int) -> None:
-        report.advanced(what, done, total)
-        if stop():
-            raise KeyboardInterrupt
-
     digests = pairs.digests
     size = cache.bytes_to_add(digests)
     if cache.fits(digests):

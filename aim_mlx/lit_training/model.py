@@ -40,14 +40,19 @@ def new_model(encoder: Encoder, config: LiTConfig, seed: int) -> LiTModel:
     trunk = {name for name in trunk if not name.startswith("head.")}
     frozen = dict(tree_flatten(encoder.model.parameters()))  # a LiT's own pool is left behind
     model.image_encoder.load_weights([(name, frozen[name]) for name in sorted(trunk)], strict=False)
-    model.image_encoder.freeze()
-    model.image_encoder.head.unfreeze()
+    freeze_trunk(model)
     wanted = dict(tree_flatten(model.trainable_parameters()))
     model.load_weights(list(initial_weights(config, seed, wanted)), strict=False)
     mx.eval(model.parameters())
     # Making the layers drew random numbers that were never computed; they would pile up.
     mx.eval(mx.random.state)
     return model
+
+
+def freeze_trunk(model: LiTModel) -> None:
+    """Leaves all but the image tower's trunk to training."""
+    model.image_encoder.freeze()
+    model.image_encoder.head.unfreeze()
 
 
 def decays(name: str, _: object = None) -> bool:

@@ -20,7 +20,7 @@ from aim_mlx.errors import Interrupted
 from aim_mlx.images import Skip
 from aim_mlx.lit_training.config import TrainConfig
 from aim_mlx.lit_training.evaluation import evaluate
-from aim_mlx.lit_training.features import TokensOf, tokens_of
+from aim_mlx.lit_training.features import Advanced, TokensOf, tokens_of
 from aim_mlx.lit_training.loop import Split, Trainer
 from aim_mlx.lit_training.model import lit_config, new_model
 from aim_mlx.lit_training.pairs import Pairs, read_pairs, split
@@ -29,7 +29,7 @@ from aim_mlx.lit_training.work import begin, run_facts, run_tokenizer, write_met
 from aim_mlx.store.lock import locked
 from aim_mlx.token_cache import TokenCache
 from aim_mlx.training.checkpoint import load_state, save_state
-from aim_mlx.training.folder import check_output, check_same_run, storage
+from aim_mlx.training.folder import check_output, check_same_run, remove_unfinished, storage
 from aim_mlx.weights.save import WORK_FOLDER, provenance, save_checkpoint
 
 _RECORDS, _EVALUATIONS = 200, 20  # at most, of a run
@@ -64,16 +64,18 @@ def train_lit(
     started = time.monotonic()
     report = report or Silent()
     folder, work = Path(folder), Path(folder) / WORK_FOLDER
+    advanced = _advancing(report, stop)
     check_output(folder)
-    pairs, skips = read_pairs(table, columns, partial(report.advanced, "reading images"))
+    pairs, skips = read_pairs(table, columns, partial(advanced, "reading images"))
     encoder = load()
     facts = run_facts(encoder, pairs, config)
     check_same_run(work, facts)
     with storage(folder):
         work.mkdir(parents=True, exist_ok=True)
         with locked(work):
+            remove_unfinished(work)
             tokens = TokenCache(cache or work / "tokens", encoder, limit=cache_limit)
-            source, undecodable = tokens_of(tokens, encoder, pairs, report, stop)
+            source, undecodable = tokens_of(tokens, encoder, pairs, report, advanced)
             skips += undecodable
             for skip in skips:
                 report.skipped(skip)
@@ -94,6 +96,17 @@ def train_lit(
         trainer.metrics,
         round(time.monotonic() - started, 3),
     )
+
+
+def _advancing(report: Report, stop: Callable[[], bool]) -> Advanced:
+    """Tells the report of progress, then raises KeyboardInterrupt where `stop` says so."""
+
+    def advanced(what: str, done: int, total: int) -> None:
+        report.advanced(what, done, total)
+        if stop():
+            raise KeyboardInterrupt
+
+    return advanced
 
 
 def _without(pairs: Pairs, skips: list[Skip]) -> Pairs:

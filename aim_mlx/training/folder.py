@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aim_mlx.durable import TEMPORARY
 from aim_mlx.errors import OutputError
 from aim_mlx.weights.save import WORK_FOLDER, check_folder
 
@@ -35,6 +36,12 @@ def check_same_run(work: Path, facts: Mapping[str, Any]) -> None:
                 f"{str(work.parent)!r} holds a run with another {name}, {_short(found)} and not "
                 f"{_short(value)}: choose another folder, or give the same command"
             )
+
+
+def remove_unfinished(work: Path) -> None:
+    """Removes what a killed run was writing, by whoever holds the folder's lock; raises OSError."""
+    for path in work.glob(f".*{TEMPORARY}"):
+        path.unlink()
 
 
 @contextmanager
