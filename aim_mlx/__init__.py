@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aim_mlx.lit import LiT as LiT
     from aim_mlx.loading import load as load
     from aim_mlx.models.vision import Features as Features
+    from aim_mlx.probe.probe import AttentiveProbe as AttentiveProbe
     from aim_mlx.registry import MODELS as MODELS
     from aim_mlx.store.reading import EmbeddingStore as EmbeddingStore
     from aim_mlx.zeroshot import ZeroShotHead as ZeroShotHead
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AimError": "aim_mlx.errors",
+    "AttentiveProbe": "aim_mlx.probe.probe",
     "Embedded": "aim_mlx.embed",
     "Encoder": "aim_mlx.embed",
     "Features": "aim_mlx.models.vision",

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.config import to_dict
 from aim_mlx.durable import TEMPORARY, publish
 from aim_mlx.embed import Encoder
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.images import Content, ImageSource, Skip, changed
 from aim_mlx.store.lock import locked
-from aim_mlx.tokens import frozen_tokens, token_shape
+from aim_mlx.tokens import frozen_tokens, token_identity, token_shape
 
 _SHARD_BYTES = 64 << 20
 _SHARD_SECONDS = 60.0  # the most work that a kill can cost
@@ -50,7 +49,7 @@ class TokenCache:
     ):
         self.shape = token_shape(encoder)
         self.limit = limit
-        self.identity = _identity(encoder, layers)
+        self.identity = token_identity(encoder, layers)
         self._encoder, self._layers = encoder, tuple(layers)
         self._root = Path(folder)
         self._folder = self._root / hashlib.sha256(_text(self.identity)).hexdigest()[:32]
@@ -227,16 +226,6 @@ class _Shard:
         records, self._count = self._records[: self._count], 0
         self._started = time.monotonic()
         return records
-
-
-def _identity(encoder: Encoder, layers: Sequence[int]) -> dict[str, Any]:
-    """All that decides the tokens of an image."""
-    return {
-        "weights": encoder.weights_digest,
-        "encoder": to_dict(encoder.model.config),
-        "preprocessing": to_dict(encoder.preprocessing),
-        "layers": list(layers),
-    }
 
 
 def _text(identity: Mapping[str, Any]) -> bytes:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from aim_mlx.backend import mx
+from aim_mlx.config import to_dict
 from aim_mlx.embed import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.images import ImageSource, Skip, stream
@@ -65,6 +66,16 @@ def token_shape(encoder: Encoder) -> tuple[int, int]:
             "another number of tokens: choose one such as aimv2-large-patch14-224"
         )
     return grid**2, encoder.model.config.embed_dim
+
+
+def token_identity(encoder: Encoder, layers: Sequence[int] = ()) -> dict[str, Any]:
+    """All that decides the tokens of an image, as JSON values."""
+    return {
+        "weights": encoder.weights_digest,
+        "encoder": to_dict(encoder.model.config),
+        "preprocessing": to_dict(encoder.preprocessing),
+        "layers": list(layers),
+    }
 
 
 def frozen_tokens(

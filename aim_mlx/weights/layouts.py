@@ -132,9 +132,10 @@ def fill(template: str, index: str) -> str:
 
 def unexpected(layout: Layout, keys: list[str]) -> CheckpointError:
     """The error for keys that no rule of a layout knows."""
+    owner = "head" if layout.kind == "head" else "encoder"
     return CheckpointError(
         f"unexpected tensor {show(keys[0])}{others(keys)} in the {layout.name} layout "
-        f"({layout.kind}): expected only the encoder's tensors"
+        f"({layout.kind}): expected only the {owner}'s tensors"
     )
 
 
@@ -227,10 +228,24 @@ LAYOUTS = (
     Layout("ml-aim-torch", "lit", _ml_aim(_TRANSFORMERS_LIT, CONV)),
     Layout("transformers", "lit", _TRANSFORMERS_LIT),
 )
+# The head of a probe, published by itself: apple/ml-aim's, and the fuller one of apple/ml-l3m.
+HEAD = Layout(
+    "ml-aim",
+    "head",
+    tuple(
+        Rule(name, (f"head.{name}",))
+        for name in (
+            "cls_token", "q.weight", "k.weight", "v.weight", "proj.weight", "proj.bias",
+            "linear.weight", "linear.bias", "bn.running_mean", "bn.running_var",
+            "bn.num_batches_tracked",
+        )
+    ),
+)  # fmt: skip
 _BY_SOURCE = {
     (layout.name, layout.kind): {name: rule for rule in layout.rules for name in rule.theirs}
-    for layout in LAYOUTS
+    for layout in (*LAYOUTS, HEAD)
 }
 _BY_OURS = {
-    (layout.name, layout.kind): {rule.ours: rule for rule in layout.rules} for layout in LAYOUTS
+    (layout.name, layout.kind): {rule.ours: rule for rule in layout.rules}
+    for layout in (*LAYOUTS, HEAD)
 }

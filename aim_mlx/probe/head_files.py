@@ -1,0 +1,191 @@
+"""Heads on disk: head files as they are published, and folders of trained probes.
+
+FOLDER/probe.safetensors    the head, under the reference's names (`head.*`)
+FOLDER/probe.json           its sizes, classes, the encoder it belongs to, metrics; written last
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.numpy
+
+from aim_mlx.backend import mx
+from aim_mlx.config import HEAD_DIM
+from aim_mlx.durable import publish
+from aim_mlx.errors import CheckpointError, OutputError, UsageError
+from aim_mlx.probe.heads import Head, HeadConfig, flat
+from aim_mlx.weights.finite import all_finite
+from aim_mlx.weights.layouts import HEAD, others
+from aim_mlx.weights.mapping import plan
+from aim_mlx.weights.safety import CheckedFile, TensorReader, check_file
+from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
+
+WEIGHTS, FACTS = "probe.safetensors", "probe.json"
+_FORMAT, _VERSION = "aim-mlx probe", 1
+_LARGEST_FACTS = 64 * 2**20  # bytes
+_COUNTER = "bn.num_batches_tracked"  # PyTorch's; no result depends on it
+_FLOATS = ("F32", "F16", "BF16")
+
+
+def load_head(path: str | os.PathLike[str], heads: int | None = None) -> Head:
+    """A published head file, such as AIMv1's `..._attnprobe_head_last_layers`, in safetensors.
+
+    Sizes come from the tensors, `heads` from head_dim = 128 unless given; every tensor must be one
+    of the head's, and none may be missing. Its input is what the head was trained on: for AIMv1 the
+    mean of six blocks' outputs. Raises CheckpointError.
+    """
+    checked = check_file(path)
+    shapes = {n: checked.tensors[source].shape for n, source in _names(checked).items()}
+    for name in ("cls_token", "k.weight", "linear.weight"):
+        if name not in shapes:
+            raise CheckpointError(f"{at(checked.path)}: missing tensor head.{name}")
+    if len(shapes["cls_token"]) != 3 or len(shapes["linear.weight"]) != 2:
+        raise CheckpointError(
+            f"{at(checked.path)}: expected head.cls_token (1, Q, D) and head.linear.weight (C, D), "
+            f"got {list(shapes['cls_token'])} and {list(shapes['linear.weight'])}"
+        )
+    _, queries, dim = shapes["cls_token"]
+    if heads is None and dim % HEAD_DIM:
+        raise CheckpointError(f"{at(checked.path)} has {dim} channels: say how many heads= it has")
+    try:
+        config = HeadConfig(
+            dim,
+            shapes["linear.weight"][0],
+            heads or dim // HEAD_DIM,
+            queries,
+            "coca" if "q.weight" in shapes else "attentive",
+            "bn.running_mean" in shapes,
+            "linear.bias" in shapes,
+        )
+    except UsageError as error:
+        raise CheckpointError(f"{at(checked.path)}: {error}") from error
+    return _read_head(checked, config)
+
+
+def write_probe(folder: Path, head: Head, values: Mapping[str, Any], overwrite: bool) -> Path:
+    """Writes a probe; raises OutputError where one is there already or the disk fails."""
+    tensors = {f"head.{n}": np.array(value) for n, value in flat(head.parameters()).items()}
+    data = safetensors.numpy.save(tensors, {"format": _FORMAT})
+    facts = {
+        "format": _FORMAT,
+        "format_version": _VERSION,
+        "head": asdict(head.config),
+        **values,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    text = json.dumps(facts, indent=1).encode() + b"\n"
+    if not overwrite and any(os.path.lexists(folder / name) for name in (WEIGHTS, FACTS)):
+        raise OutputError(f"{at(folder)} has a probe already: choose another folder")
+    try:
+        folder.mkdir(exist_ok=True)
+        publish({folder / WEIGHTS: _writing(data), folder / FACTS: _writing(text)})
+    except OSError as error:
+        raise OutputError(
+            f"{at(folder)} cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
+    return folder
+
+
+def read_probe(folder: Path) -> dict[str, Any]:
+    """What write_probe() wrote: the head and the values.
+
+    Raises UsageError for a folder without a probe, CheckpointError for a damaged one.
+    """
+    path = folder / FACTS
+    if not path.exists():
+        raise UsageError(f"{at(folder)} has no {FACTS}: expected a folder with a trained probe")
+    facts = parse_object(read_bytes(path, _LARGEST_FACTS), at(path))
+    if facts.pop("format", None) != _FORMAT or facts.pop("format_version", None) != _VERSION:
+        raise CheckpointError(
+            f"{at(path)} is not a probe of version {_VERSION}: train it again, or upgrade aim-mlx"
+        )
+    try:
+        config = HeadConfig.from_dict(facts.pop("head"))
+        digest = facts.pop("sha256")
+        _check_values(facts, config)
+    except (KeyError, TypeError, CheckpointError) as error:
+        raise CheckpointError(
+            f"{at(path)} is not what saving a probe writes ({error!s:.200}): train it again"
+        ) from error
+    weights = folder / WEIGHTS
+    checked = check_file(weights)
+    with open(weights, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise CheckpointError(f"{at(weights)} is not the file that {FACTS} describes")
+    facts["classes"], facts["layers"] = tuple(facts["classes"]), tuple(facts["layers"])
+    return {"head": _read_head(checked, config), **facts}
+
+
+def _check_values(facts: dict[str, Any], config: HeadConfig) -> None:
+    """Raises TypeError for values of other kinds than a probe has."""
+    kinds = {
+        "classes": list,
+        "layers": list,
+        "identity": dict,
+        "model": dict,
+        "multi_label": bool,
+        "metrics": dict,
+        "training": dict,
+    }
+    if set(facts) != set(kinds):
+        raise TypeError(f"expected the fields {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if not isinstance(facts[name], kind):
+            raise TypeError(f"{name} is {show(facts[name])}")
+    if not all(isinstance(name, str) for name in facts["classes"]):
+        raise TypeError("classes are names")
+    if not all(type(layer) is int for layer in facts["layers"]):
+        raise TypeError("layers are whole numbers")
+    if len(facts["classes"]) != config.classes:
+        raise TypeError(f"{len(facts['classes'])} classes for {config.classes} outputs")
+
+
+def _names(checked: CheckedFile) -> dict[str, str]:
+    """Our names of a head's tensors to those in the file; raises CheckpointError for any other."""
+    steps = plan(HEAD, checked.tensors)
+    return {step.ours: step.sources[0] for step in steps if step.ours != _COUNTER}
+
+
+def _read_head(checked: CheckedFile, config: HeadConfig) -> Head:
+    """The head of a file, in float32, all of it and nothing else."""
+    head = Head(config)
+    expected = {name: value.shape for name, value in flat(head.parameters()).items()}
+    names = _names(checked)
+    if missing := sorted(set(expected) - set(names)):
+        raise CheckpointError(
+            f"{at(checked.path)}: missing tensor head.{missing[0]}{others(missing)}"
+        )
+    if odd := sorted(set(names) - set(expected)):
+        raise CheckpointError(
+            f"{at(checked.path)}: unexpected tensor head.{odd[0]}{others(odd)} in a head of kind "
+            f"{config.kind!r}"
+        )
+    weights = []
+    with TensorReader(checked) as reader:
+        for name, source in names.items():
+            info = checked.tensors[source]
+            if info.shape != expected[name] or info.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{at(checked.path)}: tensor {source}: expected floats of shape "
+                    f"{list(expected[name])}, got {info.dtype} {list(info.shape)}"
+                )
+            array = reader.read(source)
+            if not all_finite(array, info.dtype):
+                raise CheckpointError(f"{at(checked.path)}: {source} holds NaN or infinity")
+            value = mx.array(array)
+            value = value.view(mx.bfloat16) if info.dtype == "BF16" else value
+            weights.append((name, value.astype(mx.float32)))
+    head.load_weights(weights, strict=True)
+    head.eval()
+    mx.eval(head.parameters(), mx.random.state)
+    return head
+
+
+def _writing(data: bytes) -> Callable[[BinaryIO], Any]:
+    return lambda file: file.write(data)

@@ -1,0 +1,201 @@
+"""The heads of probes: what is trained on the tokens of a frozen trunk.
+
+Every head works in two steps, so that many can share the first: what it needs of the tokens (the
+means weighted by its queries, or the pooled token), which is where all the tokens are read, and
+what it makes of that. Parameters have the names of the reference's `head.*`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import numpy as np
+
+from aim_mlx.backend import mx, nn, tree_flatten
+from aim_mlx.errors import CheckpointError, UsageError
+from aim_mlx.models.folded import attend, folded_queries, project
+from aim_mlx.models.pooling import pool
+from aim_mlx.probe.moments import MOMENTUM, Moments, Normalisation, measure
+from aim_mlx.weights.initial import initial_tensor
+
+KINDS = ("attentive", "coca", "mean", "max")
+_LARGEST = {"dim": 65_536, "classes": 1_000_000, "heads": 1_024, "queries": 1_024}
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What a head is made of.
+
+    `kind` is "attentive" (learned queries used as they are, k, v, linear), "coca" (the fuller
+    pooling: queries and pooled vectors are projected too), or "mean" or "max" (linear on the pooled
+    tokens). `heads` and `queries` matter to the first two alone; their results are averaged over
+    the queries. `batch_norm` normalises the tokens, or the pooled ones, by the batch in training
+    and by running moments afterwards. `bias` is that of the last layer. Raises UsageError.
+    """
+
+    dim: int
+    classes: int
+    heads: int = 1
+    queries: int = 1
+    kind: str = "attentive"
+    batch_norm: bool = False
+    bias: bool = True
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UsageError(f"a head must be one of {', '.join(KINDS)}, got {self.kind!r:.80}")
+        for name, largest in _LARGEST.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= largest:
+                raise UsageError(
+                    f"{name} must be a whole number from 1 to {largest}, got {value!r:.80}"
+                )
+        if self.attends and self.dim % self.heads:
+            raise UsageError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        if type(self.batch_norm) is not bool or type(self.bias) is not bool:
+            raise UsageError("batch_norm and bias must be true or false")
+
+    @property
+    def attends(self) -> bool:
+        return self.kind in ("attentive", "coca")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "HeadConfig":
+        """From parsed JSON; raises CheckpointError for unknown, missing or bad fields."""
+        known = {each.name for each in fields(cls)}
+        if not isinstance(values, dict) or set(values) != known:
+            raise CheckpointError(f"expected a head with the fields {', '.join(sorted(known))}")
+        try:
+            return cls(**values)
+        except UsageError as error:
+            raise CheckpointError(str(error)) from error
+
+
+class BatchNorm(nn.Module):
+    """The running moments of a batch normalisation without gains: no parameters to train."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.running_mean = mx.zeros((dim,))
+        self.running_var = mx.ones((dim,))
+        self.freeze()
+
+    def follow(self, moments: Moments) -> None:
+        """Moves towards a batch's moments, the variance unbiased, as PyTorch does."""
+        count = moments.count
+        unbiased = moments.variance * (count / max(1, count - 1))
+        self.running_mean = (1 - MOMENTUM) * self.running_mean + MOMENTUM * moments.mean
+        self.running_var = (1 - MOMENTUM) * self.running_var + MOMENTUM * unbiased
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """By the running moments."""
+        return Normalisation.by(self.running_mean, self.running_var)
+
+
+class Head(nn.Module):
+    """A head of any kind: tokens (B, N, D) -> logits (B, C).
+
+    In training mode the batch's own moments normalise, and the running ones follow them.
+    """
+
+    def __init__(self, config: HeadConfig):
+        super().__init__()
+        self._config = config
+        D = config.dim
+        if config.attends:
+            self.cls_token = mx.zeros((1, config.queries, D))
+            self.k = nn.Linear(D, D, bias=False)
+            self.v = nn.Linear(D, D, bias=False)
+        if config.kind == "coca":
+            self.q = nn.Linear(D, D, bias=False)
+            self.proj = nn.Linear(D, D)
+        self.linear = nn.Linear(D, config.classes, bias=config.bias)
+        if config.batch_norm:
+            self.bn = BatchNorm(D)
+
+    @property
+    def config(self) -> HeadConfig:
+        return self._config
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        tokens = tokens.astype(mx.float32)
+        norm = None
+        if self._config.batch_norm and self.training:
+            moments = measure([normalised_input(self._config, tokens)])
+            self.bn.follow(moments)
+            norm = moments.normalisation
+        elif self._config.batch_norm:
+            norm = self.bn.normalisation
+        (found,) = gather(self._config, tokens, [self.queries(norm)])
+        return self.classify(found, norm)
+
+    def queries(self, norm: Normalisation | None = None) -> mx.array:
+        """(K, D) to weigh raw tokens with, normalisation folded in; K = queries * heads, or 0."""
+        if not self._config.attends:
+            return mx.zeros((0, self._config.dim))
+        queries = self.cls_token[0]
+        if self._config.kind == "coca":
+            queries = self.q(queries)
+        folded = folded_queries(queries, self.k.weight, self._config.heads)
+        return folded if norm is None else folded * norm.inverse
+
+    def classify(self, found: mx.array, norm: Normalisation | None = None) -> mx.array:
+        """What `gather` gave for this head -> logits (B, C)."""
+        config = self._config
+        if not config.attends:
+            return self.linear(found if norm is None else norm(found))
+        B = found.shape[0]
+        averaged = found.reshape(B, config.queries, config.heads, config.dim).mean(axis=1)
+        if norm is not None:
+            averaged = norm(averaged)
+        pooled = project(averaged, self.v.weight)
+        return self.linear(self.proj(pooled) if config.kind == "coca" else pooled)
+
+    def attention(self, tokens: mx.array) -> mx.array:
+        """Tokens (B, N, D) -> weights (B, queries * heads, N) that sum to one over the tokens.
+
+        Raises UsageError for a head that does not attend.
+        """
+        if not self._config.attends:
+            raise UsageError(f"a head of kind {self._config.kind!r} has no attention to show")
+        queries = self.queries(self.bn.normalisation if self._config.batch_norm else None)
+        return attend(tokens.astype(mx.float32), queries)[1].swapaxes(1, 2)
+
+
+def gather(config: HeadConfig, tokens: mx.array, queries: Sequence[mx.array]) -> list[mx.array]:
+    """What heads of one kind, with these queries, need of tokens (B, N, D) float32.
+
+    (B, K, D) for each by its K queries, or (B, D): the pooled token, for all the same.
+    """
+    if not config.attends:
+        return [pool(tokens, config.kind)] * len(queries)
+    if len(queries) == 1:
+        return [attend(tokens, queries[0])[0]]
+    averaged, _ = attend(tokens, mx.concatenate(list(queries)))
+    return list(mx.split(averaged, len(queries), axis=1))
+
+
+def normalised_input(config: HeadConfig, tokens: mx.array) -> mx.array:
+    """What batch normalisation measures: the tokens (B, N, D), or the pooled ones (B, D)."""
+    return tokens if config.attends else pool(tokens, config.kind)
+
+
+def new_head(config: HeadConfig, seed: int) -> Head:
+    """A head as training starts with it: Xavier-uniform products, queries N(0, 0.02), no bias.
+
+    The same for the same seed on every machine. Source: apple/ml-l3m, `classifier.py`.
+    """
+    head = Head(config)
+    start = {
+        name: mx.array(initial_tensor(name, value.shape, np.random.default_rng([seed, index])))
+        for index, (name, value) in enumerate(sorted(flat(head.trainable_parameters()).items()))
+    }
+    head.load_weights(list(start.items()), strict=False)
+    mx.eval(head.parameters(), mx.random.state)  # making the layers drew numbers: not to pile up
+    return head
+
+
+def flat(tree: Any) -> dict[str, mx.array]:
+    """The arrays of nested parameters by their dotted names."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(tree)))

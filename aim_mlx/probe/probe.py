@@ -1,0 +1,311 @@
+"""AttentiveProbe: a trained head with its classes and the encoder that it belongs to."""
+
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aim_mlx.backend import mx
+from aim_mlx.embed import Embedded, Encoder
+from aim_mlx.errors import CheckpointError, ImageError, UsageError
+from aim_mlx.images import ImageSource
+from aim_mlx.probe.config import protocol
+from aim_mlx.probe.fit import Report, fit
+from aim_mlx.probe.head_files import read_probe, write_probe
+from aim_mlx.probe.heads import Head
+from aim_mlx.probe.losses import probabilities
+from aim_mlx.probe.passes import logits_of
+from aim_mlx.probe.training import GridTrainer, Labelled
+from aim_mlx.tokens import TokenSource, frozen_tokens, token_identity, token_shape
+
+_AT_ONCE = 32  # images whose tokens are held while they wait for the head
+_HELD_OUT = 0.2  # of each class, where no validation images are given
+
+
+@dataclass
+class AttentiveProbe:
+    """A head on an encoder's frozen tokens; `classes` names its outputs.
+
+    With `multi_label` an image may have any number of classes. `layers` are the blocks whose
+    outputs are averaged, none for the tokens of the final norm. `identity` is what decides
+    the tokens (see `tokens.token_identity`), checked against the encoder; `model` says which it
+    was. `metrics` and `training` are records.
+    """
+
+    head: Head
+    classes: tuple[str, ...]
+    identity: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
+    multi_label: bool = False
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    _encoder: Encoder | None = field(default=None, repr=False)
+
+    @classmethod
+    def train(
+        cls,
+        encoder: Encoder,
+        images: Sequence[ImageSource],
+        labels: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        validation: tuple[Sequence[ImageSource], Sequence[Any]] | None = None,
+        protocol_name: str = "fast",
+        layers: Sequence[int] = (),
+        report: Report | None = None,
+        **options: Any,
+    ) -> "AttentiveProbe":
+        """Trains the grid of a protocol on images in memory, and keeps the best head.
+
+        A label is a class's name, or a list of names where an image may have several. `validation`
+        is images and labels to choose by; without them a fifth of each class is held out by the
+        seed. `options` change the protocol (see ProbeConfig). Tokens of all images are held in
+        memory, float16. Raises UsageError for labels or options that do not serve, ImageError for
+        an image that cannot be decoded.
+        """
+        config = protocol(protocol_name, **options)
+        images, labels = list(images), list(labels)
+        if validation is None:
+            kept, held = _held_out(labels, config.seed)
+            validation = [images[i] for i in held], [labels[i] for i in held]
+            images, labels = [images[i] for i in kept], [labels[i] for i in kept]
+        classes, multi_label = _classes(labels)
+        parts = [
+            Labelled(_InMemory.of(encoder, part, layers), as_labels(names, classes, multi_label))
+            for part, names in ((images, labels), validation)
+        ]
+        heads = encoder.model.config.num_heads
+        trainer = GridTrainer(config, len(classes), parts[0], parts[1], heads)
+        fit(trainer, report=report)
+        return cls.of(trainer, encoder, classes, layers)
+
+    @classmethod
+    def of(
+        cls,
+        trainer: GridTrainer,
+        encoder: Encoder,
+        classes: Sequence[str],
+        layers: Sequence[int] = (),
+        metrics: Mapping[str, Any] | None = None,
+    ) -> "AttentiveProbe":
+        """The best head of a trainer; raises AimError where it has none yet."""
+        head, best = trainer.best_head(), trainer.best
+        chosen = {} if best is None else asdict(best)
+        return cls(
+            head,
+            tuple(classes),
+            token_identity(encoder, layers),
+            encoder.identity,
+            tuple(layers),
+            trainer.multi_label,
+            {"validation": chosen, **(metrics or {})},
+            {**asdict(trainer.config), "epochs_done": len(trainer.history)},
+            encoder,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        encoder: Encoder | None = None,
+        *,
+        offline: bool = False,
+        progress: type | None = None,
+    ) -> "AttentiveProbe":
+        """A probe from its folder, with the encoder given or else the one it was trained on.
+
+        That is loaded by the name, or from the path, that it had. Raises UsageError for a folder
+        without a probe, CheckpointError for a damaged one and for an encoder, preprocessing or
+        layers that are not those it was trained on.
+        """
+        probe = cls(**read_probe(Path(folder)))
+        if encoder is None:
+            from aim_mlx.loading import load
+
+            named = probe.model.get("model")
+            if not isinstance(named, str):
+                raise CheckpointError(
+                    f"{os.fspath(folder)!r} does not say which model it belongs to: load that, and "
+                    "give it as encoder="
+                )
+            encoder = load(named, offline=offline, progress=progress)
+        probe.check(encoder)
+        probe._encoder = encoder
+        return probe
+
+    def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Writes probe.safetensors and probe.json into a folder, new or existing.
+
+        Raises OutputError where that cannot be done, or where a probe is there already.
+        """
+        values = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "head"}
+        return write_probe(Path(folder), self.head, values, overwrite)
+
+    def check(self, encoder: Encoder) -> None:
+        """Raises CheckpointError unless the tokens come from the encoder of this probe."""
+        found = token_identity(encoder, self.layers)
+        for name, value in self.identity.items():
+            if found.get(name) != value:
+                raise CheckpointError(
+                    f"this probe was trained on {self.model.get('model')!r}, and the {name} of the "
+                    f"encoder given ({encoder.identity.get('model')!r}) are others: use the one it "
+                    "was trained on, or train again"
+                )
+
+    @property
+    def encoder(self) -> Encoder:
+        if self._encoder is None:
+            raise UsageError("this probe has no encoder: load it with one")
+        return self._encoder
+
+    def predict(self, images: Sequence[ImageSource]) -> list[Any]:
+        """The class of each image, or with several labels the tuple of those likelier than not.
+
+        Raises ImageError, naming the image, for one that cannot be decoded.
+        """
+        found = self.predict_proba(images)
+        if self.multi_label:
+            return [
+                tuple(name for name, p in zip(self.classes, row, strict=True) if p > 0.5)
+                for row in found
+            ]
+        return [self.classes[each] for each in found.argmax(axis=1)]
+
+    def predict_proba(self, images: Sequence[ImageSource]) -> np.ndarray:
+        """Probabilities, float32 (n, C), row i for image i; raises as predict().
+
+        They sum to one, or with several labels each stands for itself.
+        """
+        with closing(self.predict_stream(images)) as rows:
+            found = [_vector(row, images) for row in rows]
+        return np.stack(found) if found else np.empty((0, len(self.classes)), np.float32)
+
+    def predict_stream(self, images: Sequence[ImageSource]) -> Generator[Embedded, None, None]:
+        """Yields a row for each image, in order, whose `vector` is its probabilities (C,).
+
+        An image that cannot be decoded is a row with its failure.
+        """
+        for rows, tokens in self._token_batches(images):
+            vectors = iter(() if tokens is None else self._probabilities(tokens))
+            for row in rows:
+                vector = None if row.vector is None else next(vectors)
+                yield Embedded(
+                    row.index, vector, row.width, row.height, row.failure, row.multi_frame
+                )
+
+    def token_probabilities(self, tokens: TokenSource, count: int) -> np.ndarray:
+        """Probabilities, float32 (count, C), of the first `count` images of a source of tokens."""
+        logits = logits_of([self.head], tokens, np.arange(count), _AT_ONCE)[0]
+        return probabilities(logits, self.multi_label)
+
+    def attention_maps(self, images: Sequence[ImageSource]) -> np.ndarray:
+        """Where the head looks: float32 (n, queries * heads, h, w), each map summing to one.
+
+        Raises UsageError for a head that does not attend, and as predict().
+        """
+        side = self.encoder.model.config.grid or 0
+        found = []
+        for rows, tokens in self._token_batches(images):
+            for row in rows:
+                _vector(row, images)
+            if tokens is not None:
+                found.append(np.array(self.head.attention(mx.array(tokens))))
+        K = self.head.config.heads * self.head.config.queries
+        maps = np.concatenate(found) if found else np.empty((0, K, side * side), np.float32)
+        return maps.reshape(len(maps), K, side, side)
+
+    def _token_batches(
+        self, images: Sequence[ImageSource]
+    ) -> Iterator[tuple[list[Embedded], np.ndarray | None]]:
+        """Rows of images with the tokens, stacked, of those that could be decoded."""
+        names = [str(each) if isinstance(each, (str, Path)) else "an image" for each in images]
+        with closing(frozen_tokens(self.encoder, names, self.layers, images)) as stream:
+            while rows := list(islice(stream, _AT_ONCE)):
+                tokens = [row.vector for row in rows if row.vector is not None]
+                yield rows, np.stack(tokens) if tokens else None
+
+    def _probabilities(self, tokens: np.ndarray) -> np.ndarray:
+        return probabilities(np.array(self.head(mx.array(tokens))), self.multi_label)
+
+
+class _InMemory:
+    """Tokens of images, computed once and held."""
+
+    def __init__(self, tokens: np.ndarray):
+        self._tokens = tokens
+        self.shape: tuple[int, int] = tokens.shape[1:]
+
+    @classmethod
+    def of(
+        cls, encoder: Encoder, images: Sequence[ImageSource], layers: Sequence[int]
+    ) -> "_InMemory":
+        tokens = np.empty((len(images), *token_shape(encoder)), np.float16)
+        names = [str(each)[:200] for each in images]
+        with closing(frozen_tokens(encoder, names, layers, images)) as rows:
+            for row in rows:
+                tokens[row.index] = _vector(row, images)
+        return cls(tokens)
+
+    def for_epoch(self, epoch: int) -> "_InMemory":
+        return self
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self._tokens[np.asarray(indices, np.int64)]
+
+
+def as_labels(labels: Sequence[Any], classes: Sequence[str], multi_label: bool) -> np.ndarray:
+    """Names as numbers: int64 (n,), or 0 and 1 (n, C); raises UsageError for an unknown name."""
+    place = {name: number for number, name in enumerate(classes)}
+    rows = [tuple(each) if multi_label else (each,) for each in labels]
+    for name in (name for row in rows for name in row):
+        if name not in place:
+            raise UsageError(f"the label {name!r:.80} is none of the {len(classes)} trained on")
+    if not multi_label:
+        return np.array([place[row[0]] for row in rows], np.int64)
+    found = np.zeros((len(rows), len(classes)), np.float32)
+    for number, row in enumerate(rows):
+        found[number, [place[name] for name in row]] = 1
+    return found
+
+
+def _classes(labels: Sequence[Any]) -> tuple[tuple[str, ...], bool]:
+    """All names, sorted by bytes, and whether an image may have several."""
+    several = [not isinstance(each, str) for each in labels]
+    if any(several) != all(several):
+        raise UsageError("labels must all be names, or all be lists of names")
+    multi_label = bool(several) and several[0]
+    names = {name for each in labels for name in (each if multi_label else (each,))}
+    if len(names) < (1 if multi_label else 2):
+        raise UsageError(f"a probe tells classes apart: expected 2 or more, got {len(names)}")
+    return tuple(sorted(names, key=os.fsencode)), multi_label
+
+
+def _held_out(labels: Sequence[Any], seed: int) -> tuple[list[int], list[int]]:
+    """Rows to train on and a fifth, at least one, of each class to choose by."""
+    groups: dict[Any, list[int]] = {}
+    for row, label in enumerate(labels):
+        groups.setdefault(label if isinstance(label, str) else tuple(label), []).append(row)
+    rng, kept, held = np.random.default_rng(seed), [], []
+    for rows in groups.values():
+        aside = max(1, round(_HELD_OUT * len(rows))) if len(rows) > 1 else 0
+        order = [rows[i] for i in rng.permutation(len(rows))]
+        held += order[:aside]
+        kept += order[aside:]
+    if not held:
+        raise UsageError("no class has two images: give images to choose by as validation=")
+    return sorted(kept), sorted(held)
+
+
+def _vector(row: Embedded, images: Sequence[ImageSource]) -> np.ndarray:
+    """What a row holds; raises its failure with the image's place and name."""
+    if row.vector is not None:
+        return row.vector
+    failure = row.failure or ImageError("non_finite", "no tokens")
+    image = images[row.index]
+    name = f" ({image!s:.200})" if isinstance(image, (str, Path)) else ""
+    raise ImageError(failure.reason, f"image {row.index}{name}: {failure.detail}")

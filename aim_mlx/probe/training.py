@@ -1,0 +1,277 @@
+"""A grid of heads trained in one pass: every learning rate, weight decay and normalisation at once.
+
+Heads start from the same weights, see the same batches and know nothing of each other. The best one
+is chosen on the validation part alone, after every epoch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from aim_mlx.backend import mx, optim, tree_unflatten
+from aim_mlx.errors import AimError, UsageError
+from aim_mlx.probe.config import FINAL_RATE, GridPoint, ProbeConfig
+from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
+from aim_mlx.probe.losses import loss_sum, targets_of, total_weight
+from aim_mlx.probe.metrics import measured
+from aim_mlx.probe.passes import batch_gradients, logits_of
+from aim_mlx.tokens import TokenSource
+from aim_mlx.training.schedule import warm_cosine
+
+
+class EpochTokens(Protocol):
+    """Tokens of a part's images, which may be other views of them in another epoch."""
+
+    def for_epoch(self, epoch: int) -> TokenSource: ...
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images as training sees them: their tokens, and labels int (n,) or 0 and 1 (n, C)."""
+
+    tokens: EpochTokens
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Best:
+    """The head to keep: its place in the grid, how it was trained, and what it came to.
+
+    `epoch` counts from 1. `metric` is that of `metrics.measured` on the validation part.
+    """
+
+    index: int
+    point: GridPoint
+    epoch: int
+    metric: float
+    loss: float
+
+
+class GridTrainer:
+    """The heads of `config.grid` in training; a pure function of its arguments and of `step`.
+
+    `heads` is the number of attention heads, by default one for every 128 channels. `step` counts
+    the steps done; `history` has a record for every epoch done: epoch, step, rate (of the highest
+    one), and for each head of the grid train_loss, val_loss and metric, None for one whose numbers
+    were not finite: it is dropped, and the others go on. Raises UsageError for labels or sizes that
+    cannot be.
+    """
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        classes: int,
+        train: Labelled,
+        validation: Labelled,
+        heads: int | None = None,
+    ):
+        self.config, self.classes = config, classes
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self._train, self._validation = train, validation
+        dim = train.tokens.for_epoch(0).shape[1]
+        self._targets, self._wanted = (
+            targets_of(
+                part.labels, classes, smoothing=config.label_smoothing, balanced=config.balanced
+            )
+            for part in (train, validation)
+        )
+        if self._targets.multi_label != self._wanted.multi_label:
+            raise UsageError("training and validation labels must both be single or both several")
+        if not len(self._targets) or not len(self._wanted):
+            raise UsageError("expected images to train on and to validate on, got none")
+        self._heads = [
+            new_head(head_config(config, point, dim, classes, heads), config.seed)
+            for point in config.grid
+        ]
+        self._optimizers = [_optimizer(h, p) for h, p in zip(self._heads, config.grid, strict=True)]
+        self._alive = np.ones(len(self._heads), np.int32)
+        self._losses = np.zeros(len(self._heads), np.float32)  # of this epoch, summed over steps
+        self._kept = self._parameters(0)  # of the best head so far
+
+    @property
+    def multi_label(self) -> bool:
+        return self._targets.multi_label
+
+    @property
+    def steps_in_epoch(self) -> int:
+        return -(-len(self._targets) // self.config.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """How many there are if nothing stops it early."""
+        return self.config.epochs * self.steps_in_epoch
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are done, or the last ones brought no better head."""
+        patience, best = self.config.patience, self.best
+        late = patience and best and len(self.history) - best.epoch >= patience
+        return self.step >= self.steps or bool(late)
+
+    @property
+    def best(self) -> Best | None:
+        """The head with the highest metric on validation, of equals the one of the lowest loss."""
+        found = [
+            Best(index, self.config.grid[index], record["epoch"], metric, loss)
+            for record in self.history
+            for index, (metric, loss) in enumerate(
+                zip(record["metric"], record["val_loss"], strict=True)
+            )
+            if metric is not None
+        ]
+        return max(found, key=lambda each: (each.metric, -each.loss), default=None)
+
+    def best_head(self) -> Head:
+        """A copy of it as it was then, ready for use; raises AimError before the first epoch."""
+        best = self.best
+        if best is None:
+            raise AimError("no epoch is done yet: there is no head to keep")
+        head = Head(self._heads[best.index].config)
+        names = flat(head.parameters())
+        head.load_weights([(name, self._kept[name]) for name in names], strict=True)
+        head.eval()
+        return head
+
+    def run_step(self) -> dict[str, Any] | None:
+        """Does one step; after the last of an epoch evaluates, and returns the epoch's record.
+
+        Raises AimError where no head is left whose numbers are finite.
+        """
+        epoch, number = divmod(self.step, self.steps_in_epoch)
+        rows = epoch_rows(len(self._targets), self.config, epoch)[number]
+        tokens = self._train.tokens.for_epoch(epoch).batch(rows)
+        alive = np.flatnonzero(self._alive)
+        found = batch_gradients([self._heads[i] for i in alive], tokens, self._targets.of(rows))
+        norms = _clip(found.gradients, self.config.clip_norm)
+        for place, index in enumerate(alive):
+            if not (math.isfinite(found.losses[place]) and math.isfinite(norms[place])):
+                self._drop(int(index))
+                continue
+            self._losses[index] += found.losses[place]
+            head, optimizer = self._heads[index], self._optimizers[index]
+            optimizer.learning_rate = self._rate(self.config.grid[index].learning_rate)
+            optimizer.update(head, found.gradients[place])
+            if found.moments is not None and head.config.batch_norm:
+                head.bn.follow(found.moments)
+            mx.eval(head.parameters(), optimizer.state)
+        self.step += 1
+        return self._end_epoch(epoch) if self.step % self.steps_in_epoch == 0 else None
+
+    def state(self) -> dict[str, mx.array]:
+        """All tensors that the next steps depend on, by name."""
+        parts = {
+            "heads": [head.parameters() for head in self._heads],
+            "optimizers": [optimizer.state for optimizer in self._optimizers],
+        }
+        found = flat(parts)
+        found |= {"alive": mx.array(self._alive), "losses": mx.array(self._losses)}
+        return found | {f"kept.{name}": value for name, value in self._kept.items()}
+
+    def restore(self, state: dict[str, mx.array], step: int, history: list[dict[str, Any]]) -> None:
+        """Takes up the state of another trainer of the same configuration."""
+        named: dict[str, list[tuple[str, mx.array]]] = {}
+        for name, value in state.items():
+            part, _, rest = name.partition(".")
+            named.setdefault(part, []).append((rest, value))
+        heads: Any = tree_unflatten(named["heads"])
+        optimizers: Any = tree_unflatten(named["optimizers"])
+        for head, parameters in zip(self._heads, heads, strict=True):
+            head.load_weights(list(flat(parameters).items()), strict=True)
+        for optimizer, values in zip(self._optimizers, optimizers, strict=True):
+            optimizer.state = values
+        self._alive, self._losses = np.array(state["alive"]), np.array(state["losses"])
+        self._kept = dict(named["kept"])
+        self.step, self.history = step, history
+
+    def _rate(self, peak: float) -> float:
+        warmup = round(self.config.warmup_epochs * self.steps_in_epoch)
+        return warm_cosine(self.step, self.steps, warmup, peak, FINAL_RATE)
+
+    def _end_epoch(self, epoch: int) -> dict[str, Any]:
+        """Evaluates all heads, keeps the best if it is better than before, and writes it down."""
+        alive = np.flatnonzero(self._alive)
+        tokens, rows = self._validation.tokens.for_epoch(0), np.arange(len(self._wanted))
+        logits = logits_of([self._heads[i] for i in alive], tokens, rows, self.config.batch_size)
+        count = len(self._heads)
+        metrics: list[float | None] = [None] * count
+        losses: list[float | None] = [None] * count
+        for index, each in zip(alive, logits, strict=True):
+            loss = float(loss_sum(mx.array(each), self._wanted)) / total_weight(self._wanted)
+            if not math.isfinite(loss):
+                self._drop(int(index))
+                continue
+            losses[index] = loss
+            metrics[index] = measured(each, self._validation.labels, self.config.balanced)
+        means = (self._losses / self.steps_in_epoch).tolist()
+        record = {
+            "epoch": epoch + 1,
+            "step": self.step,
+            "rate": self._rate(max(self.config.learning_rates)),
+            "train_loss": [m if a else None for m, a in zip(means, self._alive, strict=True)],
+            "val_loss": losses,
+            "metric": metrics,
+        }
+        self.history = [*self.history, record]
+        self._losses[:] = 0
+        best = self.best
+        if best is not None and best.epoch == epoch + 1:
+            self._kept = self._parameters(best.index)
+        return record
+
+    def _parameters(self, index: int) -> dict[str, mx.array]:
+        """Of one head, under the names that any head of the grid may have."""
+        every = {
+            name: mx.zeros(value.shape)
+            for head in self._heads
+            for name, value in flat(head.parameters()).items()
+        }
+        return every | flat(self._heads[index].parameters())
+
+    def _drop(self, index: int) -> None:
+        self._alive[index] = 0
+        if not self._alive.any():
+            best = self.best
+            kept = f"the best head, of epoch {best.epoch}, is kept" if best else "none is kept"
+            raise AimError(
+                f"after {self.step} steps the loss of no head is finite; {kept}: start again with "
+                f"learning rates below {min(self.config.learning_rates):g}"
+            )
+
+
+def head_config(
+    config: ProbeConfig, point: GridPoint, dim: int, classes: int, heads: int | None = None
+) -> HeadConfig:
+    """The head of one point of the grid."""
+    heads = heads or (dim // 128 if dim % 128 == 0 else 1)
+    return HeadConfig(dim, classes, heads, config.queries, config.head, point.batch_norm)
+
+
+def epoch_rows(count: int, config: ProbeConfig, epoch: int) -> list[np.ndarray]:
+    """The images of an epoch's batches, all of nearly one size: a pure function."""
+    order = np.random.default_rng([config.seed, epoch]).permutation(count)
+    return np.array_split(order, -(-count // config.batch_size))
+
+
+def _optimizer(head: Head, point: GridPoint) -> optim.Optimizer:
+    kinds = [
+        optim.AdamW(point.learning_rate, [0.9, 0.999], weight_decay=decay, bias_correction=True)
+        for decay in (point.weight_decay, 0.0)
+    ]
+    # Weight decay pulls at the matrices, at no query or bias.
+    optimizer = optim.MultiOptimizer(kinds, [lambda name, _: name.endswith(".weight")])
+    optimizer.init(head.trainable_parameters())
+    return optimizer
+
+
+def _clip(gradients: Sequence[dict[str, Any]], largest: float) -> np.ndarray:
+    """Scales each gradient, in place, to a norm of at most `largest`; the norms before."""
+    clipped = [optim.clip_grad_norm(gradient, largest) for gradient in gradients]
+    norms = [norm for _, norm in clipped]
+    mx.eval(norms)
+    for gradient, (smaller, _) in zip(gradients, clipped, strict=True):
+        gradient.update(smaller)
+    return np.array([float(norm) for norm in norms])
