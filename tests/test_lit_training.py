@@ -148,13 +148,13 @@ def table(tmp_path) -> Path:
         Image.fromarray(photo(seed % 12)).save(folder / f"{seed}.png")
         rows.append({"path": f"{seed}.png", "caption": f"picture {seed % 12} by hand {seed // 12}"})
     path = folder / "pairs.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def test_an_image_is_known_by_its_content_and_a_pair_counts_once(table):
     with open(table, "a") as file:
-        file.write('\n{"path": "13.png", "caption": "picture 1 by hand 1"}')
+        file.write('{"path": "13.png", "caption": "picture 1 by hand 1"}')
     pairs, skips = read_pairs(table)
     assert len(pairs.paths) == 12 and len(pairs.captions) == 24 and not skips
     assert sorted(np.bincount(pairs.images)) == [2] * 12
@@ -270,6 +270,22 @@ def test_asked_to_stop_a_run_keeps_what_it_has_done(table, tmp_path):
     train_lit(table, tmp_path / "out", encoder, QUICK)
     train_lit(table, tmp_path / "straight", encoder, QUICK)
     assert weights(tmp_path / "out") == weights(tmp_path / "straight")
+
+
+def test_captions_that_are_cut_and_images_that_are_not_evaluated_are_told(
+    table, tmp_path, monkeypatch
+):
+    with open(table, "a") as file:
+        file.write(json.dumps({"path": "1.png", "caption": "and so on " * 40}) + "\n")
+    monkeypatch.setattr(run, "_LARGEST_EVALUATION", 2)
+    notes = []
+    report = Silent()
+    report.noted = notes.append  # pyright: ignore[reportAttributeAccessIssue]
+    train_lit(table, tmp_path / "out", encoder, QUICK, report)
+    assert notes[1:] == [
+        "1 captions are over 77 tokens: what is beyond is cut off",
+        "of 3 held-out images 2 are evaluated",
+    ]
 
 
 def test_what_a_killed_run_was_writing_is_removed(table, tmp_path):

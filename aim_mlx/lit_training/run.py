@@ -81,6 +81,8 @@ def train_lit(
                 report.skipped(skip)
             parts = split(_without(pairs, undecodable), config.held_out, config.seed)
             trainer, measured = _prepare(encoder, *parts, source, config, work)
+            for note in _notes(trainer, measured, parts[1]):
+                report.noted(note)
             begin(work, facts, trainer.tokenizer)
             if load_state(work, trainer):
                 report.noted(f"goes on after step {trainer.step} of {trainer.steps}")
@@ -132,6 +134,19 @@ def _prepare(
     measured = held_out.of(range(min(len(held_out.paths), _LARGEST_EVALUATION)))
     trainer = Trainer(model, tokenizer, config, with_tokens(train))
     return trainer, with_tokens(measured) if measured.paths else None
+
+
+def _notes(trainer: Trainer, measured: Split | None, held_out: Pairs) -> list[str]:
+    """What is left out of training or evaluation."""
+    notes = []
+    cut = len(trainer.train.texts.cut) + (len(measured.texts.cut) if measured else 0)
+    if cut:
+        longest = trainer.tokenizer.context_length
+        notes.append(f"{cut} captions are over {longest} tokens: what is beyond is cut off")
+    if measured and len(measured.pairs.paths) < len(held_out.paths):
+        count = len(measured.pairs.paths)
+        notes.append(f"of {len(held_out.paths)} held-out images {count} are evaluated")
+    return notes
 
 
 def _train(
