@@ -132,7 +132,7 @@ def test_a_listed_file_without_a_row_or_a_reason_is_a_fault(tmp_path):
     path = made.folder / lists.FILES
     path.write_bytes(path.read_bytes().replace(b'"listed": 3', b'"listed": 4') + b'"d"\n')
     written = journal.Journal(made.folder)
-    written.append(finished={**made.state.finished, "files": lists.digest(made.folder)})
+    written.append(finished={**(made.state.finished or {}), "files": lists.digest(made.folder)})
     found = faults(made)
     assert "journal.jsonl: 1 listed files have neither a row nor a reason" in found[0]
 
