@@ -1,6 +1,5 @@
 """Reading a store: lazily with EmbeddingStore, and as plain Parquet with what others use."""
 
-import json
 import os
 import subprocess
 import sys
@@ -182,6 +181,5 @@ def test_duckdb_takes_the_vectors_as_arrays_of_fixed_length(folder):
 
 
 def test_the_journal_names_every_shard_that_others_read(folder):
-    record = json.loads((folder / journal.NAME).read_text().splitlines()[0])
-    names = {shard["name"] for shard in record["added"]}
+    names = {shard.name for shard in journal.read(folder / journal.NAME)[0].shards}
     assert names == {path.name for path in folder.glob("rows-*.parquet")}
