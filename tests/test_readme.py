@@ -2,15 +2,19 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import aim_mlx
 from aim_mlx.errors import UntrainedModelWarning
+from tests import small
 from tests.small import save_lit
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +25,12 @@ def block(mark: str) -> str:
     """The lines between a mark and the end mark, without the fence."""
     found = re.search(rf"<!-- {mark} -->\n```bash\n(.*?)```", README, re.S)
     assert found, f"README.md has no block marked {mark}"
+    return found[1]
+
+
+def sql_block() -> str:
+    found = re.search(r"```sql\n(.*?)```", README, re.S)
+    assert found, "README.md has no block of SQL"
     return found[1]
 
 
@@ -52,6 +62,12 @@ def started(tmp_path_factory):
         weights.unlink()
 
 
+@pytest.fixture(scope="module")
+def stored(started):
+    """That folder, in which the lines about stores were run too."""
+    return started[0], run_block("store", started[0])
+
+
 def test_a_first_run_embeds_real_photographs_with_an_encoder_of_full_size(started):
     folder, done = started
     assert done.returncode == 3, done.stderr
@@ -64,8 +80,33 @@ def test_a_first_run_embeds_real_photographs_with_an_encoder_of_full_size(starte
     assert upright @ turned > 0.999 > 0.95 > upright @ vectors["photos/rocket.jpg"]
 
 
-def test_the_python_lines_run(started, monkeypatch, capsys):
-    monkeypatch.chdir(started[0])
+def test_the_lines_about_stores_verify_and_export(stored):
+    folder, done = stored
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 photos" in done.stderr and "sound and complete: 6 rows" in done.stderr
+    assert "embedding-atlas atlas.parquet --vector embedding --image image" in done.stderr
+    assert pq.read_table(folder / "atlas.parquet")["image"].null_count == 0
+
+
+def test_the_lines_that_merge_give_the_store_of_one_machine(stored, tmp_path):
+    shutil.copytree(stored[0] / "photos", tmp_path / "photos")
+    small.save(tmp_path / "model")
+    done = run_block("merge", tmp_path)
+    assert done.returncode == 3 and "2 stores merged: 6 embedded, 1 skipped" in done.stderr
+    paths = aim_mlx.EmbeddingStore(tmp_path / "merged").paths
+    assert paths == aim_mlx.EmbeddingStore(stored[0] / "vectors").paths
+
+
+def test_the_query_in_sql_finds_the_photo_that_was_turned(stored, monkeypatch):
+    monkeypatch.chdir(stored[0])
+    with duckdb.connect() as connection:
+        first, second, _ = connection.execute(sql_block()).fetchall()
+    assert first == ("photos/chelsea.jpg", pytest.approx(1, abs=1e-5))
+    assert second[0] == "photos/on_its_side.jpg" and second[1] > 0.999
+
+
+def test_the_python_lines_run(stored, monkeypatch, capsys):
+    monkeypatch.chdir(stored[0])
     with pytest.warns(UntrainedModelWarning):
         exec("\n".join(python_blocks()), {})
     assert "0 (1024,)" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from aim_mlx.store.reading import EmbeddingStore
 from aim_mlx.store.rows import exact_paths
 
 SIDE = 256
+_SHOWN = ["path", "size", "width", "height", "embedding"]
 _AT_ONCE = 256  # rows whose pictures are in memory, 10 KB each
 # As Hugging Face's datasets keep images, which embedding-atlas shows.
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -23,8 +24,9 @@ _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 class IllustratedRows(Rows):
     """All rows of a store, with a column `image`: {bytes: JPEG, path}, upright, null if missing.
 
-    A photo that is gone, cannot be read or has other content than was embedded has none; `missing`
-    counts them once the rows were read.
+    Of the other columns only those that say something to the eye. A photo that is gone, cannot be
+    read or has other content than was embedded has no image; `missing` counts them once the rows
+    were read.
     """
 
     def __init__(self, store: EmbeddingStore):
@@ -33,24 +35,25 @@ class IllustratedRows(Rows):
 
     @property
     def schema(self) -> pa.Schema:
-        return super().schema.append(pa.field("image", _IMAGE))
+        whole = super().schema
+        return pa.schema([*map(whole.field, _SHOWN), pa.field("image", _IMAGE)])
 
     def tables(self) -> Iterator[pa.Table]:
-        """All columns, part by part."""
+        """These columns, part by part."""
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for table in super().tables():
                 for start in range(0, len(table), _AT_ONCE):
-                    part = table.slice(start, _AT_ONCE)
-                    digests = part["digest"].to_pylist()
-                    pictures = list(
-                        threads.map(partial(_picture, self._store), exact_paths(part), digests)
-                    )
-                    self.missing += sum(picture is None for picture in pictures)
-                    images = [
-                        None if picture is None else {"bytes": picture, "path": path}
-                        for picture, path in zip(pictures, part["path"].to_pylist(), strict=True)
-                    ]
-                    yield part.append_column("image", pa.array(images, _IMAGE))
+                    yield self._illustrated(table.slice(start, _AT_ONCE), threads)
+
+    def _illustrated(self, rows: pa.Table, threads: ThreadPoolExecutor) -> pa.Table:
+        digests, shown = rows["digest"].to_pylist(), rows["path"].to_pylist()
+        pictures = threads.map(partial(_picture, self._store), exact_paths(rows), digests)
+        images = [
+            None if picture is None else {"bytes": picture, "path": path}
+            for path, picture in zip(shown, pictures, strict=True)
+        ]
+        self.missing += images.count(None)
+        return rows.select(_SHOWN).append_column("image", pa.array(images, _IMAGE))
 
 
 def _picture(store: EmbeddingStore, path: str, digest: str) -> bytes | None:
