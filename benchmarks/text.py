@@ -1,0 +1,159 @@
+"""`python -m benchmarks.text`: prompts a second through a text tower of the published size.
+
+Labels in 80 templates, as ids, through `LiT.encode_text` and through transformers, from one
+checkpoint with random weights; each measurement in a process of its own, ours and theirs in turn.
+transformers runs with eager attention and a mask, without which its text tower is not causal, on
+batches of one label's templates, which is how it is used, and of 256 prompts.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+EOS, BOS = 49_407, 49_406
+KINDS = ["a photo", "a bad photo", "a close-up", "a cropped photo", "a bright photo", "a drawing"]
+KINDS += ["a dark photo", "a blurred picture", "a painting", "a small low resolution image"]
+SUBJECTS = ["of a {}", "of the {}", "of one {}", "of my {}"]
+ENDS = [".", " that is outdoors."]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.text", description=__doc__)
+    parser.add_argument("--labels", type=int, default=100, help="in 80 templates each")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="the JSON file to write")
+    options = parser.parse_args()
+    contenders = {"ours": ("ours", 0), "theirs, 80": ("theirs", 80), "theirs, 256": ("theirs", 256)}
+    rounds = []
+    with tempfile.TemporaryDirectory(prefix="aim-mlx-benchmark-") as folder:
+        worker("make", folder)
+        for _ in range(options.rounds):
+            each = {}
+            for name, (side, batch) in contenders.items():
+                each[name] = worker(side, folder, options.labels, batch)
+                print(name, each[name], file=sys.stderr)
+            rounds.append(each)
+    print_table(rounds)
+    if options.output:
+        options.output.write_text(json.dumps({"labels": options.labels, "rounds": rounds}) + "\n")
+
+
+def print_table(rounds: list[dict[str, Any]]) -> None:
+    """Medians of the rounds with the lowest and highest; ratios within a round."""
+    for name in rounds[0]:
+        for unit in ("prompts_per_second", "prompts_per_core_second"):
+            values = [each[name][unit] for each in rounds]
+            ratios = [each["ours"][unit] / each[name][unit] for each in rounds]
+            print(
+                f"{name}: {median(values):.1f} ({min(values):.1f} to {max(values):.1f}) "
+                f"{unit.replace('_', ' ')}, ours is {median(ratios):.2f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f}) times that"
+            )
+    spread = [abs(each["ours"]["checksum"] / each["theirs, 80"]["checksum"] - 1) for each in rounds]
+    print(f"checksums differ by {max(spread):.1e} of their size")
+
+
+def prompts(labels: int) -> np.ndarray:
+    """Ids (80 * labels, L), label by label, a token a word; labels have one to four."""
+    known: dict[str, int] = {}
+    rng = np.random.default_rng(0)
+    names = [" ".join(map(str, rng.integers(0, 9000, rng.integers(1, 5)))) for _ in range(labels)]
+    templates = [f"{kind} {of}{end}" for kind, of, end in product(KINDS, SUBJECTS, ENDS)]
+    rows = []
+    for name, template in product(names, templates):
+        words = template.replace("{}", name).replace(".", " .").split()
+        rows.append([BOS, *(known.setdefault(word, len(known)) for word in words), EOS])
+    ids = np.full((len(rows), max(map(len, rows))), EOS, np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return ids
+
+
+def make(folder: str, _: int, __: int) -> dict[str, Any]:
+    """A checkpoint with the published text tower, and a small image tower."""
+    import torch
+    from transformers import Aimv2Config, Aimv2Model
+
+    text = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12}
+    text |= {"num_attention_heads": 6, "vocab_size": EOS + 1, "eos_token_id": EOS}
+    vision = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 56, "use_head": True}
+    torch.manual_seed(0)
+    Aimv2Model(
+        Aimv2Config(text_config=text, vision_config=vision, projection_dim=768)
+    ).save_pretrained(folder)
+    return {}
+
+
+def ours(folder: str, labels: int, _: int) -> dict[str, Any]:
+    import aim_mlx
+
+    lit: Any = aim_mlx.load(folder)
+    ids = prompts(labels)
+    lit.encode_text(ids[:400])  # streams, threads and kernels
+    return timed(lambda: np.array(lit.encode_text(ids)), len(ids))
+
+
+def theirs(folder: str, labels: int, batch: int) -> dict[str, Any]:
+    import torch
+    from transformers import Aimv2Model
+
+    model = Aimv2Model.from_pretrained(folder, attn_implementation="eager").eval()
+    ids = torch.from_numpy(prompts(labels)).long()
+
+    def run(part):
+        longest = int((part != EOS).sum(1).max()) + 1
+        part = part[:, :longest]
+        mask = (torch.arange(longest) <= (part == EOS).int().argmax(1, keepdim=True)).long()
+        return model.text_projection(model.text_model(part, attention_mask=mask).pooler_output)
+
+    def all_of_them():
+        return torch.cat([run(ids[i : i + batch]) for i in range(0, len(ids), batch)]).numpy()
+
+    with torch.inference_mode():
+        run(ids[:batch])
+        return timed(all_of_them, len(ids))
+
+
+def timed(work: Callable[[], np.ndarray], count: int) -> dict[str, Any]:
+    """Prompts a second of the clock and of the processor."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    vectors = work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    weights = np.cos(np.arange(vectors.size, dtype=np.float64)).reshape(vectors.shape)
+    return {
+        "prompts_per_second": count / wall,
+        "prompts_per_core_second": count / cpu,
+        "checksum": float((vectors * weights).sum()),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def worker(name: str, folder: str, labels: int = 0, batch: int = 0) -> dict[str, Any]:
+    """Runs one of the functions above in a fresh process."""
+    code = (
+        f"from benchmarks.text import *; print(json.dumps({name}({folder!r}, {labels}, {batch})))"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
