@@ -152,7 +152,7 @@ def test_the_table_of_commands_is_complete():
 
     names = {command.name for command in app.registered_commands}
     names |= {group.name for group in app.registered_groups}
-    assert set(re.findall(r"^\| `aim-mlx (\w+)", README, re.M)) == names
+    assert set(re.findall(r"^\| `aim-mlx ([\w-]+)", README, re.M)) == names
 
 
 def test_the_version_is_stated_once():

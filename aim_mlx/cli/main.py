@@ -25,6 +25,7 @@ from aim_mlx.cli import (
     models,
     search,
     verify,
+    zeroshot_eval,
 )
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import AimError, TruncatedTextWarning, UntrainedModelWarning
@@ -61,6 +62,7 @@ app.command("embed")(embed.embed)
 app.command("search")(search.search)
 app.command("duplicates")(duplicates.duplicates)
 app.command("classify")(classify.classify)
+app.command("zeroshot-eval")(zeroshot_eval.zeroshot_eval)
 app.command("merge")(merge.merge)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)

@@ -1,0 +1,122 @@
+"""`aim-mlx zeroshot-eval`: how well words tell the classes of a data set apart."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aim_mlx.cli.words import build_head, load_lit
+from aim_mlx.registry import DEFAULT_LIT
+
+if TYPE_CHECKING:
+    from aim_mlx.zeroshot_eval import Evaluation
+
+_PAIRS = 5  # of the most confused classes that are printed
+
+
+def zeroshot_eval(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="A folder of class folders, or a table of images."),
+    ],
+    class_names: Annotated[
+        Path | None,
+        typer.Option(help="A table of class and label, where folders are not called in words."),
+    ] = None,
+    templates: Annotated[
+        str, typer.Option(help="plain, varied, or a file of sentences with {} for the label.")
+    ] = "plain",
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test, where there are splits [val].")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"A LiT model's name, repo or folder [{DEFAULT_LIT}].")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images at a time; fitted to the device if absent.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Leave classes without images out.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
+    ] = False,
+) -> int:
+    """Classify labelled images by the names of their classes; print how many are right."""
+    from aim_mlx.cli.progress import Progress
+    from aim_mlx.embed import EmbedOptions
+    from aim_mlx.images import Listing, Skip
+    from aim_mlx.probe.dataset import read_labelled
+    from aim_mlx.prompts import as_labels, as_templates
+    from aim_mlx.zeroshot_eval import chosen_split, evaluate, labels_of
+
+    sentences = as_templates(templates)
+    options = EmbedOptions("attention", batch_size=batch_size)
+    found = read_labelled(data, allow_empty=allow_empty)
+    items = chosen_split(found, split)
+    labels = as_labels(labels_of(found.classes, class_names))
+    progress, skips = Progress(as_json), list(found.skips)
+
+    def skipped(skip: Skip) -> None:
+        skips.append(skip)
+        progress.skipped(skip)
+
+    with progress:
+        files = tuple(item.path for item in items)
+        progress.listed(Listing(files, 0, found.skips, found.notes))
+        for skip in found.skips:
+            progress.skipped(skip)
+        lit = load_lit(model, revision=revision, dtype=dtype, offline=offline)
+        head = build_head(lit, labels, sentences, single=False)
+        result = evaluate(
+            lit,
+            head,
+            items,
+            found.classes,
+            options,
+            skipped,
+            progress.embedded,
+        )
+    code = 3 if skips else 0
+    if as_json:
+        print(json.dumps(_summary(result, labels, len(skips), code)))
+    else:
+        _print(result, len(skips))
+    return code
+
+
+def _summary(
+    result: "Evaluation", labels: tuple[str, ...], skipped: int, code: int
+) -> dict[str, object]:
+    return {
+        "event": "summary",
+        "top1": result.top1,
+        "top5": result.top5,
+        **result.figures,
+        "labels": labels,
+        "confusion": result.mistakes,
+        "skipped": skipped,
+        "exit_code": code,
+    }
+
+
+def _print(result: "Evaluation", skipped: int) -> None:
+    from aim_mlx.cli.terminal import escaped
+
+    low, high = result.figures["accuracy_interval"]
+    print(f"top-1\t{result.top1:.2%}\t95% interval {low:.2%} to {high:.2%}")
+    if result.top5 is not None:
+        print(f"top-5\t{result.top5:.2%}")
+    for each in result.figures["classes"]:
+        right = "-" if each["recall"] is None else f"{each['recall']:.2%}"
+        print(f"{escaped(each['name'])}\t{right}\tof {each['images']}")
+    for pair in result.mistakes[:_PAIRS]:
+        names = escaped(pair["class"]), escaped(pair["taken_for"])
+        print(f"confused\t{pair['images']}\t{names[0]} taken for {names[1]}")
+    typer.echo(f"{result.figures['images']} images, {skipped} skipped", err=True)

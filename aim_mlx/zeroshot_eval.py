@@ -1,0 +1,102 @@
+"""How well a LiT model's words tell labelled images apart."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aim_mlx.embed import EmbedOptions
+from aim_mlx.errors import AimError, UsageError
+from aim_mlx.images import Skip
+from aim_mlx.lit import LiT
+from aim_mlx.probe.dataset import Item, Labelled
+from aim_mlx.probe.figures import confusion, figures_of
+from aim_mlx.tables import read_table
+from aim_mlx.zeroshot import ZeroShotHead
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`top1` and `top5` as shares (top5 None for up to five classes), `figures` with all others.
+
+    `confusion` (C, C) counts images of the class of the row that were taken for that of the column.
+    """
+
+    classes: tuple[str, ...]
+    top1: float
+    top5: float | None
+    figures: Mapping[str, Any]
+    confusion: np.ndarray
+
+    @property
+    def mistakes(self) -> list[dict[str, Any]]:
+        """Pairs of classes with how many images of one were taken for the other, most first."""
+        off = self.confusion - np.diag(np.diag(self.confusion))
+        pairs = sorted(np.argwhere(off).tolist(), key=lambda pair: (-off[pair[0], pair[1]], pair))
+        names = self.classes
+        return [
+            {"class": names[i], "taken_for": names[j], "images": int(off[i, j])} for i, j in pairs
+        ]
+
+
+def labels_of(classes: Sequence[str], names: Path | None) -> tuple[str, ...]:
+    """What to call each class in words: its name with blanks for _, or as a table states.
+
+    The table has the columns class and label. Raises UsageError for a class that it lacks.
+    """
+    if names is None:
+        return tuple(name.replace("_", " ") for name in classes)
+    stated = {row.values[0]: row.values[1] for row in read_table(names, ("class", "label"))}
+    if missing := [name for name in classes if name not in stated]:
+        raise UsageError(f"{names.name} has no label for the class {missing[0]!r:.80}: add a row")
+    return tuple(stated[name] for name in classes)
+
+
+def chosen_split(data: Labelled, split: str | None) -> list[Item]:
+    """The images of a split; without a name val, else test, or all where there are no splits."""
+    there = {item.split for item in data.items}
+    if split is not None and split not in there:
+        raise UsageError(f"no split {split!r}: there are {', '.join(sorted(map(str, there)))}")
+    if split is None:
+        split = next((name for name in ("val", "test") if name in there), None)
+    return [item for item in data.items if item.split == split]
+
+
+def evaluate(
+    lit: LiT,
+    head: ZeroShotHead,
+    items: Sequence[Item],
+    classes: Sequence[str],
+    options: EmbedOptions,
+    skipped: Callable[[Skip], None],
+    done: Callable[[str], None] = lambda path: None,
+) -> Evaluation:
+    """Probabilities of the head's labels, which are those of `classes` in turn, beside the truth.
+
+    Images that cannot be embedded go to `skipped` and do not count. Raises AimError where none can.
+    """
+    place = {name: index for index, name in enumerate(classes)}
+    paths = [item.path for item in items]
+    scores, truth = np.empty((len(items), len(classes)), np.float32), []
+    with closing(lit.embed_stream(paths, options)) as rows:
+        for row in rows:
+            if row.vector is not None:
+                scores[len(truth)] = head.scores(row.vector[None])[0]
+                truth.append(place[items[row.index].labels[0]])
+            elif row.failure is not None:
+                skipped(Skip(paths[row.index], row.failure.reason, row.failure.detail))
+            done(paths[row.index])
+    if not truth:
+        raise AimError(f"none of {len(items)} images could be read: nothing to evaluate")
+    known, scores = np.array(truth), scores[: len(truth)]
+    figures = figures_of(scores, known, classes)
+    return Evaluation(
+        tuple(classes),
+        figures["accuracy"],
+        figures.get("top5_accuracy"),
+        figures,
+        confusion(scores, known),
+    )
