@@ -135,7 +135,7 @@ class Pipeline:
                 (batch, self._start(batch, device_stream))
                 for batch, device_stream in zip(together, streams, strict=False)
             ]
-            with _explained(max(map(len, together))):
+            with explained(max(map(len, together))):
                 mx.async_eval([vectors for _, vectors in started if vectors is not None])
             yield from (_finish(*each) for each in running)
             running = started
@@ -152,7 +152,7 @@ class Pipeline:
 
 def _finish(batch: list[Sample], computing: mx.array | None) -> list[Embedded]:
     """Waits for a batch; its rows, failures of decoding included."""
-    with _explained(len(batch)):
+    with explained(len(batch)):
         vectors = iter([] if computing is None else np.array(computing))
     return [_row(sample, vectors) for sample in batch]
 
@@ -189,7 +189,7 @@ def _row(sample: Sample, vectors: Iterator[np.ndarray]) -> Embedded:
 
 
 @contextmanager
-def _explained(batch: int) -> Iterator[None]:
+def explained(batch: int) -> Iterator[None]:
     """Turns MLX's out-of-memory error into one that says what to do."""
     try:
         yield

@@ -12,7 +12,7 @@ from PIL import Image
 import aim_mlx
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
-from aim_mlx.lit_training import run
+from aim_mlx.lit_training import loop, run
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
 from aim_mlx.lit_training.loop import Trainer
 from aim_mlx.lit_training.loss import contrastive_loss, no_counterexamples
@@ -350,6 +350,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     with pytest.raises(AimError, match="the loss of step 5 is nan"):
         train_lit(table, tmp_path / "out", encoder, QUICK, checkpoint_seconds=0)
     assert (tmp_path / "out/training/checkpoint.safetensors").read_bytes() == kept[0]
+
+
+def test_running_out_of_memory_names_a_smaller_batch(table, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[malloc] Unable to allocate 17179869184 bytes.")
+
+    monkeypatch.setattr(loop, "contrastive_loss", full)
+    with pytest.raises(AimError, match="try --batch-size 4"):
+        train_lit(table, tmp_path / "out", encoder, TrainConfig(batch_size=9, held_out=0.25))
 
 
 def test_without_room_for_the_tokens_they_are_computed_from_the_images(table, tmp_path):

@@ -24,13 +24,17 @@ def tokens_of(
     size = cache.bytes_to_add(digests)
     if cache.fits(digests):
         if size:
-            report.noted(f"the image tokens take {size / 1e9:.2f} GB on the disk, at most")
+            report.noted(f"the image tokens take {_megabytes(size)} on the disk, at most")
         images = dict(zip(digests, zip(pairs.paths, pairs.contents, strict=True), strict=True))
         skips = cache.fill(images, lambda *n: advanced("caching tokens", *n))
         return lambda part: cache.rows(part.digests), skips
     report.noted(
-        f"the image tokens would take {size / 1e9:.2f} GB, over the limit: they are computed from "
+        f"the image tokens would take {_megabytes(size)}, over the limit: they are computed from "
         "the images in every epoch"
     )
     skips = undecodable(encoder, pairs.paths, lambda *n: advanced("checking images", *n))
     return lambda part: StreamedTokens(encoder, part.paths), skips
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -13,6 +13,7 @@ from aim_mlx.lit_training.loss import LARGEST_LOG_SCALE, contrastive_loss, no_co
 from aim_mlx.lit_training.model import decays, trimmed
 from aim_mlx.lit_training.pairs import Pairs, epoch_batches
 from aim_mlx.models.lit import LiTModel
+from aim_mlx.pipeline import explained
 from aim_mlx.tokenizer import TokenIds, Tokenizer
 from aim_mlx.tokens import TokenSource
 
@@ -76,7 +77,7 @@ class Trainer:
         rows = self._rows()
         tokens, ids = self.train.batch(rows)
         left_out = no_counterexamples(self.train.pairs.images[rows], ids)
-        with cpu_streams(len(rows) // _SHARE) as streams:
+        with explained(len(rows)), cpu_streams(len(rows) // _SHARE) as streams:
             loss, gradient = self._loss_and_gradient(mx.array(tokens), ids, left_out, streams)
             gradient, norm = optim.clip_grad_norm(gradient, self.config.clip_norm)
             mx.eval(loss, norm, gradient)
