@@ -76,7 +76,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_the_same_command_ends_in_the_same_model
     table, model, tmp_path
 ):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    given = ["--json", "--epochs", "20"]
+    given = ["--json", "--epochs", "10"]
     whole = subprocess.run(
         [*COMMAND, *arguments(table, model, straight, *given)], capture_output=True, text=True
     )
@@ -93,7 +93,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_the_same_command_ends_in_the_same_model
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    said = re.search(r"after step (\d+) of 60; the checkpoint of step (\d+) is kept", stderr)
+    said = re.search(r"after step (\d+) of 30; the checkpoint of step (\d+) is kept", stderr)
     assert said and said[1] == said[2] and "the same command resumes" in stderr
     again = subprocess.run(
         [*COMMAND, *arguments(table, model, broken, *given)], capture_output=True, text=True

@@ -81,22 +81,21 @@ def train_lit(
                 report.skipped(skip)
             parts = split(_without(pairs, undecodable), config.held_out, config.seed)
             trainer, measured = _prepare(encoder, *parts, source, config, work)
+            begin(work, facts, trainer.tokenizer)
+            load_state(work, trainer)
             for note in _notes(trainer, measured, parts[1]):
                 report.noted(note)
-            begin(work, facts, trainer.tokenizer)
-            if load_state(work, trainer):
-                report.noted(f"goes on after step {trainer.step} of {trainer.steps}")
             _train(trainer, measured, work, report, checkpoint_seconds, stop)
             _save(folder, trainer, encoder, Path(table).name, facts)
     return Result(
-        str(folder),
-        sum(len(part.captions) for part in parts),
-        sum(len(part.paths) for part in parts),
-        len(parts[1].paths),
-        len(skips),
-        trainer.steps,
-        trainer.metrics,
-        round(time.monotonic() - started, 3),
+        output=str(folder),
+        pairs=sum(len(part.captions) for part in parts),
+        images=sum(len(part.paths) for part in parts),
+        held_out=len(parts[1].paths),
+        skipped=len(skips),
+        steps=trainer.steps,
+        metrics=trainer.metrics,
+        seconds=round(time.monotonic() - started, 3),
     )
 
 
@@ -137,8 +136,10 @@ def _prepare(
 
 
 def _notes(trainer: Trainer, measured: Split | None, held_out: Pairs) -> list[str]:
-    """What is left out of training or evaluation."""
+    """Where the run goes on, and what is left out of training or evaluation."""
     notes = []
+    if trainer.step:
+        notes.append(f"goes on after step {trainer.step} of {trainer.steps}")
     cut = len(trainer.train.texts.cut) + (len(measured.texts.cut) if measured else 0)
     if cut:
         longest = trainer.tokenizer.context_length
