@@ -15,6 +15,7 @@ import pytest
 import aim_mlx
 from aim_mlx.errors import UntrainedModelWarning
 from tests import small
+from tests.embed_runs import SAME
 from tests.small import save_lit
 
 ROOT = Path(__file__).parent.parent
@@ -63,9 +64,12 @@ def started(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stored(started):
-    """That folder, in which the lines about stores were run too."""
-    return started[0], run_block("store", started[0])
+def stored(started, tmp_path_factory):
+    """A folder with the same photographs and a small model, with the lines about stores run."""
+    folder = tmp_path_factory.mktemp("stores")
+    shutil.copytree(started[0] / "photos", folder / "photos")
+    small.save(folder / "model")
+    return folder, run_block("store", folder)
 
 
 def test_a_first_run_embeds_real_photographs_with_an_encoder_of_full_size(started):
@@ -88,13 +92,20 @@ def test_the_lines_about_stores_verify_and_export(stored):
     assert pq.read_table(folder / "atlas.parquet")["image"].null_count == 0
 
 
-def test_the_lines_that_merge_give_the_store_of_one_machine(stored, tmp_path):
-    shutil.copytree(stored[0] / "photos", tmp_path / "photos")
-    small.save(tmp_path / "model")
-    done = run_block("merge", tmp_path)
+def test_the_lines_that_merge_give_the_store_of_one_machine(stored):
+    folder, _ = stored
+    done = run_block("merge", folder)
     assert done.returncode == 3 and "2 stores merged: 6 embedded, 1 skipped" in done.stderr
-    paths = aim_mlx.EmbeddingStore(tmp_path / "merged").paths
-    assert paths == aim_mlx.EmbeddingStore(stored[0] / "vectors").paths
+    whole, merged = (aim_mlx.EmbeddingStore(folder / name) for name in ("vectors", "merged"))
+    assert merged.paths == whole.paths
+    np.testing.assert_allclose(merged.vectors, whole.vectors, atol=SAME)
+
+
+def test_the_python_lines_about_stores_run(stored, monkeypatch):
+    monkeypatch.chdir(stored[0])
+    names: dict = {}
+    exec("\n".join(code for code in python_blocks() if "EmbeddingStore" in code), names)
+    assert names["store"].vectors.shape == (6, small.SMALL.embed_dim)
 
 
 def test_the_query_in_sql_finds_the_photo_that_was_turned(stored, monkeypatch):
@@ -105,10 +116,10 @@ def test_the_query_in_sql_finds_the_photo_that_was_turned(stored, monkeypatch):
     assert second[0] == "photos/on_its_side.jpg" and second[1] > 0.999
 
 
-def test_the_python_lines_run(stored, monkeypatch, capsys):
-    monkeypatch.chdir(stored[0])
+def test_the_python_lines_run(started, monkeypatch, capsys):
+    monkeypatch.chdir(started[0])
     with pytest.warns(UntrainedModelWarning):
-        exec("\n".join(python_blocks()), {})
+        exec("\n".join(code for code in python_blocks() if "EmbeddingStore" not in code), {})
     assert "0 (1024,)" in capsys.readouterr().out
 
 
