@@ -236,3 +236,10 @@ def test_a_store_that_changes_while_it_is_read_is_judged_by_its_new_journal(stor
     monkeypatch.setattr(module, "damages", compact_first)
     findings = verify(store)
     assert findings.sound and findings.rows == len(PATHS) - 1
+
+
+def test_a_list_that_is_not_the_one_written_is_a_fault(store):
+    path = store.folder / lists.FILES
+    path.write_bytes(path.read_bytes().replace(b'"b.jpg"', b'"c.jpg"'))
+    (fault,) = faults(store)
+    assert fault.startswith("files.jsonl: it is not the list that was written")

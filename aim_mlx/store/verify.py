@@ -102,7 +102,7 @@ class _Verification:
 
     def __init__(self, store: EmbeddingStore, sample: int, seed: int):
         self.store, self.folder, self.state = store, store.folder, store.state
-        self.findings = Findings(shards=len(self.state.shards))
+        self.findings = Findings(shards=len(self.state.shards), finished=store.finished)
         count = self.state.rows
         chosen = np.random.default_rng(seed).choice(count, min(sample, count), replace=False)
         self.chosen = np.sort(chosen)
@@ -173,9 +173,9 @@ class _Verification:
             return  # a run that ended before it began
         try:
             header, files = lists.read_files(self.folder)
-            self.findings.finished = finished is not None and (
-                finished["files"] == lists.digest(self.folder)
-            )
+            if finished is not None and finished["files"] != lists.digest(self.folder):
+                self._fault(lists.FILES, "it is not the list that was written", AGAIN)
+                return
             account = self._account(header, files)
         except OutputError as error:
             self._fault("account", str(error), AGAIN)
@@ -184,8 +184,7 @@ class _Verification:
             self._fault(lists.FILES, "it is not what embed writes", AGAIN)
             return
         self.findings.account = account
-        # Otherwise the lists are of a later run, which was not finished.
-        if finished is not None and self.findings.finished:
+        if finished is not None:
             self._check_counts(account, finished)
 
     def _account(self, header: dict[str, Any], files: Sequence[str]) -> Account:
@@ -256,8 +255,8 @@ class _Matrix:
         self.path, self.wrong = path, None
         self._vectors: np.ndarray | None = None
         shape = store.state.rows, store.dim
-        # With rows that no longer count it has another order; the reader makes it anew by its size.
-        if store.finished and path.is_file() and path.stat().st_size == 4 * shape[0] * shape[1]:
+        # Of another size, as it is where rows no longer count, the reader makes it anew.
+        if path.is_file() and path.stat().st_size == 4 * shape[0] * shape[1]:
             self._vectors = np.memmap(path, np.float32, "r", shape=shape) if shape[0] else None
 
     def compare(self, vectors: np.ndarray, start: int) -> None:
