@@ -105,6 +105,17 @@ def test_a_table_and_a_page_are_written(capsys, model, photos, tmp_path):
     assert "&lt;b&gt;" in text and "<b>" not in text
 
 
+def test_a_page_does_not_change_what_is_told(capsys, model, photos, tmp_path):
+    labels = ["--labels", "a,b,c,d,e,f,g", "--model", model]
+    for number, asked in enumerate([[], ["--top", 2], ["--multi-label"], ["--top", 6]]):
+        _, expected, _ = run(capsys, "classify", photos, *labels, *asked)
+        page = tmp_path / f"{number}.html"
+        _, out, _ = run(capsys, "classify", photos, *labels, *asked, "--html", page)
+        assert out == expected
+        bars = page.read_text().count('class="bar"')
+        assert bars == 3 * [5, 2, 5, 6][number]
+
+
 def test_labels_judged_by_themselves_may_be_several_or_none(capsys, model, photos):
     asked = ["--labels", LABELS, "--multi-label", "--threshold"]
     _, out, _ = run(capsys, "classify", photos, *asked, -1, "--model", model)
@@ -239,7 +250,8 @@ def test_a_store_is_refused_beside_others_with_a_model_or_of_another_pooling(
 ):
     asked = ["--labels", LABELS]
     assert "give it alone" in refused(capsys, "classify", store, photos, *asked)
-    assert "leave out --model" in refused(capsys, "classify", store, *asked, "--model", model)
+    for option in (["--model", model], ["--follow"], ["--batch-size", 2]):
+        assert "embedded already" in refused(capsys, "classify", store, *asked, *option)
     mean = tmp_path / "mean"
     run(capsys, "embed", photos, "-o", mean, "--model", model, "--pooling", "mean")
     assert "'mean' pooling" in refused(capsys, "classify", mean, *asked)

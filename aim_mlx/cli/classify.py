@@ -1,14 +1,15 @@
 """`aim-mlx classify`: photos, or the rows of a store, to one's own labels."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aim_mlx.cli.words import build_head, given_labels, list_images, load_lit
 from aim_mlx.registry import DEFAULT_LIT
 
-_ON_PAGE = 5  # labels an image has on a page where --top says nothing
+if TYPE_CHECKING:
+    from aim_mlx.classify import Stored
 
 
 def classify(
@@ -71,13 +72,12 @@ def classify(
     ] = False,
 ) -> int:
     """Print the best label of each photo: score, label and path, with tabs between."""
-    from aim_mlx.classify import TABLES, Choice, Images, Stored, check_target, find_store
-    from aim_mlx.cli.labelled import Report
+    from aim_mlx.classify import TABLES, Choice, Images, check_target
+    from aim_mlx.cli.labelled import Report, Telling
     from aim_mlx.cli.progress import Progress
     from aim_mlx.embed import EmbedOptions
     from aim_mlx.errors import Interrupted, UsageError
     from aim_mlx.heatmap import write_heatmaps
-    from aim_mlx.lit import as_lit
     from aim_mlx.prompts import as_templates
     from aim_mlx.zeroshot import ZeroShotHead
 
@@ -85,30 +85,27 @@ def classify(
         raise UsageError("say what to choose from by one of --labels, --labels-file and --head")
     if head is not None and (save_head is not None or templates != "plain"):
         raise UsageError("saved labels have their templates: leave out --templates, --save-head")
-    told = top if top is not None or multi_label else 1
-    choice = Choice(_ON_PAGE if html and top is None else told, threshold, multi_label)
+    told = Choice(top if top is not None or multi_label else 1, threshold, multi_label)
     check_target(output, TABLES, overwrite)
     check_target(html, (".html", ".htm"), overwrite)
     saved = None if head is None else ZeroShotHead.load(head)
     names = () if saved else given_labels(labels, labels_file, multi_label)
     sentences = as_templates(templates)
     options = EmbedOptions("attention", batch_size=batch_size, allow_truncated=allow_truncated)
-    store, progress = find_store(sources), Progress(as_json)
-    report = Report(progress, as_json, output, html, told, keep=bool(html or heatmap))
+    progress = Progress(as_json)
+    report = Report(progress, Telling(told, as_json, output, html, keep=heatmap is not None))
+    unused = [model, revision, dtype, batch_size, follow, allow_truncated]  # by a store
+    loading = {"revision": revision, "dtype": dtype, "offline": offline}
     with progress:
         try:
-            if store is not None:
-                if [model, revision, dtype, batch_size] != [None] * 4:
-                    raise UsageError("a store remembers its model: leave out --model and the like")
-                source = Stored(store, lambda: as_lit(store.load_encoder(offline=offline)))
-            else:
+            source = _stored(sources, unused, offline)
+            if source is None:
                 listing = list_images(sources, follow, [output, html], progress)
-                loaded = {"revision": revision, "dtype": dtype, "offline": offline}
-                source = Images(listing, lambda: load_lit(model, **loaded), options)
+                source = Images(listing, lambda: load_lit(model, **loading), options)
             used = saved or build_head(source.lit, names, sentences, multi_label)
             if save_head is not None:
                 used.save(save_head, overwrite)
-            report.run(source, source.rows(used, choice, report.skipped))
+            report.run(source, source.rows(used, report.choice, report.skipped))
             if heatmap is not None:
                 count = write_heatmaps(heatmap, source.lit, used, report.rows, source.locate)
                 progress.noted(f"{count} pictures of similarity in {heatmap}")
@@ -116,3 +113,22 @@ def classify(
             kept = f": {output} was not written" if output else ""
             raise Interrupted(f"interrupted after {report.classified} images{kept}") from None
     return report.summary(len(used.labels))
+
+
+def _stored(sources: list[str], unused: list[Any], offline: bool) -> "Stored | None":
+    """The store among the sources, if there is one; raises UsageError for options without use."""
+    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
+
+    from aim_mlx.classify import Stored, find_store
+    from aim_mlx.errors import UsageError
+    from aim_mlx.lit import as_lit
+
+    store = find_store(sources)
+    if store is None:
+        return None
+    if any(unused):
+        raise UsageError(
+            "the photos of a store are embedded already: leave out --model, --revision, --dtype, "
+            "--batch-size, --follow and --allow-truncated"
+        )
+    return Stored(store, lambda: as_lit(store.load_encoder(offline=offline, progress=tqdm)))

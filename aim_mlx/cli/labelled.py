@@ -2,36 +2,46 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
 
-from aim_mlx.classify import Classified, Images, Stored, record, write_table
+from aim_mlx.classify import Choice, Classified, Images, Stored, record, write_table
 from aim_mlx.cli.progress import Progress
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.contact_sheet import Line, Picture, Section, write_contact_sheet
 from aim_mlx.errors import AimError
 from aim_mlx.images import Skip
 
+_ON_PAGE = 5  # labels that an image has on a page, where no number is asked for
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What is told and where; `keep` keeps all rows for later, as a page does."""
+
+    told: Choice
+    as_json: bool = False
+    output: Path | None = None
+    html: Path | None = None
+    keep: bool = False
+
 
 class Report:
     """Tells the rows as they come, and the account of all at the end."""
 
-    def __init__(
-        self,
-        progress: Progress,
-        as_json: bool,
-        output: Path | None,
-        html: Path | None,
-        told: int | None,
-        keep: bool,
-    ):
-        self._progress, self._as_json, self._told = progress, as_json, told
-        self._output, self._html = output, html
-        self._keep, self.rows = keep, list[Classified]()
+    def __init__(self, progress: Progress, telling: Telling):
+        self._progress, self._telling = progress, telling
+        self.rows: list[Classified] = []
         self._listed = self._ignored = self._skipped = self._first_frames = 0
         self.classified = 0
+
+    @property
+    def choice(self) -> Choice:
+        """The labels that rows must come with: a page shows more than the one that is told."""
+        told = self._telling.told
+        return replace(told, top=_ON_PAGE) if self._telling.html and told.top == 1 else told
 
     def skipped(self, skip: Skip) -> None:
         self._skipped += 1
@@ -42,29 +52,29 @@ class Report:
         self._listed, self._ignored = source.listing.listed, source.listing.ignored
         for skip in source.listing.skipped:
             self.skipped(skip)
-        if self._output is not None:
-            write_table(self._output, self._passing(rows))
+        if self._telling.output is not None:
+            write_table(self._telling.output, self._passing(rows))
         else:
             for row in self._passing(rows):
                 self._print(row)
         if self._first_frames:
             self._progress.noted(f"of {self._first_frames} images the first frame was taken")
-        if self._html is not None and self.classified:
-            write_page(self._html, source, self.rows)
+        if self._telling.html is not None:
+            write_page(self._telling.html, source, self.rows, self._telling.told)
 
     def _passing(self, rows: Iterable[Classified]) -> Iterator[Classified]:
         for row in rows:
             self.classified += 1
             self._first_frames += row.multi_frame
             self._progress.embedded(row.path)
-            if self._keep:
+            if self._telling.keep or self._telling.html:
                 self.rows.append(row)
-            yield replace(row, labels=row.labels[: self._told])
+            yield replace(row, labels=row.labels[: self._telling.told.top])
         if not self.classified:
             raise AimError(f"none of {self._skipped} images could be read: nothing was written")
 
     def _print(self, row: Classified) -> None:
-        if self._as_json:
+        if self._telling.as_json:
             print(json.dumps({"event": "image", **record(row)}))
             return
         for label, score in row.labels:
@@ -77,8 +87,8 @@ class Report:
         code = 3 if self._skipped else 0
         account = {"listed": self._listed, "classified": self.classified}
         account |= {"skipped": self._skipped, "ignored": self._ignored, "labels": labels}
-        places = {"output": self._output, "html": self._html}
-        if self._as_json:
+        places = {"output": self._telling.output, "html": self._telling.html}
+        if self._telling.as_json:
             written = {name: path and str(path) for name, path in places.items()}
             print(json.dumps({"event": "summary", **account, **written, "exit_code": code}))
         line = "{classified} classified, {skipped} skipped, {ignored} ignored".format(**account)
@@ -87,31 +97,25 @@ class Report:
         return code
 
 
-def write_page(target: Path, source: Images | Stored, rows: list[Classified]) -> None:
+def write_page(target: Path, source: Images | Stored, rows: list[Classified], told: Choice) -> None:
     """A page with a section for each best label, the most frequent first, and bars for all."""
     groups: dict[str, list[Classified]] = {}
     for row in rows:
         groups.setdefault(row.labels[0][0] if row.labels else "", []).append(row)
-    # A cosine with a text is small even where they match: bars are relative to the largest.
-    largest = max((score for row in rows for _, score in row.labels), default=1.0)
+    note, full = "Probability of each label among those given.", 1.0
+    if told.multi_label:  # small even where they match
+        full = max((score for row in rows for _, score in row.labels), default=1.0)
+        note = f"Cosine with each label; a full bar is {full:.3f}, the largest here."
+
+    def picture(row: Classified) -> Picture:
+        lines = [
+            Line(f"{score:.3f} {name}", score / full)
+            for name, score in row.labels[: told.top if told.top and told.top > 1 else _ON_PAGE]
+        ]
+        return Picture(source.locate(row), [*lines, row.path])
+
     sections = [
-        Section(
-            label or "none of the labels",
-            [
-                Picture(
-                    source.locate(row),
-                    [
-                        *(
-                            Line(f"{score:.3f} {name}", score / largest)
-                            for name, score in row.labels
-                        ),
-                        row.path,
-                    ],
-                )
-                for row in group
-            ],
-            f"{len(group)} of {len(rows)}",
-        )
+        Section(label or "None of the labels", list(map(picture, group)), f"{len(group)} photos")
         for label, group in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
-    write_contact_sheet(target, "Photos by label", sections)
+    write_contact_sheet(target, f"{len(rows)} photos by label", sections, note)
