@@ -1,6 +1,8 @@
 """`aim-mlx classify` as a user runs it: small model, real files."""
 
 import json
+import os
+import pty
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import aim_mlx
 from aim_mlx.cli import main as cli
 from aim_mlx.lit import LiT
 from tests.small import photo, save, save_lit
+from tests.test_cli import start
 
 LABELS = "red panda,a house,two dogs"
 NAMES = ["a\n.png", "b.png", "c.png"]
@@ -74,6 +77,29 @@ def test_json_lines_have_exact_names_and_one_summary(capsys, model, photos):
     assert summary["event"] == "summary" and summary["exit_code"] == code == 3
     counted = summary["classified"] + summary["skipped"] + summary["ignored"]
     assert counted == summary["listed"] == 5
+
+
+def test_lines_go_to_stdout_though_a_bar_is_drawn_on_a_terminal(model, photos, tmp_path):
+    terminal, theirs = pty.openpty()
+    with open(tmp_path / "out", "wb") as out:
+        asked = ["classify", photos, "--labels", LABELS, "--model", model, "--json"]
+        process = start(*asked, stdout=out, stderr=theirs)
+        os.close(theirs)
+        drawn = b""
+        while part := _read(terminal):
+            drawn += part
+    os.close(terminal)
+    assert process.wait() == 0
+    events = [json.loads(line)["event"] for line in (tmp_path / "out").read_text().splitlines()]
+    assert events == ["image"] * 3 + ["summary"] and b"images/s" in drawn
+
+
+def _read(terminal: int) -> bytes:
+    """What comes on a terminal; its end is an error on Linux and nothing on macOS."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
 
 
 def test_labels_come_from_a_file_and_templates_too(capsys, model, photos, tmp_path):

@@ -96,22 +96,22 @@ def classify(
     report = Report(progress, Telling(told, as_json, output, html, keep=heatmap is not None))
     unused = [model, revision, dtype, batch_size, follow, allow_truncated]  # by a store
     loading = {"revision": revision, "dtype": dtype, "offline": offline}
-    with progress:
-        try:
-            source = _stored(sources, unused, offline)
-            if source is None:
-                listing = list_images(sources, follow, [output, html], progress)
-                source = Images(listing, lambda: load_lit(model, **loading), options)
-            used = saved or build_head(source.lit, names, sentences, multi_label)
-            if save_head is not None:
-                used.save(save_head, overwrite)
+    try:
+        source = _stored(sources, unused, offline)
+        if source is None:
+            listing = list_images(sources, follow, [output, html], progress)
+            source = Images(listing, lambda: load_lit(model, **loading), options)
+        used = saved or build_head(source.lit, names, sentences, multi_label)
+        if save_head is not None:
+            used.save(save_head, overwrite)
+        with progress:
             report.run(source, source.rows(used, report.choice, report.skipped))
             if heatmap is not None:
                 count = write_heatmaps(heatmap, source.lit, used, report.rows, source.locate)
                 progress.noted(f"{count} pictures of similarity in {heatmap}")
-        except KeyboardInterrupt:
-            kept = f": {output} was not written" if output else ""
-            raise Interrupted(f"interrupted after {report.classified} images{kept}") from None
+    except KeyboardInterrupt:
+        kept = f": {output} was not written" if output else ""
+        raise Interrupted(f"interrupted after {report.classified} images{kept}") from None
     return report.summary(len(used.labels))
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -106,7 +107,12 @@ class _Report:
 
         self._as_json = as_json
         console = Console(stderr=True)
-        self._bar = Progress(console=console, disable=not console.is_terminal, transient=True)
+        self._bar = Progress(
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+        )
         self._stages: dict[str, Any] = {}
 
     def __enter__(self) -> "_Report":

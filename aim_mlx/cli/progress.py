@@ -1,6 +1,7 @@
 """Progress on stderr, and with --json the records on stdout."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class Progress:
             TextColumn("{task.fields[skips]}"),
             console=console,
             disable=not console.is_terminal,
+            # Where the data goes to a file or pipe it must not be drawn above the bar instead.
+            redirect_stdout=sys.stdout.isatty(),
         )
         self._task = self._bar.add_task("embed", total=None, skips="")
 

@@ -67,22 +67,14 @@ def zeroshot_eval(
         skips.append(skip)
         progress.skipped(skip)
 
+    files = tuple(item.path for item in items)
+    progress.listed(Listing(files, 0, found.skips, found.notes))
+    for skip in found.skips:
+        progress.skipped(skip)
+    lit = load_lit(model, revision=revision, dtype=dtype, offline=offline)
+    head = build_head(lit, labels, sentences, single=False)
     with progress:
-        files = tuple(item.path for item in items)
-        progress.listed(Listing(files, 0, found.skips, found.notes))
-        for skip in found.skips:
-            progress.skipped(skip)
-        lit = load_lit(model, revision=revision, dtype=dtype, offline=offline)
-        head = build_head(lit, labels, sentences, single=False)
-        result = evaluate(
-            lit,
-            head,
-            items,
-            found.classes,
-            options,
-            skipped,
-            progress.embedded,
-        )
+        result = evaluate(lit, head, items, found.classes, options, skipped, progress.embedded)
     code = 3 if skips else 0
     if as_json:
         print(json.dumps(_summary(result, labels, len(skips), code)))
