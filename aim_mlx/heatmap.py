@@ -28,8 +28,7 @@ def heat_picture(pixels: np.ndarray, heat: np.ndarray, config: PreprocessConfig)
     Colours go from the least to the greatest value of this map: they compare places in one image,
     never two images.
     """
-    photo = np.clip((pixels * config.std + config.mean) * 255, 0, 255).round().astype(np.uint8)
-    height, width = photo.shape[:2]
+    height, width = pixels.shape[:2]
     scale = max(1, -(-_SMALLEST // min(height, width)))
     size = (width * scale, height * scale)
     low, high = float(heat.min()), float(heat.max())
@@ -38,9 +37,15 @@ def heat_picture(pixels: np.ndarray, heat: np.ndarray, config: PreprocessConfig)
     places = np.clip(np.asarray(smooth), 0, 1) * (len(_COLOURS) - 1)
     steps = np.arange(len(_COLOURS))
     colours = np.stack([np.interp(places, steps, _COLOURS[:, c]) for c in range(3)], axis=-1)
-    grey = Image.fromarray(photo).convert("L").resize(size, Image.Resampling.BICUBIC)
+    grey = seen(pixels, config).convert("L").resize(size, Image.Resampling.BICUBIC)
     photo_share = (1 - _HEAT) * np.asarray(grey, np.float64)[:, :, None]
     return Image.fromarray((photo_share + _HEAT * colours).round().astype(np.uint8))
+
+
+def seen(pixels: np.ndarray, config: PreprocessConfig) -> Image.Image:
+    """Normalised pixels (H, W, 3) as the picture that the model sees."""
+    photo = np.clip((pixels * config.std + config.mean) * 255, 0, 255).round().astype(np.uint8)
+    return Image.fromarray(photo)
 
 
 def write_heatmaps(

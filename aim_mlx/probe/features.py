@@ -21,12 +21,6 @@ from aim_mlx.token_cache import TokenCache
 from aim_mlx.tokens import StreamedTokens, TokenSource, undecodable
 
 
-class EpochTokens(Protocol):
-    """Tokens of a part's images, which may be other views of them in another epoch."""
-
-    def for_epoch(self, epoch: int) -> TokenSource: ...
-
-
 class Listener(Protocol):
     """Whom the work is told to; `advanced` may raise to end it."""
 
@@ -60,6 +54,7 @@ class PartTokens:
         self._cache, self._encoder, self._layers = cache, encoder, layers
         self._part, self._augmentation = part, augmentation
         self.cached = False
+        self._last: tuple[int, TokenSource] | None = None
 
     @property
     def endless(self) -> bool:
@@ -67,11 +62,11 @@ class PartTokens:
         return self._augmentation is not None and not self._augmentation.views
 
     def for_epoch(self, epoch: int) -> TokenSource:
-        keys = self._keys(epoch)
-        if self.cached:
-            return self._cache.rows(keys)
-        images = self._views(self._part.paths, keys) if self._augmentation else None
-        return StreamedTokens(self._encoder, self._part.paths, self._layers, images)
+        """Those of an epoch, counted from 0; asked for again, they are at hand."""
+        number = self._view(epoch)
+        if self._last is None or self._last[0] != number:
+            self._last = number, self._source(number)
+        return self._last[1]
 
     def size(self) -> int:
         """The bytes that caching it would add, at most."""
@@ -85,20 +80,34 @@ class PartTokens:
             self._wanted(), progress, self._views if self._augmentation else None
         )
 
-    def _keys(self, epoch: int) -> list[str]:
-        """What the tokens of each image are known by in an epoch."""
+    def _view(self, epoch: int) -> int:
+        """The number of the view that an epoch has."""
+        if self._augmentation is None:
+            return 0
+        return epoch % self._augmentation.views if self._augmentation.views else epoch
+
+    def _source(self, number: int) -> TokenSource:
+        keys = self._keys(number)
+        if self.cached:
+            return self._cache.rows(keys)
+        images = self._views(self._part.paths, keys) if self._augmentation else None
+        return StreamedTokens(self._encoder, self._part.paths, self._layers, images)
+
+    def _keys(self, number: int) -> list[str]:
+        """What the tokens of each image are known by in a view."""
         if self._augmentation is None:
             return self._part.digests
-        seed, views = self._augmentation.seed, self._augmentation.views
-        number = epoch % views if views else epoch
+        seed = self._augmentation.seed
         return [view_key(digest, seed, number) for digest in self._part.digests]
 
     def _wanted(self) -> Mapping[str, tuple[str, Content]]:
         part, views = self._part, self._augmentation.views if self._augmentation else 1
         return {
             key: (path, replace(content, digest=key))
-            for epoch in range(views)
-            for key, path, content in zip(self._keys(epoch), part.paths, part.contents, strict=True)
+            for number in range(views)
+            for key, path, content in zip(
+                self._keys(number), part.paths, part.contents, strict=True
+            )
         }
 
     def _views(self, paths: Sequence[str], keys: Sequence[str]) -> Sequence[ImageSource]:

@@ -1,7 +1,7 @@
 """The steps of a grid that are left, with its state on disk, so that a kill costs little."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,13 +36,14 @@ def fit(
     work: Path | None = None,
     report: Report | None = None,
     checkpoint_seconds: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Runs a trainer until it is done.
+    """Runs a trainer until it is done, or until `stop` returns True: then the state is kept.
 
     With an existing folder `work` the state is kept there, and a trainer of the same arguments goes
     on from it, to the same bits; what they were is for the caller to remember. Raises Interrupted
-    on Ctrl-C, AimError where no head's loss is finite, OutputError for a state that cannot be
-    written or taken up; the last state stays.
+    where it was stopped and on Ctrl-C, AimError where no head's loss is finite, OutputError for a
+    state that cannot be written or taken up; the last state stays.
     """
     report = report or Silent()
     if work is not None and load_state(work, trainer):
@@ -54,10 +55,13 @@ def fit(
             report.advanced("training", trainer.step, trainer.steps)
             if record is not None:
                 report.recorded(record)
-            due = trainer.done or time.monotonic() - saved >= checkpoint_seconds
+            stopped = stop() and not trainer.done
+            due = trainer.done or stopped or time.monotonic() - saved >= checkpoint_seconds
             if work is not None and due:
                 _save(work, trainer)
                 kept, saved = trainer.step, time.monotonic()
+            if stopped:
+                raise KeyboardInterrupt
     except KeyboardInterrupt:
         what = f"the state after step {kept} is kept" if kept else "no state was due yet"
         raise Interrupted(

@@ -16,6 +16,7 @@ from aim_mlx.probe import charts
 from aim_mlx.probe.charts import Curve
 
 _LARGEST_TABLE = 20  # classes whose confusions are numbers; more become a picture
+_SHORT = 6  # letters of a name
 _LARGEST_MAP = 200  # classes of the picture; of more, those that are confused most
 _CONFUSIONS = 20  # listed
 
@@ -75,13 +76,17 @@ dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image with what it is, what was said of it, where it is, and how it is looked at."""
+    """An image with what it is, what was said of it, and where the head looked.
+
+    `wrong` is False for one that was only judged with little certainty.
+    """
 
     path: str
     truth: str
     said: str
     photo: Image.Image
     attention: Image.Image | None = None
+    wrong: bool = True
 
 
 @dataclass(frozen=True)
@@ -237,12 +242,16 @@ def _most_confused(table: np.ndarray) -> list[int]:
 
 def _cells(table: np.ndarray, names: Sequence[str]) -> str:
     sums = np.maximum(table.sum(axis=1), 1)
+    # Short names stand above the columns; long ones would make them too wide and have a number.
+    short = max(map(len, names)) <= _SHORT
+    above = names if short else range(1, len(names) + 1)
     head = '<th class="name">class</th>' + "".join(
-        f'<th title="{shown(name)}">{i}</th>' for i, name in enumerate(names, 1)
+        f'<th title="{shown(name)}">{shown(str(top))}</th>'
+        for top, name in zip(above, names, strict=True)
     )
     body = ""
     for i, name in enumerate(names):
-        body += f'<tr><th class="name">{i + 1} {shown(name)}</th>'
+        body += f'<tr><th class="name">{shown(name if short else f"{i + 1} {name}")}</th>'
         for j, count in enumerate(table[i]):
             kind = "hit" if i == j else "miss"
             style = f' class="{kind}" style="--s:{count / sums[i]:.3f}"' if count else ""
@@ -268,13 +277,18 @@ def _calibration(figures: Mapping[str, Any]) -> Iterator[str]:
 def _mistakes(mistakes: Sequence[Mistake]) -> Iterator[str]:
     if not mistakes:
         return
-    yield "<h2>Worst mistakes</h2>\n<p>The images with the least probability for what they are. "
-    yield "Beside each, where the head looked: from dark for least to light for most.</p>\n"
+    title = "Worst mistakes" if any(each.wrong for each in mistakes) else "The least certain images"
+    yield f"<h2>{title}</h2>\n<p>Those with the least probability for what they are."
+    if mistakes[0].attention is not None:
+        yield " Beside each, where the head looked: from dark for least to light for most."
+    yield "</p>\n"
     yield '<div class="sheet">\n'
     for each in mistakes:
         images = [each.photo] if each.attention is None else [each.photo, each.attention]
         looks = "".join(f'<img alt="" src="{inlined(image)}">' for image in images)
-        yield f'<figure><div class="looks">{looks}</div><figcaption><b>is {shown(each.truth)}</b>'
+        mark = "" if each.wrong else " (right)"
+        yield f'<figure><div class="looks">{looks}</div><figcaption>'
+        yield f"<b>is {shown(each.truth)}{mark}</b>"
         yield f"<br>said {shown(each.said)}<br>{shown(each.path)}</figcaption></figure>\n"
     yield "</div>\n"
 

@@ -1,0 +1,280 @@
+"""A whole probe in a folder: read, cache, train the grid, choose, test once, report.
+
+FOLDER/probe.safetensors, probe.json    the probe; see head_files
+FOLDER/splits.jsonl                     every image with its classes, split and digest
+FOLDER/report.html                      what it can do and where it fails
+FOLDER/training/                        run.json (what the run is, which later calls must match),
+                                        checkpoint.safetensors and, unless elsewhere, the tokens
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from aim_mlx.config import to_dict
+from aim_mlx.durable import TEMPORARY, publish
+from aim_mlx.embed import EmbedOptions, Encoder
+from aim_mlx.errors import AimError, Interrupted, OutputError
+from aim_mlx.images import Skip
+from aim_mlx.probe.config import ProbeConfig
+from aim_mlx.probe.data import Data
+from aim_mlx.probe.features import Augmentation, Features
+from aim_mlx.probe.fit import fit
+from aim_mlx.probe.probe import AttentiveProbe
+from aim_mlx.probe.report import write_report
+from aim_mlx.probe.splits import DataSet
+from aim_mlx.probe.summary import Measured, made_report
+from aim_mlx.probe.training import GridTrainer, Labelled
+from aim_mlx.store.lock import locked
+from aim_mlx.training.folder import RUN, check_same_run, storage
+from aim_mlx.weights.save import WORK_FOLDER
+
+SPLITS_FILE, REPORT_FILE = "splits.jsonl", "report.html"
+
+
+def never() -> bool:
+    return False
+
+
+class Report(Protocol):
+    """Whom a run tells."""
+
+    def skipped(self, skip: Skip) -> None: ...
+    def noted(self, note: str) -> None: ...
+    def warned(self, warning: str) -> None: ...
+    def advanced(self, what: str, done: int, total: int) -> None: ...
+    def recorded(self, record: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a probe is trained, and where its tokens are kept (None: in its folder)."""
+
+    config: ProbeConfig
+    layers: tuple[int, ...] = ()
+    augmentation: Augmentation | None = None
+    cache: Path | None = None
+    cache_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to; `figures` are those of `measured_on`, "test" where there is one."""
+
+    output: str
+    classes: int
+    images: dict[str, int]
+    skipped: int
+    epochs: int
+    best: dict[str, Any]
+    measured_on: str
+    figures: dict[str, Any]
+    warnings: tuple[str, ...]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.skipped else 0
+
+
+def train_probe(
+    data: Data,
+    folder: str | os.PathLike[str],
+    load: Callable[[], Encoder],
+    plan: Plan,
+    report: Report,
+    *,
+    stop: Callable[[], bool] = never,
+) -> Result:
+    """Trains a probe on the frozen encoder that `load` gives, and writes it with its report.
+
+    Heads are chosen on val; test, where there is one, is looked at once, at the end. Interrupted,
+    killed, or ended once `stop` returns True, the same call goes on. Raises UsageError for bad
+    data, OutputError for a folder of another run or one in use, and AimError where no head's loss
+    is finite; the best head until then is kept.
+    """
+    started = time.monotonic()
+    folder, work = Path(folder), Path(folder) / WORK_FOLDER
+    _check_folder(folder)
+    told = _Stoppable(report, stop)
+    found = data.divided(plan.config.seed, partial(told.advanced, "reading images"), folder)
+    encoder = load()
+    encoder.check(EmbedOptions(layers=plan.layers))
+    facts = _facts(plan, found, encoder)
+    check_same_run(work, facts)
+    with storage(folder):
+        work.mkdir(parents=True, exist_ok=True)
+        with locked(work):
+            _write(work / RUN, [json.dumps(facts, indent=1)])
+            cache = plan.cache or work / "tokens"
+            features = Features(encoder, cache, plan.cache_limit, plan.layers, plan.augmentation)
+            found = _told(features.prepare(found, told), encoder, report)
+            trainer = _trainer(plan, found, features, encoder)
+            made = partial(AttentiveProbe.of, trainer, encoder, found.classes, plan.layers)
+            try:
+                fit(trainer, work, told, stop=stop)
+            except AimError as error:
+                if not isinstance(error, (Interrupted, OutputError)) and trainer.best is not None:
+                    made().save(folder, overwrite=True)
+                raise
+            measured = [_measured(made(), features, found, name) for name in _judges(found)]
+            probe = made({each.name: each.figures for each in measured})
+            page = made_report(
+                f"Probe of {data.name}",
+                probe,
+                measured[-1],
+                _described(data, found, plan, probe),
+                found.warnings,
+                trainer,
+            )
+            write_report(folder / REPORT_FILE, page)
+            _write(folder / SPLITS_FILE, _split_lines(found))
+            probe.save(folder, overwrite=True)
+    return Result(
+        str(folder),
+        len(found.classes),
+        {name: len(part) for name, part in found.parts.items()},
+        len(found.skips),
+        len(trainer.history),
+        probe.metrics["validation"],
+        measured[-1].name,
+        measured[-1].figures,
+        found.warnings,
+        round(time.monotonic() - started, 3),
+    )
+
+
+@dataclass
+class _Stoppable:
+    """A report in which progress ends the work once it should stop."""
+
+    report: Report
+    stop: Callable[[], bool]
+
+    def noted(self, note: str) -> None:
+        self.report.noted(note)
+
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        self.report.recorded(record)
+
+    def advanced(self, what: str, done: int, total: int) -> None:
+        self.report.advanced(what, done, total)
+        if what != "training" and self.stop():
+            raise Interrupted(
+                "interrupted before the training; the tokens computed so far are kept: the same "
+                "command resumes"
+            )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises OutputError for a folder that holds something else than a run of this kind."""
+    if not folder.parent.is_dir():
+        raise OutputError(f"folder {str(folder.parent)!r} does not exist: create it first")
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise OutputError(f"{str(folder)!r} is not a folder: choose another name")
+    if (folder / WORK_FOLDER / RUN).is_file():
+        return
+    with storage(folder):
+        names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY)}
+    if names - {WORK_FOLDER}:
+        raise OutputError(f"{str(folder)!r} is not empty: choose another folder")
+
+
+def _facts(plan: Plan, data: DataSet, encoder: Encoder) -> dict[str, Any]:
+    """All that decides a run's result, as JSON values; what there is most of stands last."""
+    config = {name.replace("_", " "): value for name, value in asdict(plan.config).items()}
+    facts = {
+        **config,
+        "layers": plan.layers,
+        "augmentation": asdict(plan.augmentation) if plan.augmentation else None,
+        "weights": encoder.weights_digest,
+        "encoder": to_dict(encoder.model.config),
+        "preprocessing": to_dict(encoder.preprocessing),
+        "data set": data.digest(),
+    }
+    return json.loads(json.dumps(facts))
+
+
+def _told(data: DataSet, encoder: Encoder, report: Report) -> DataSet:
+    """Tells what was left out and noticed; the data set with all that its report must say."""
+    warnings = list(data.warnings)
+    if not encoder.trained:
+        warnings.append("the encoder has random weights: this shows that training works, no more")
+    if "test" not in data.parts:
+        warnings.append(
+            "there is no test split: the figures are of val, on which the head was chosen, and are "
+            "a little too good"
+        )
+    for skip in data.skips:
+        report.skipped(skip)
+    for note in data.notes:
+        report.noted(note)
+    for warning in warnings:
+        report.warned(warning)
+    return replace(data, warnings=tuple(warnings))
+
+
+def _trainer(plan: Plan, data: DataSet, features: Features, encoder: Encoder) -> GridTrainer:
+    train, val = (
+        Labelled(features.tokens(name, data.parts[name]), data.parts[name].labels)
+        for name in ("train", "val")
+    )
+    heads = encoder.model.config.num_heads
+    return GridTrainer(plan.config, len(data.classes), train, val, heads)
+
+
+def _judges(data: DataSet) -> list[str]:
+    """The parts that figures are made of; the last one's stand in the report."""
+    return [name for name in ("val", "test") if name in data.parts]
+
+
+def _measured(probe: AttentiveProbe, features: Features, data: DataSet, name: str) -> Measured:
+    part = data.parts[name]
+    tokens = features.tokens(name, part).for_epoch(0)
+    return Measured.of(name, part, probe.token_probabilities(tokens, len(part)), data.classes)
+
+
+def _described(data: Data, found: DataSet, plan: Plan, probe: AttentiveProbe) -> dict[str, str]:
+    """How the probe was made, in words."""
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in found.parts.items())
+    best = probe.metrics["validation"]
+    point = best["point"]
+    norm = "with" if point["batch_norm"] else "without"
+    of = len(plan.config.grid)
+    views = "none"
+    if plan.augmentation is not None:
+        views = f"{plan.augmentation.views} of each image" if plan.augmentation.views else "endless"
+    return {
+        "data": f"{data.source}: {len(found.classes)} classes, {counts}; {len(found.skips)} left "
+        "out",
+        "encoder": f"{probe.model.get('model')}, weights {probe.identity['weights'][:16]}",
+        "tokens": f"mean of blocks {list(plan.layers)}" if plan.layers else "of the final norm",
+        "random views": views,
+        "head": f"{plan.config.head}, learning rate {point['learning_rate']:g}, weight decay "
+        f"{point['weight_decay']:g}, {norm} batch norm: the best of {of}, after epoch "
+        f"{best['epoch']}",
+        "seed": str(plan.config.seed),
+    }
+
+
+def _split_lines(data: DataSet) -> Iterator[str]:
+    for name, part in data.parts.items():
+        for path, content, label in zip(part.paths, part.contents, part.labels, strict=True):
+            numbers = [int(label)] if part.labels.ndim == 1 else np.flatnonzero(label).tolist()
+            labels = [data.classes[i] for i in numbers]
+            yield json.dumps(
+                {"path": path, "labels": labels, "split": name, "digest": content.digest}
+            )
+
+
+def _write(target: Path, lines: Iterable[str]) -> None:
+    publish({target: lambda file: file.writelines(line.encode() + b"\n" for line in lines)})

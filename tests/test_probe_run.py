@@ -1,0 +1,277 @@
+"""Whole runs on real handwritten digits: they learn, resume, choose on val and leave test alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aim_mlx.embed import Encoder
+from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
+from aim_mlx.probe import run as runs
+from aim_mlx.probe.config import protocol
+from aim_mlx.probe.data import Data
+from aim_mlx.probe.features import Augmentation
+from aim_mlx.probe.probe import AttentiveProbe
+from aim_mlx.probe.run import Plan, Result, train_probe
+from tests.digits import write_digits
+from tests.small import encoder
+
+FAST: dict[str, Any] = {"learning_rates": (0.01, 0.03), "epochs": 12, "warmup_epochs": 1.0}
+
+
+class Report:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.skips: list[str] = []
+        self.records: list[Mapping[str, Any]] = []
+        self.steps = 0
+
+    def skipped(self, skip) -> None:
+        self.skips.append(skip.path)
+
+    def noted(self, note: str) -> None:
+        self.notes.append(note)
+
+    def warned(self, warning: str) -> None:
+        self.warnings.append(warning)
+
+    def advanced(self, what: str, done: int, total: int) -> None:
+        self.steps += what == "training"
+
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits") / "digits", 40)
+
+
+@pytest.fixture(scope="module")
+def model() -> Encoder:
+    return encoder()
+
+
+def train(digits, folder, model, report=None, stop=runs.never, **options) -> Result:
+    plan = {
+        key: options.pop(key)
+        for key in ("layers", "augmentation", "cache", "cache_limit")
+        if key in options
+    }
+    config = protocol("fast", **(FAST | options))
+    return train_probe(
+        Data(str(digits)),
+        folder,
+        lambda: model,
+        Plan(config, **plan),
+        report or Report(),
+        stop=stop,
+    )
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "probe.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def trained(digits, model, tmp_path_factory) -> tuple[Path, Result, Report]:
+    """A finished run, its result and what it told."""
+    folder, report = tmp_path_factory.mktemp("probe") / "probe", Report()
+    return folder, train(digits, folder, model, report), report
+
+
+def test_digits_are_told_apart_far_better_than_by_the_largest_class(trained):
+    _, result, report = trained
+    assert result.images == {"train": 280, "val": 60, "test": 60} and result.exit_code == 0
+    # The encoder is untrained; seen 0.80 on test.
+    assert result.measured_on == "test" and result.figures["accuracy"] > 0.6
+    assert result.figures["majority"] == 0.1
+    assert len(report.records) == result.epochs and len(report.records[0]["metric"]) == 4
+
+
+def test_shuffled_labels_stay_at_chance(tmp_path, model):
+    """Nothing of val or test reaches the training."""
+    result = train(write_digits(tmp_path / "data", 40, shuffled=True), tmp_path / "probe", model)
+    assert result.figures["accuracy"] < 0.28  # 60 images, 10 classes: once in 10,000 by chance
+
+
+def test_the_same_run_gives_the_same_bits_and_another_seed_another_split(
+    tmp_path, digits, model, trained
+):
+    train(digits, tmp_path / "again", model)
+    assert weights(tmp_path / "again") == weights(trained[0])
+    train(digits, tmp_path / "other", model, seed=1, epochs=1)
+    splits = [(folder / "splits.jsonl").read_text() for folder in (tmp_path / "other", trained[0])]
+    assert splits[0] != splits[1]
+
+
+def test_a_probe_folder_holds_the_probe_its_splits_its_figures_and_its_report(trained, model):
+    folder, result, _ = trained
+    rows = [json.loads(line) for line in (folder / "splits.jsonl").read_text().splitlines()]
+    assert len(rows) == 400 and {row["split"] for row in rows} == {"train", "val", "test"}
+    probe = AttentiveProbe.load(folder, model)
+    assert probe.metrics["test"]["accuracy"] == result.figures["accuracy"]
+    tested = [row for row in rows if row["split"] == "test"]
+    said = probe.predict([row["path"] for row in tested])
+    right = np.mean([name == row["labels"][0] for name, row in zip(said, tested, strict=True)])
+    assert right == pytest.approx(result.figures["accuracy"])
+    page = (folder / "report.html").read_text()
+    assert page.count("<figure>") == 12 and f"{result.figures['accuracy']:.1%}" in page
+
+
+def test_the_test_split_is_looked_at_once_after_the_choice(tmp_path, digits, model, monkeypatch):
+    looked: list[tuple[str, int]] = []
+    report, measured = Report(), runs._measured
+    monkeypatch.setattr(
+        runs,
+        "_measured",
+        lambda *given: looked.append((given[-1], report.steps)) or measured(*given),
+    )
+    train(digits, tmp_path / "probe", model, report, epochs=2)
+    assert looked == [("val", report.steps), ("test", report.steps)] and report.steps == 10
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, digits, model, trained):
+    folder, report = tmp_path / "probe", Report()
+    with pytest.raises(Interrupted, match="step 17 of 60.*is kept"):
+        train(digits, folder, model, report, stop=lambda: report.steps == 17)
+    assert not (folder / "probe.safetensors").exists()
+    again = Report()
+    train(digits, folder, model, again)
+    assert again.notes[0] == "goes on after step 17 of 60" and weights(folder) == weights(
+        trained[0]
+    )
+    assert again.steps + 17 == trained[2].steps
+
+
+def test_a_run_stopped_while_tokens_are_computed_keeps_them(tmp_path, digits, model):
+    calls = iter(range(10**6))
+    with pytest.raises(Interrupted, match="before the training"):
+        train(digits, tmp_path / "probe", model, stop=lambda: next(calls) > 600)
+    assert list((tmp_path / "probe/training/tokens").glob("*/tokens-*.npy"))
+
+
+def test_a_finished_run_is_only_measured_again(tmp_path, digits, model):
+    first = train(digits, tmp_path / "probe", model, epochs=2)
+    report = Report()
+    second = train(digits, tmp_path / "probe", model, report, epochs=2)
+    assert report.steps == 0 and second.figures == first.figures
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"epochs": 3}, "epochs"),
+        ({"layers": (0,)}, "layers"),
+        ({"seed": 1}, "seed"),
+        ({"augmentation": Augmentation()}, "augmentation"),
+    ],
+)
+def test_another_configuration_on_the_same_folder_is_refused(
+    tmp_path, digits, model, trained, options, name
+):
+    before = weights(trained[0])
+    with pytest.raises(OutputError, match=f"a run with another {name}"):
+        train(digits, trained[0], model, **options)
+    assert weights(trained[0]) == before
+
+
+def test_other_images_or_another_encoder_on_the_same_folder_are_refused(
+    tmp_path, digits, model, trained
+):
+    with pytest.raises(OutputError, match="a run with another data set"):
+        train(write_digits(tmp_path / "few", 20), trained[0], model)
+    with pytest.raises(OutputError, match="a run with another weights"):
+        train(digits, trained[0], encoder(seed=1))
+
+
+def test_a_folder_with_anything_else_is_refused_and_left_alone(tmp_path, digits, model):
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe/letter.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        train(digits, tmp_path / "probe", model)
+    assert [path.name for path in (tmp_path / "probe").iterdir()] == ["letter.txt"]
+    with pytest.raises(OutputError, match="does not exist"):
+        train(digits, tmp_path / "missing/probe", model)
+
+
+def test_streamed_tokens_train_to_the_same_probe_up_to_rounding(tmp_path, digits, model):
+    report, cached = Report(), Report()
+    train(digits, tmp_path / "streamed", model, report, cache_limit=0, epochs=3)
+    train(digits, tmp_path / "cached", model, cached, epochs=3)
+    assert sum("computed from the images in every epoch" in note for note in report.notes) == 3
+    # Batches of other sizes give other last bits, which float16 rounds to the same or the next.
+    losses = [np.array([each["val_loss"] for each in told.records]) for told in (report, cached)]
+    np.testing.assert_allclose(losses[0], losses[1], atol=5e-3)
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_random_views_train_too(tmp_path, digits, model, views):
+    report = Report()
+    train(digits, tmp_path / "probe", model, report, augmentation=Augmentation(0, views), epochs=3)
+    first, last = (min(report.records[epoch]["train_loss"]) for epoch in (0, -1))
+    assert last < first - 0.1  # seen 0.3: mirrored digits of another colour are hard
+
+
+def test_figures_without_a_test_split_say_so(tmp_path, digits, model):
+    data, report = Data(str(digits), test=0.0), Report()
+    plan = Plan(protocol("fast", epochs=1))
+    result = train_probe(data, tmp_path / "probe", lambda: model, plan, report)
+    assert result.measured_on == "val" and any("no test split" in w for w in report.warnings)
+    assert "no test split" in (tmp_path / "probe/report.html").read_text()
+
+
+def test_images_with_several_classes_are_learned(tmp_path, digits, model):
+    rows = ["path,label"]
+    for path in sorted(digits.glob("*/*.png")):
+        digit = int(path.parent.name)
+        rows.append(f"{path},{'even' if digit % 2 == 0 else ''}{';small' if digit < 5 else ''}")
+    (tmp_path / "data.csv").write_text("\n".join(rows))
+    data = Data(str(tmp_path / "data.csv"), multi_label=True)
+    plan = Plan(protocol("fast", **FAST))
+    result = train_probe(data, tmp_path / "probe", lambda: model, plan, Report())
+    assert result.figures["mean_average_precision"] > 0.75  # half of the images have each: 0.5
+    page = (tmp_path / "probe/report.html").read_text()
+    assert "exact match" in page and "average precision" in page
+
+
+def test_images_that_cannot_be_decoded_are_listed_and_left_out(tmp_path, model):
+    data = write_digits(tmp_path / "data", 10)
+    (data / "3/bad.png").write_bytes(b"no image")
+    report = Report()
+    result = train(data, tmp_path / "probe", model, report, epochs=1)
+    assert report.skips == [str(data / "3/bad.png")] and result.exit_code == 3
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_probe(
+    tmp_path, digits, model, monkeypatch
+):
+    from aim_mlx.probe import training
+
+    gradients = training.batch_gradients
+
+    def failing(heads, tokens, targets):
+        found = gradients(heads, tokens, targets)
+        if report.steps >= 12:
+            found.losses[:] = np.nan
+        return found
+
+    report = Report()
+    monkeypatch.setattr(training, "batch_gradients", failing)
+    with pytest.raises(AimError, match="no head is finite.*epoch 2, is kept") as raised:
+        train(digits, tmp_path / "probe", model, report)
+    assert raised.value.exit_code == 1
+    probe = AttentiveProbe.load(tmp_path / "probe", model)
+    assert probe.metrics["validation"]["epoch"] <= 2
+
+
+def test_blocks_that_the_model_lacks_are_refused_before_any_work(tmp_path, digits, model):
+    with pytest.raises(UsageError):
+        train(digits, tmp_path / "probe", model, layers=(7,))
+    assert not (tmp_path / "probe").exists()
