@@ -1,10 +1,16 @@
 """Tables of paths and captions: three formats, and what is wrong said with its place."""
 
 import json
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aim_mlx.errors import UsageError
 from aim_mlx.tables import beside, read_table
@@ -112,3 +118,31 @@ def test_a_null_in_parquet_names_its_row(tmp_path):
 def test_a_table_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no file"):
         read_table(tmp_path / "p.csv", ("path",))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.binary(max_size=200), suffix=st.sampled_from([".csv", ".jsonl", ".parquet"]))
+def test_no_bytes_at_all_raise_anything_else(data, suffix):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"p{suffix}"
+        for prefix in (b"", b"path,caption\n", b'{"path": "a", "caption": ', b"PAR1"):
+            path.write_bytes(prefix + data + (b"PAR1" if prefix == b"PAR1" else b""))
+            with suppress(UsageError):
+                assert all(len(row.values) == 2 for row in read_table(path, ("path", "caption")))
+
+
+def test_a_damaged_parquet_file_raises_nothing_else(tmp_path):
+    whole = write(tmp_path, ".parquet").read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "damaged.parquet"
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 3):
+            data[place] = rng.integers(0, 256)
+        path.write_bytes(data)
+        try:
+            values(path)
+        except UsageError:
+            refused += 1
+    assert refused > 30
