@@ -219,6 +219,29 @@ def test_an_empty_folder_becomes_the_store(capsys, work):
     assert len(EmbeddingStore("merged")) == 16
 
 
+def test_a_second_merge_into_one_target_is_refused_and_harms_nothing(capsys, work, monkeypatch):
+    def meanwhile(shares, writer):
+        code, _, err = run(capsys, *SHARES, "-o", "merged")
+        assert code == 5 and len(err) == 1 and f"process {os.getpid()} is writing" in err[0]
+        copy(shares, writer)
+
+    copy = module._copy
+    monkeypatch.setattr(module, "_copy", meanwhile)
+    assert module.merge([Path(share) for share in SHARES], Path("merged")).embedded == 16
+    assert verify(EmbeddingStore("merged")).complete
+
+
+def test_a_target_that_appears_meanwhile_is_kept(capsys, work, monkeypatch):
+    def meanwhile(shares, writer):
+        (work / "merged").mkdir()
+        (work / "merged" / "precious").write_text("x")
+
+    monkeypatch.setattr(module, "_copy", meanwhile)
+    code, _, err = run(capsys, *SHARES, "-o", "merged")
+    assert code == 5 and len(err) == 1 and "cannot write 'merged'" in err[0]
+    assert os.listdir("merged") == ["precious"] and not os.path.lexists(".merged.aim-mlx")
+
+
 CRASH = """
 import os, signal, sys
 from aim_mlx.cli.main import main

@@ -83,7 +83,7 @@ def merge(folders: Sequence[Path], target: Path) -> Merged:
     # Each share has met all files that are ignored; a stray one more or less is no matter.
     ignored = max(share.facts["ignored"] for share in shares)
     own = sum(share.facts["listed"] - share.facts["ignored"] for share in shares)
-    with _appearing(target) as folder, writing(folder, overwrite=True) as writer:
+    with _appearing(target) as writer:
         writer.begin(shares[0].store.manifest)
         facts = {"listed": own + ignored, "ignored": ignored, "share": None}
         writer.start_run({**shares[0].facts, **facts}, files, skips)
@@ -172,23 +172,27 @@ def _all_files(shares: Sequence[_Share]) -> list[str]:
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A hidden folder that takes the target's place at the end; what a crash left is begun anew."""
+def _appearing(target: Path) -> Iterator[StoreWriter]:
+    """A new store in a hidden folder, which takes the target's place at the end.
+
+    What a crash left there is begun anew. All happens under the lock of the hidden folder, so that
+    of two merges into one target the second is refused and touches nothing of the first.
+    """
     folder = target.with_name(f".{target.name}.aim-mlx")
-    try:
-        yield folder
+    with writing(folder, overwrite=True) as writer:
         try:
+            yield writer
             os.rename(folder, target)
             sync_folder(target.parent)
-        except OSError as error:
+        except BaseException as error:
+            if folder.is_dir():
+                remove(folder)
+            if not isinstance(error, OSError):
+                raise
             raise OutputError(
-                f"cannot write {str(target)!r}: {error.strerror or error}; the stores are as "
-                "they were"
+                f"cannot write {str(target)!r}: {error.strerror or error}; the stores are as they "
+                "were"
             ) from error
-    except BaseException:
-        if folder.is_dir():
-            remove(folder)
-        raise
 
 
 def _copy(shares: Sequence[_Share], writer: StoreWriter) -> None:
