@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aim_mlx.cli.terminal import escaped
+from aim_mlx.cli.terminal import escaped, on_terminal
 from aim_mlx.lit_training.config import TrainConfig
 from aim_mlx.registry import DEFAULT_MODEL
 
@@ -111,7 +111,7 @@ class _Report:
             console=console,
             disable=not console.is_terminal,
             transient=True,
-            redirect_stdout=sys.stdout.isatty(),
+            redirect_stdout=on_terminal(sys.stdout),
         )
         self._stages: dict[str, Any] = {}
 

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from aim_mlx.cli.terminal import escaped
+from aim_mlx.cli.terminal import escaped, on_terminal
 from aim_mlx.embed_files import Summary
 from aim_mlx.images import Listing, Skip
 from aim_mlx.store.plan import Plan
@@ -48,7 +48,7 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
             # Where the data goes to a file or pipe it must not be drawn above the bar instead.
-            redirect_stdout=sys.stdout.isatty(),
+            redirect_stdout=on_terminal(sys.stdout),
         )
         self._task = self._bar.add_task("embed", total=None, skips="")
 
