@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -41,11 +42,12 @@ def temporary(target: Path) -> Path:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Deletes what killed processes left of a file; only for who knows that none writes it now."""
+    """Deletes what killed processes left of a file or folder that no other writes now."""
     unfinished = re.compile(rf"\.{re.escape(target.name)}\.\d+{re.escape(TEMPORARY)}")
     for name in os.listdir(target.parent):
         if unfinished.fullmatch(name):
-            (target.parent / name).unlink(missing_ok=True)
+            path = target.parent / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def flush(file: BinaryIO) -> None:

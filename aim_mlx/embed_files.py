@@ -126,8 +126,8 @@ def embed_files(job: Job, load: Callable[[], Encoder], report: Report) -> Summar
         run = EmbedRun(store, encoder, job.options, report, job.stop)
         summary = _run(job, store, run, listing, facts, manifest["block"], report)
         if job.is_file:
-            for target in (job.output, sidecar(job.output)):
-                remove_leftovers(target)  # whoever writes there has the lock that is ours now
+            for path in (job.output, sidecar(job.output), job.store):
+                remove_leftovers(path)  # whoever writes there has the lock that is ours now
             rows = Rows(EmbeddingStore(job.store), listing.files)
             write_file(rows, job.output, job.rules.overwrite)
     return summary

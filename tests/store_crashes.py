@@ -32,12 +32,14 @@ from aim_mlx.errors import ImageError
 from aim_mlx.images import Listing, Omitted, Skip
 from aim_mlx.images.files import regular_file
 from aim_mlx.selection import Selection
-from aim_mlx.store import writer
+from aim_mlx.store import journal, lists, lock, manifest, writer
 from aim_mlx.store.manifest import describe
+from aim_mlx.store.reading import EmbeddingStore
 from tests.small import SMALL
 
 DIM = 9
 BLOCK = 2
+_FSYNC = os.fsync
 SHARD_ROWS = 5
 
 
@@ -104,6 +106,16 @@ class Silent:
     def noted(self, note: str) -> None: ...
 
 
+class Notes(Silent):
+    """A report that keeps what was noted."""
+
+    def __init__(self):
+        self.notes: list[str] = []
+
+    def noted(self, note: str) -> None:
+        self.notes.append(note)
+
+
 @contextmanager
 def small_steps() -> Iterator[None]:
     """Blocks of two images, each a commit, and shards of five rows."""
@@ -117,13 +129,18 @@ def small_steps() -> Iterator[None]:
 
 def run(photos: Path, output: Path, report: Any = None, **rules: bool) -> Summary:
     """embed_files() in small steps, without waiting for the disk: no power fails here."""
+    flush = _no_flush if os.fsync is _FSYNC else os.fsync
     job = Job(Selection((str(photos),)), output, EmbedOptions(), Rules(**rules))
     with (
         small_steps(),
-        mock.patch.object(os, "fsync", lambda handle: None),
+        mock.patch.object(os, "fsync", flush),
         mock.patch.object(embedding, "describe", lambda *_: dict(_manifest())),
     ):
         return embed_files(job, lambda: STUB, report or Silent())
+
+
+def _no_flush(handle: int) -> None:
+    pass
 
 
 @cache
@@ -135,18 +152,21 @@ def _manifest() -> dict[str, Any]:
 class Disk:
     """Calls `stop` just before the n-th operation that changes a file or folder, or amid a write.
 
-    `count` are the operations so far; of many writes to one file every 16th is one.
+    `count` are the operations so far; of many writes to one file every 16th is one. Flushes are
+    such only where asked for: for a process that is killed they make no difference.
     """
 
-    def __init__(self, n: int, stop: Callable[[], None]):
-        self._n, self._stop = n, stop
+    def __init__(self, n: int, stop: Callable[[], None], flushes: bool = False):
+        self._n, self._stop, self._flushes = n, stop, flushes
         self.count = 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        names = ("replace", "unlink", "rmdir", "mkdir", "fsync", "ftruncate", "pwrite")
+        names = ("replace", "rename", "unlink", "rmdir", "mkdir", "ftruncate", "pwrite")
         real_open, os_open = builtins.open, os.open
         watching: dict[str, Any] = {name: self._watching(getattr(os, name)) for name in names}
+        if self._flushes:
+            watching["fsync"] = self._watching(_no_flush)
         with mock.patch.multiple(os, **watching):
 
             def opened(path: Any, flags: int, *rest: Any, **more: Any) -> int:
@@ -205,6 +225,26 @@ class _File:
         self._file.write(data)
         self._file.flush()
         return len(data)
+
+
+def all_vectors(store: EmbeddingStore) -> np.ndarray:
+    parts = [vectors for _, vectors in store.parts()]
+    return np.concatenate(parts) if parts else np.empty((0, store.dim), np.float32)
+
+
+def facts(output: Path) -> dict[str, Any]:
+    """Everything of a finished store that must not depend on how it came about."""
+    store = EmbeddingStore(output)
+    ours = {manifest.NAME, journal.NAME, lists.FILES, lists.SKIPPED, lock.NAME}
+    return {
+        "finished": store.finished,
+        "rows": store.table().to_pylist(),
+        "vectors": all_vectors(store).tobytes(),
+        "skipped": store.skipped,
+        "first frames": sorted(store.state.first_frames),
+        "files": lists.read_files(output),
+        "leftovers": set(os.listdir(output)) - ours - {shard.name for shard in store.state.shards},
+    }
 
 
 def killed_runs(job: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +13,8 @@ import numpy as np
 import pytest
 
 from aim_mlx.errors import AimError
-from aim_mlx.store import journal, lists, lock, manifest
 from aim_mlx.store.reading import EmbeddingStore
-from tests.store_crashes import run, vector_of
+from tests.store_crashes import all_vectors, facts, run, vector_of
 
 RANDOM = 12
 
@@ -131,26 +129,6 @@ def check_unfinished(output: Path) -> None:
         contents = {files[name] for files in (FILES, CHANGES) if files.get(name)}
         (content,) = [c for c in contents if hashlib.sha256(c).hexdigest() == row["digest"]]
         np.testing.assert_array_equal(vector[:-1], vector_of(content)[:-1])
-
-
-def all_vectors(store: EmbeddingStore) -> np.ndarray:
-    parts = [vectors for _, vectors in store.parts()]
-    return np.concatenate(parts) if parts else np.empty((0, store.dim), np.float32)
-
-
-def facts(output: Path) -> dict[str, Any]:
-    """Everything of a finished store that must not depend on how it came about."""
-    store = EmbeddingStore(output)
-    ours = {manifest.NAME, journal.NAME, lists.FILES, lists.SKIPPED, lock.NAME}
-    return {
-        "finished": store.finished,
-        "rows": store.table().to_pylist(),
-        "vectors": all_vectors(store).tobytes(),
-        "skipped": store.skipped,
-        "first frames": sorted(store.state.first_frames),
-        "files": lists.read_files(output),
-        "leftovers": set(os.listdir(output)) - ours - {shard.name for shard in store.state.shards},
-    }
 
 
 @pytest.mark.parametrize("life", ["first"], indirect=True)

@@ -1,9 +1,11 @@
 """`aim-mlx`: the commands, and how every one of them ends."""
 
+import errno
 import logging
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -30,6 +32,7 @@ from aim_mlx.cli import (
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import AimError, TruncatedTextWarning, UntrainedModelWarning
 
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _LONGEST_LINE = 2000  # characters of a message, which may quote a checkpoint's text
 
 app = typer.Typer(
@@ -94,6 +97,8 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     try:
         result = app(args=arguments, prog_name="aim-mlx", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         if result == 130:  # typer's own way to end at Ctrl-C says nothing
             return _fail("interrupted", 130)
         return result if isinstance(result, int) else 0
@@ -107,12 +112,24 @@ def _run(arguments: list[str]) -> int:
         if "--debug" in arguments:
             raise
         return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        _give_up_stdout()
+        return 1
     except Exception as error:
         if _was_interrupted(error):
             return _fail("interrupted", 130)
         if "--debug" in arguments:
             raise
+        if isinstance(error, OSError) and error.errno in _STORAGE:
+            _give_up_stdout()
+            return _fail(f"cannot write: {error.strerror}: make room and run again", 5)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _give_up_stdout() -> None:
+    """Drops what could not be written: Python would try again as it ends, and complain."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

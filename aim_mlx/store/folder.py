@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from aim_mlx.durable import TEMPORARY, sync_folder
+from aim_mlx.durable import TEMPORARY, sync_folder, temporary
 from aim_mlx.errors import OutputError
 from aim_mlx.store import journal, lists, lock, manifest
 from aim_mlx.store.shards import Shard, number_of
@@ -111,14 +111,17 @@ def next_number(folder: Path, live: Iterable[Shard]) -> int:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a store, all of whose files are ours, and its folder.
+    """Deletes a store, all of whose files are ours, and its folder; raises OutputError.
 
-    A crash on the way leaves an empty store, never one that seems to be damaged.
+    It loses its name first, so that a crash leaves no store that seems to be damaged; no room is
+    needed on the disk.
     """
-    if (folder / journal.NAME).exists():
-        journal.Journal(folder, afresh=True).clear()
-    last = (manifest.NAME, journal.NAME, lock.NAME)
-    names = sorted(name for name in os.listdir(folder) if is_ours(name) and name not in last)
-    for name in (*names, *last):
-        (folder / name).unlink(missing_ok=True)
-    _remove_empty(folder)
+    try:
+        folder = folder.rename(temporary(folder))
+        for name in filter(is_ours, os.listdir(folder)):
+            (folder / name).unlink(missing_ok=True)
+        _remove_empty(folder)
+    except OSError as error:
+        raise OutputError(
+            f"cannot remove {str(folder)!r}, which is of no use any more: {error.strerror or error}"
+        ) from error
