@@ -16,12 +16,13 @@ from aim_mlx.lit_training import loop, run
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
 from aim_mlx.lit_training.loop import Trainer
 from aim_mlx.lit_training.loss import contrastive_loss, no_counterexamples
-from aim_mlx.lit_training.model import decays
+from aim_mlx.lit_training.model import decays, lit_config, new_model
 from aim_mlx.lit_training.pairs import epoch_batches, read_pairs, split
 from aim_mlx.lit_training.report import Silent
 from aim_mlx.lit_training.retrieval import recalls
 from aim_mlx.lit_training.run import train_lit
 from aim_mlx.store.lock import locked
+from aim_mlx.tokenizer import Tokenizer
 from tests.small import encoder, photo
 
 QUICK = TrainConfig(epochs=3, batch_size=8, held_out=0.25)
@@ -231,6 +232,30 @@ def test_the_trained_folder_loads_and_gives_the_vectors_of_the_model_in_training
     words = lit.encode_text(["picture 3 by hand 1", "something else"])
     assert words.shape == (2, 128)
     assert lit.identity["provenance"]["pairs"]["trained_on"] == 18
+
+
+def test_the_first_weights_depend_on_the_seed_alone_in_every_tensor():
+    def first(seed: int) -> dict[str, np.ndarray]:
+        tower = encoder()
+        tokenizer = Tokenizer.train(["a cat", "a dog"], 514)
+        model = new_model(tower, lit_config(tower, "tiny", tokenizer), seed)
+        return {name: np.array(v) for name, v in tree_flatten(model.trainable_parameters())}
+
+    one, same, other = first(1), first(1), first(2)
+    assert all((one[name] == same[name]).all() for name in one)
+    drawn = {name for name in one if one[name].std() > 0}
+    assert all((one[name] != other[name]).any() for name in drawn)
+    assert {name for name in one if name not in drawn and one[name].any()} == {
+        name for name in one if "norm" in name or name == "log_logit_scale"
+    }
+    assert not [name for name in one if name.startswith("image_encoder.trunk")]
+    assert float(one["log_logit_scale"]) == pytest.approx(math.log(1 / 0.07))
+
+
+def test_the_same_content_under_two_names_is_computed_once(table, tmp_path):
+    train_lit(table, tmp_path / "out", encoder, QUICK)
+    (shard,) = (tmp_path / "out").rglob("tokens-*.npy")
+    assert len(np.load(shard)) == 12
 
 
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(table, tmp_path, monkeypatch):
