@@ -243,3 +243,16 @@ def test_a_list_that_is_not_the_one_written_is_a_fault(store):
     path.write_bytes(path.read_bytes().replace(b'"b.jpg"', b'"c.jpg"'))
     (fault,) = faults(store)
     assert fault.startswith("files.jsonl: it is not the list that was written")
+
+
+@pytest.mark.parametrize("reason, sound", [("not_image", False), ("vanished", True)])
+def test_a_skipped_file_has_a_row_only_if_it_vanished(tmp_path, reason, sound):
+    skip = {"path": "b", "reason": reason, "detail": "", "size": 1, "mtime_ns": 1}
+    made = write_rows(tmp_path / "s", list(map(stores.row, "abc")), unit(3))
+    assert made.state.finished
+    lists.write_skips(made.folder, [skip])
+    counts = {**made.state.finished, "embedded": 2, "skipped": 1}
+    journal.Journal(made.folder).append(finished=counts)
+    found = faults(made)
+    assert (found == []) == sound
+    assert sound or "skipped.jsonl: 1 files, first 'b'" in found[0]

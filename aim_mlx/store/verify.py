@@ -1,7 +1,7 @@
 """Whether a store is what it says: bytes, rows and vectors of its shards, and its account."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,8 @@ class _Verification:
             if finished is not None and finished["files"] != lists.digest(self.folder):
                 self._fault(lists.FILES, "it is not the list that was written", AGAIN)
                 return
-            account = self._account(header, files)
+            skips = self._skips(set(files))
+            account = self._account(header, files, skips)
         except OutputError as error:
             self._fault("account", str(error), AGAIN)
             return
@@ -186,9 +187,11 @@ class _Verification:
         self.findings.account = account
         if finished is not None:
             self._check_counts(account, finished)
+            self._check_reasons(skips)
 
-    def _account(self, header: dict[str, Any], files: Sequence[str]) -> Account:
-        skips = self._skips(set(files))
+    def _account(
+        self, header: dict[str, Any], files: Sequence[str], skips: Mapping[str, str]
+    ) -> Account:
         rest = [path for path in files if path not in skips]
         embedded = sum(path in self.row_of for path in rest)
         return Account(
@@ -225,6 +228,15 @@ class _Verification:
             if there != counted:
                 what = f"the run counted {counted:,} files {name}, there are {there:,}"
                 self._fault(journal.NAME, what, AGAIN)
+
+    def _check_reasons(self, skips: Mapping[str, str]) -> None:
+        # A file that only vanished keeps the row that it had.
+        both = [p for p, why in skips.items() if why != "vanished" and p in self.row_of]
+        if both:
+            what = (
+                f"{len(both):,} files, first {both[0]!r}, have a reason to have no row, and a row"
+            )
+            self._fault(lists.SKIPPED, what, AGAIN)
 
 
 def _wrong_facts(table: pa.Table, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
