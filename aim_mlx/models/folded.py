@@ -31,6 +31,14 @@ def attend(tokens: mx.array, queries: mx.array) -> tuple[mx.array, mx.array]:
     return cast(tuple[mx.array, mx.array], _attend_with_gradient(tokens, queries))
 
 
+def query_gradient(tokens: mx.array, weights: mx.array, averaged: mx.array) -> mx.array:
+    """From the gradient of attend's `averaged` (B, K, D) to that of its queries (K, D).
+
+    `weights` are those that attend gave; for where tokens are not to be held until the gradient.
+    """
+    return _of_queries(tokens, _of_scores(tokens, weights, averaged))
+
+
 def project(averaged: mx.array, values: mx.array) -> mx.array:
     """Averaged tokens (B, heads, D), one for each head, and W_v (D, D) -> values (B, D)."""
     B, heads, D = averaged.shape
@@ -56,12 +64,24 @@ def _gradient(
     """
     tokens, queries = primals
     averaged, weights = cotangents[0], outputs[1]
-    of_weights = (tokens @ averaged.swapaxes(1, 2)).astype(mx.float32) + cotangents[1]
-    of_scores = weights * (of_weights - (weights * of_weights).sum(axis=1, keepdims=True))
-    flat = of_scores.astype(tokens.dtype).reshape(-1, queries.shape[0])
-    of_queries = flat.T @ tokens.reshape(-1, tokens.shape[-1])
-    of_tokens = weights.astype(tokens.dtype) @ averaged + (flat @ queries).reshape(tokens.shape)
-    return of_tokens, of_queries
+    of_scores = _of_scores(tokens, weights, averaged, cotangents[1])
+    of_tokens = weights.astype(tokens.dtype) @ averaged + of_scores @ queries
+    return of_tokens, _of_queries(tokens, of_scores)
+
+
+def _of_scores(
+    tokens: mx.array, weights: mx.array, averaged: mx.array, of_weights: mx.array | None = None
+) -> mx.array:
+    """The gradient of the scores (B, N, K)."""
+    total = (tokens @ averaged.swapaxes(1, 2)).astype(mx.float32)
+    total = total if of_weights is None else total + of_weights
+    found = weights * (total - (weights * total).sum(axis=1, keepdims=True))
+    return found.astype(tokens.dtype)
+
+
+def _of_queries(tokens: mx.array, of_scores: mx.array) -> mx.array:
+    flat = of_scores.reshape(-1, of_scores.shape[-1])
+    return flat.T @ tokens.reshape(-1, tokens.shape[-1])
 
 
 _attend_with_gradient = mx.custom_function(_attend)

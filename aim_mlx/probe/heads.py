@@ -5,7 +5,6 @@ means weighted by its queries, or the pooled token), which is where all the toke
 what it makes of that. Parameters have the names of the reference's `head.*`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -127,8 +126,9 @@ class Head(nn.Module):
             norm = moments.normalisation
         elif self._config.batch_norm:
             norm = self.bn.normalisation
-        (found,) = gather(self._config, tokens, [self.queries(norm)])
-        return self.classify(found, norm)
+        if not self._config.attends:
+            return self.classify(pool(tokens, self._config.kind), norm)
+        return self.classify(attend(tokens, self.queries(norm))[0], norm)
 
     def queries(self, norm: Normalisation | None = None) -> mx.array:
         """(K, D) to weigh raw tokens with, normalisation folded in; K = queries * heads, or 0."""
@@ -141,7 +141,7 @@ class Head(nn.Module):
         return folded if norm is None else folded * norm.inverse
 
     def classify(self, found: mx.array, norm: Normalisation | None = None) -> mx.array:
-        """What `gather` gave for this head -> logits (B, C)."""
+        """The tokens' means by the queries (B, K, D), or pooled tokens (B, D) -> logits (B, C)."""
         config = self._config
         if not config.attends:
             return self.linear(found if norm is None else norm(found))
@@ -161,19 +161,6 @@ class Head(nn.Module):
             raise UsageError(f"a head of kind {self._config.kind!r} has no attention to show")
         queries = self.queries(self.bn.normalisation if self._config.batch_norm else None)
         return attend(tokens.astype(mx.float32), queries)[1].swapaxes(1, 2)
-
-
-def gather(config: HeadConfig, tokens: mx.array, queries: Sequence[mx.array]) -> list[mx.array]:
-    """What heads of one kind, with these queries, need of tokens (B, N, D) float32.
-
-    (B, K, D) for each by its K queries, or (B, D): the pooled token, for all the same.
-    """
-    if not config.attends:
-        return [pool(tokens, config.kind)] * len(queries)
-    if len(queries) == 1:
-        return [attend(tokens, queries[0])[0]]
-    averaged, _ = attend(tokens, mx.concatenate(list(queries)))
-    return list(mx.split(averaged, len(queries), axis=1))
 
 
 def normalised_input(config: HeadConfig, tokens: mx.array) -> mx.array:

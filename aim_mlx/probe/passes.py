@@ -1,24 +1,31 @@
-"""A batch of tokens through many heads at once: the tokens are read and converted once for all.
+"""A batch of tokens through many heads at once: the tokens are read once for all of them.
 
-The batch goes in parts through as many streams as there are cores. Within a part, the queries of
-all heads make one matrix product with the tokens; what is left is a vector for each query.
+In small chunks, the queries of all heads make one matrix product with the tokens; what that leaves
+is a vector for each query, with which the heads go on by themselves, some chunks at a time; with
+its gradient the chunks are gone through again. Tokens are converted to float32 chunk by chunk, each
+time anew: whatever is larger than the processor's cache, or than what the C library hands out
+again, costs more than converting twice. As many parts run together as there are cores.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, cast
 
 import numpy as np
 
-from aim_mlx.backend import BLAS, cpu_streams, mx, tree_map, tree_unflatten
-from aim_mlx.probe.heads import Head, flat, gather, normalised_input
+from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu, tree_map, tree_unflatten
+from aim_mlx.models.folded import attend, query_gradient
+from aim_mlx.models.pooling import pool
+from aim_mlx.probe.heads import Head, flat, normalised_input
 from aim_mlx.probe.losses import Targets, loss_sum, total_weight
 from aim_mlx.probe.moments import Moments, Normalisation, measure
 from aim_mlx.tokens import TokenSource
 
 _FOLDED = ("cls_token", "k.weight", "q.weight")  # what `Head.queries` is made of
-_PART_BYTES = 256 << 20  # of what a part holds in memory at once
+_CPU_CHUNK, _GPU_CHUNK = 8 << 20, 256 << 20  # bytes of a chunk's tokens in float32
+_PART_BYTES = 128 << 20  # of the vectors of all queries, and their gradient
+_MOST_IN_PART = 128  # images: more gain nothing
 
 Tree = dict[str, Any]
 
@@ -40,29 +47,47 @@ def batch_gradients(heads: Sequence[Head], tokens: np.ndarray, targets: Targets)
     """
     with cpu_streams(BLAS.threads) as streams:
         parts = _parts(heads, tokens, streams)
-        moments = _moments(heads, parts, streams)
+        moments = _moments(heads, parts)
         norms = [_norm(head, moments) for head in heads]
-        folded = [head.queries(norm) for head, norm in zip(heads, norms, strict=True)]
-        before = [head.trainable_parameters() for head in heads]
-        tails = [_only(tree, folded=False) for tree in before]
+        queries = [head.queries(norm) for head, norm in zip(heads, norms, strict=True)]
+        every = mx.concatenate(queries)
+        tails = [_only(head.trainable_parameters(), folded=False) for head in heads]
         total = total_weight(targets)
+        sums: dict[int, Any] = {}
+        of_queries: dict[int, mx.array] = {}
 
-        def loss(folded: list[mx.array], tails: list[Tree], part: _Part) -> tuple[mx.array, list]:
+        def loss(tails: list[Tree], found: list[mx.array], part: _Part) -> tuple[mx.array, list]:
             losses = []
-            found = gather(heads[0].config, part.floats(), folded)
             for head, tail, each, norm in zip(heads, tails, found, norms, strict=True):
                 head.update(tail)
                 losses.append(loss_sum(head.classify(each, norm), targets.of(part.rows)) / total)
             return sum(losses[1:], losses[0]), losses
 
         differentiate = mx.value_and_grad(loss, argnums=(0, 1))
-        losses, (of_folded, of_tails) = _accumulated(differentiate, folded, tails, parts, streams)
-        for head, tree in zip(heads, before, strict=True):
-            head.update(tree)
-        gradients = [
-            _nested(flat(_unfolded(head, norm, query)) | flat(tail))
-            for head, norm, query, tail in zip(heads, norms, of_folded, of_tails, strict=True)
-        ]
+        for together in _rounds(parts, streams):
+            _gather(heads, together, every)
+            for part in together:
+                with mx.stream(part.stream):
+                    (_, losses), (of_tails, part.gradients) = differentiate(tails, part.found, part)
+                    sums[part.place] = _added(sums.get(part.place), (losses, of_tails))
+            mx.eval(sums, [part.gradients for part in together])
+            for part in together:
+                part.found = []
+            for chunks in _by_chunk(together) if heads[0].config.attends else ():
+                for part, number in chunks:
+                    more = part.query_gradient(number)
+                    of_queries[part.place] = _added(of_queries.get(part.place), more)
+                mx.eval(of_queries)
+        for head, tail in zip(heads, tails, strict=True):
+            head.update(tail)
+        losses, of_tails = _total(sums)
+        gradients = of_tails
+        if heads[0].config.attends:
+            each = mx.split(_total(of_queries), len(heads))
+            gradients = [
+                _nested(flat(_unfolded(head, norm, query)) | flat(tail))
+                for head, norm, query, tail in zip(heads, norms, each, of_tails, strict=True)
+            ]
         mx.eval(losses, gradients)
     return Gradients(np.array([float(each) for each in losses], np.float32), gradients, moments)
 
@@ -71,69 +96,128 @@ def logits_of(
     heads: Sequence[Head], source: TokenSource, rows: np.ndarray, batch_size: int
 ) -> np.ndarray:
     """The logits (heads, n, C) float32 of images `rows` of a source, by the running moments."""
-    found = np.empty((len(heads), len(rows), heads[0].config.classes), np.float32)
+    logits = np.empty((len(heads), len(rows), heads[0].config.classes), np.float32)
     norms = [head.bn.normalisation if head.config.batch_norm else None for head in heads]
+    queries = [head.queries(norm) for head, norm in zip(heads, norms, strict=True)]
+    every = mx.concatenate(queries)
     with cpu_streams(BLAS.threads) as streams:
-        folded = [head.queries(norm) for head, norm in zip(heads, norms, strict=True)]
         for start in range(0, len(rows), batch_size):
             tokens = source.batch(rows[start : start + batch_size])
-            for together in _rounds(_parts(heads, tokens, streams), len(streams)):
+            for together in _rounds(_parts(heads, tokens, streams), streams):
+                _gather(heads, together, every)
                 computed = []
-                for part, stream in zip(together, streams, strict=False):
-                    with mx.stream(stream):
-                        each = gather(heads[0].config, part.floats(), folded)
-                        computed.append(
-                            [h.classify(e, n) for h, e, n in zip(heads, each, norms, strict=True)]
-                        )
+                for part in together:
+                    with mx.stream(part.stream):
+                        each = zip(heads, part.found, norms, strict=True)
+                        computed.append([head.classify(found, norm) for head, found, norm in each])
                 mx.eval(computed)
-                for part, logits in zip(together, computed, strict=True):
-                    found[:, start + part.rows] = [np.array(each) for each in logits]
-    return found
+                for part, found in zip(together, computed, strict=True):
+                    logits[:, start + part.rows] = [np.array(each) for each in found]
+    return logits
 
 
 @dataclass
 class _Part:
-    """Some images of a batch: `rows` in it, tokens float16, or already converted."""
+    """Some images of a batch, with the tokens of its chunks, and the stream they run in.
+
+    `weights` and `found` are what `_gather` leaves: of each chunk the attention, of each head what
+    it goes on with; `gradients` are those of `found`.
+    """
 
     rows: np.ndarray
-    tokens: np.ndarray
-    converted: mx.array | None = None
+    chunks: list[np.ndarray]
+    place: int
+    stream: mx.Stream
+    weights: list[mx.array] = field(default_factory=list)
+    found: list[mx.array] = field(default_factory=list)
+    gradients: list[mx.array] = field(default_factory=list)
 
-    def floats(self) -> mx.array:
-        if self.converted is not None:
-            return self.converted
-        return mx.array(self.tokens).astype(mx.float32)
+    def attend(self, number: int, queries: mx.array, heads: int) -> Any:
+        """A chunk's means by the queries, of each head (B, K, D), and the weights."""
+        with mx.stream(self.stream):
+            averaged, weights = attend(_floats(self.chunks[number]), queries)
+            return list(mx.split(averaged, heads, axis=1)), weights
+
+    def query_gradient(self, number: int) -> mx.array:
+        """A chunk's share in the gradient of the queries of all heads, (K, D)."""
+        start = sum(map(len, self.chunks[:number]))
+        here = slice(start, start + len(self.chunks[number]))
+        with mx.stream(self.stream):
+            averaged = mx.concatenate([each[here] for each in self.gradients], axis=1)
+            return query_gradient(_floats(self.chunks[number]), self.weights[number], averaged)
 
 
 def _parts(heads: Sequence[Head], tokens: np.ndarray, streams: Sequence[mx.Stream]) -> list[_Part]:
-    """The batch in parts of nearly one size, of about _PART_BYTES, as many for each stream."""
+    """The batch in parts of nearly one size, as many for each stream; each in chunks."""
     B, N, D = tokens.shape
     config = heads[0].config
     K = len(heads) * config.heads * config.queries if config.attends else 1
-    most = max(1, _PART_BYTES // (4 * (N * D + 2 * K * D + 3 * N * K)))
+    most = max(1, min(_MOST_IN_PART, _PART_BYTES // (8 * K * D)))
     count = min(B, -(-B // (most * len(streams))) * len(streams))
-    split = np.array_split(np.arange(B), count)
-    return [_Part(rows, tokens[rows[0] : rows[-1] + 1]) for rows in split]
+    chunk = max(1, (_GPU_CHUNK if on_gpu() else _CPU_CHUNK) // (4 * N * D))
+    parts = []
+    for number, rows in enumerate(np.array_split(np.arange(B), count)):
+        inside = np.array_split(rows, -(-len(rows) // chunk))
+        chunks = [tokens[each[0] : each[-1] + 1] for each in inside]
+        place = number % len(streams)
+        parts.append(_Part(rows, chunks, place, streams[place]))
+    return parts
 
 
-def _rounds(parts: Sequence[_Part], streams: int) -> Iterator[list[_Part]]:
+def _rounds(parts: Sequence[_Part], streams: Sequence[mx.Stream]) -> Iterator[list[_Part]]:
+    """As many parts at a time as there are streams."""
     left = iter(parts)
-    while together := list(islice(left, streams)):
+    while together := list(islice(left, len(streams))):
         yield together
 
 
-def _moments(
-    heads: Sequence[Head], parts: Sequence[_Part], streams: Sequence[mx.Stream]
-) -> Moments | None:
-    """Those of the whole batch, if any head needs them; the parts then stay converted."""
+def _by_chunk(parts: Sequence[_Part]) -> Iterator[list[tuple[_Part, int]]]:
+    """The first chunks of all parts, the second ones, and so on.
+
+    Evaluated so, their tokens take memory that the C library still has from the last ones.
+    """
+    for number in range(max(len(part.chunks) for part in parts)):
+        yield [(part, number) for part in parts if number < len(part.chunks)]
+
+
+def _gather(heads: Sequence[Head], parts: Sequence[_Part], queries: mx.array) -> None:
+    """Reads the tokens of parts: for each head the means by its queries, or the pooled token."""
+    config = heads[0].config
+    computed: dict[int, list[Any]] = {part.place: [] for part in parts}
+    for together in _by_chunk(parts):
+        for part, number in together:
+            if config.attends:
+                computed[part.place].append(part.attend(number, queries, len(heads)))
+            else:
+                with mx.stream(part.stream):
+                    computed[part.place].append(pool(_floats(part.chunks[number]), config.kind))
+        mx.eval([computed[part.place][number] for part, number in together])
+    for part in parts:
+        with mx.stream(part.stream):
+            chunks = computed[part.place]
+            if config.attends:
+                part.weights = [weights for _, weights in chunks]
+                part.found = [
+                    mx.concatenate(list(of)) for of in zip(*(means for means, _ in chunks))
+                ]
+            else:
+                part.found = [mx.concatenate(chunks)] * len(heads)
+
+
+def _floats(chunk: np.ndarray) -> mx.array:
+    return mx.array(chunk).astype(mx.float32)
+
+
+def _moments(heads: Sequence[Head], parts: Sequence[_Part]) -> Moments | None:
+    """Those of the whole batch, if any head needs them."""
     if not any(head.config.batch_norm for head in heads):
         return None
     found = []
-    for number, part in enumerate(parts):
-        with mx.stream(streams[number % len(streams)]):
-            part.converted = part.floats()
-            found.append(measure([normalised_input(heads[0].config, part.converted)]))
-    mx.eval([part.converted for part in parts], [(each.mean, each.variance) for each in found])
+    for part in parts:
+        with mx.stream(part.stream):
+            inputs = (normalised_input(heads[0].config, _floats(chunk)) for chunk in part.chunks)
+            found.append(measure(inputs))
+    mx.eval([(each.mean, each.variance) for each in found])
     moments = found[0]
     for each in found[1:]:
         moments = moments.merged(each)
@@ -145,28 +229,17 @@ def _norm(head: Head, moments: Moments | None) -> Normalisation | None:
     return moments.normalisation if moments is not None and head.config.batch_norm else None
 
 
-def _accumulated(differentiate, folded, tails, parts, streams) -> tuple[list, Any]:
-    """Losses and gradients, summed over the parts; each stream has sums of its own until then."""
-    sums: list[Any] = [None] * len(streams)
-    for together in _rounds(parts, len(streams)):
-        for number, part in enumerate(together):
-            with mx.stream(streams[number]):
-                (_, losses), gradients = differentiate(folded, tails, part)
-                sums[number] = _added(sums[number], (losses, gradients))
-        mx.eval(sums)
-    total = None
-    for each in sums:
-        total = total if each is None else _added(total, each)
-    if total is None:
-        raise ValueError("no parts to learn from")
-    return total
-
-
 def _added(total: Any, more: Any) -> Any:
     """Trees of equal structure, summed leaf by leaf."""
-    if total is None:
-        return more
-    return tree_map(lambda a, b: a + b, total, more)
+    return more if total is None else tree_map(lambda a, b: a + b, total, more)
+
+
+def _total(sums: dict[int, Any]) -> Any:
+    """The sum over the streams, in their order."""
+    total = None
+    for place in sorted(sums):
+        total = _added(total, sums[place])
+    return total
 
 
 def _only(tree: Tree, folded: bool) -> Tree:
