@@ -163,6 +163,18 @@ def check_target(target: Path | None, suffixes: tuple[str, ...], overwrite: bool
         raise OutputError(f"{str(target)!r} exists: pass --overwrite to replace it")
 
 
+def check_folder(folder: Path | None, overwrite: bool) -> None:
+    """Raises OutputError for a folder that cannot be written into, before any work."""
+    if folder is None:
+        return
+    if not folder.parent.is_dir():
+        raise OutputError(f"folder {str(folder.parent)!r} does not exist: create it first")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputError(f"{str(folder)!r} is not a folder: choose another output")
+    if folder.is_dir() and not overwrite and any(folder.iterdir()):
+        raise OutputError(f"{str(folder)!r} is not empty: pass --overwrite to write into it")
+
+
 def write_table(target: Path, rows: Iterable[Classified]) -> None:
     """Writes rows as they come, as CSV or JSON lines; complete or not at all.
 

@@ -56,8 +56,8 @@ def as_labels(labels: Sequence[str], single: bool = False) -> tuple[str, ...]:
     if isinstance(labels, str):
         raise UsageError("expected a list of labels, got a single text: put it in [ ]")
     for label in labels:
-        if not isinstance(label, str):
-            raise UsageError(f"expected labels as texts, got {label!r:.80}")
+        if not isinstance(label, str) or not _is_unicode(label):
+            raise UsageError(f"expected labels as texts in Unicode, got {label!a:.80}")
     stripped = tuple(label.strip() for label in labels)
     if not stripped:
         raise UsageError("expected labels, got none: name the classes to choose from")
@@ -131,6 +131,15 @@ def _unquoted(line: str) -> str:
         return line
     text = re.sub(r"\\(.)", r"\1", quoted["text"][1:-1])
     return text.replace("{c}", PLACE) if quoted[1] else text
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be encoded; what a terminal gives that is not UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_read(label: str) -> str:

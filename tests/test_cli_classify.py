@@ -186,6 +186,20 @@ def test_bad_labels_and_templates_are_refused_before_the_model_is_loaded(
     assert reason in line
 
 
+@pytest.mark.parametrize("option", ["--save-head", "--heatmap"])
+def test_folders_that_cannot_be_written_into_are_refused_before_the_model_is_loaded(
+    capsys, photos, tmp_path, option
+):
+    (tmp_path / "file").touch()
+    asked = ["classify", photos, "--labels", LABELS, "--model", "missing/model", option]
+    for folder, reason in (
+        ("no/where", "create it"),
+        ("file", "not a folder"),
+        ("photos", "empty"),
+    ):
+        assert reason in refused(capsys, *asked, tmp_path / folder, code=5)
+
+
 def test_braces_in_templates_and_labels_are_characters(capsys, model, photos, tmp_path):
     (tmp_path / "t").write_text("a {} of {0.a}\n")
     asked = ["--labels", "cat,{0.b}", "--templates", tmp_path / "t"]

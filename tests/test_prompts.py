@@ -55,7 +55,7 @@ def test_one_label_is_refused_unless_labels_are_judged_independently():
     assert as_labels(["cat"], single=True) == ("cat",)
 
 
-@pytest.mark.parametrize("labels", ["cat", [3, "cat"], [b"cat", "dog"]])
+@pytest.mark.parametrize("labels", ["cat", [3, "cat"], [b"cat", "dog"], ["caf\udce9", "dog"]])
 def test_what_is_no_list_of_texts_is_refused(labels):
     with pytest.raises(UsageError, match="expected"):
         as_labels(labels)

@@ -72,7 +72,7 @@ def classify(
     ] = False,
 ) -> int:
     """Print the best label of each photo: score, label and path, with tabs between."""
-    from aim_mlx.classify import TABLES, Choice, Images, check_target
+    from aim_mlx.classify import TABLES, Choice, Images, check_folder, check_target
     from aim_mlx.cli.labelled import Report, Telling
     from aim_mlx.cli.progress import Progress
     from aim_mlx.embed import EmbedOptions
@@ -88,6 +88,8 @@ def classify(
     told = Choice(top if top is not None or multi_label else 1, threshold, multi_label)
     check_target(output, TABLES, overwrite)
     check_target(html, (".html", ".htm"), overwrite)
+    check_folder(save_head, overwrite)
+    check_folder(heatmap, overwrite)
     saved = None if head is None else ZeroShotHead.load(head)
     names = () if saved else given_labels(labels, labels_file, multi_label)
     sentences = as_templates(templates)
