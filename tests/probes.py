@@ -47,7 +47,7 @@ class ArrayTokens:
         return self.tokens[np.asarray(indices)]
 
 
-def labelled(count: int, seed: int = 0, classes: int = 4, strength: float = 2.0) -> Labelled:
+def labelled(count: int, seed: int = 0, classes: int = 4, strength: float = 4.0) -> Labelled:
     """Images of which one token, anywhere, tells the class."""
     rng = np.random.default_rng([seed, 1])
     centers = np.random.default_rng(99).normal(0, strength, (classes, D))

@@ -198,7 +198,8 @@ def _gather(heads: Sequence[Head], parts: Sequence[_Part], queries: mx.array) ->
             if config.attends:
                 part.weights = [weights for _, weights in chunks]
                 part.found = [
-                    mx.concatenate(list(of)) for of in zip(*(means for means, _ in chunks))
+                    mx.concatenate(list(of))
+                    for of in zip(*(each for each, _ in chunks), strict=True)
                 ]
             else:
                 part.found = [mx.concatenate(chunks)] * len(heads)

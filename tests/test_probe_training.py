@@ -1,0 +1,328 @@
+"""A grid of heads trained together: each as if alone, reproducible, safe from the others."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from aim_mlx.backend import mx, nn, optim
+from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
+from aim_mlx.probe import passes
+from aim_mlx.probe.config import PROTOCOLS, GridPoint, ProbeConfig, protocol
+from aim_mlx.probe.fit import Silent, fit
+from aim_mlx.probe.heads import KINDS, flat
+from aim_mlx.probe.losses import loss_sum, probabilities, targets_of, total_weight
+from aim_mlx.probe.metrics import balanced_accuracy, mean_average_precision
+from aim_mlx.probe.passes import batch_gradients, logits_of
+from aim_mlx.probe.training import GridTrainer, Labelled, epoch_rows
+from tests.probes import ArrayTokens, labelled, noisy_head, noisy_tokens, plain
+
+QUICK = protocol("fast", epochs=4, batch_size=16, patience=None)
+TRAIN, VALIDATION = labelled(60, 0), labelled(30, 1)
+
+
+def trainer(config: ProbeConfig = QUICK, train: Labelled = TRAIN) -> GridTrainer:
+    return GridTrainer(config, 4, train, VALIDATION, heads=4)
+
+
+def logits(found: GridTrainer, index: int | None = None) -> np.ndarray:
+    """What the heads in training, or one of them, say of the validation images."""
+    heads = found._heads if index is None else [found._heads[index]]
+    return logits_of(heads, VALIDATION.tokens.for_epoch(0), np.arange(30), 16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_trained_together_equal_heads_trained_alone(kind):
+    config = replace(QUICK, head=kind, queries=2, learning_rates=(1e-3, 5e-3))
+    together = trainer(config)
+    fit(together)
+    for index, point in enumerate(config.grid):
+        alone = replace(
+            config,
+            learning_rates=(point.learning_rate,),
+            weight_decays=(point.weight_decay,),
+            batch_norm=(point.batch_norm,),
+        )
+        single = trainer(alone)
+        fit(single)
+        # Products of other sizes round otherwise, by 1e-7 a step.
+        np.testing.assert_allclose(logits(together, index), logits(single), atol=1e-5)
+
+
+def test_the_state_after_a_step_is_that_of_mlx_adamw_on_the_plain_head():
+    config = replace(QUICK, batch_norm=(True,), learning_rates=(1e-2,), warmup_epochs=0)
+    ours = trainer(config)
+    theirs = trainer(config)._heads[0]
+    kinds = [
+        optim.AdamW(1e-2, [0.9, 0.999], weight_decay=d, bias_correction=True) for d in (0.05, 0)
+    ]
+    optimizer = optim.MultiOptimizer(kinds, [lambda name, _: "weight" in name])
+    for rows in epoch_rows(60, config, 0):
+        rate = ours._rate(1e-2)
+        ours.run_step()
+        tokens = mx.array(TRAIN.tokens.for_epoch(0).batch(rows)).astype(mx.float32)
+        targets = targets_of(TRAIN.labels[rows], 4)
+
+        def mean_loss(tokens=tokens, targets=targets):
+            return loss_sum(plain(theirs, tokens), targets) / total_weight(targets)
+
+        _, gradient = nn.value_and_grad(theirs, mean_loss)()
+        gradient, _ = optim.clip_grad_norm(gradient, config.clip_norm)
+        optimizer.learning_rate = rate
+        optimizer.update(theirs, gradient)
+    for name, value in flat(theirs.trainable_parameters()).items():
+        # Adam divides by the gradient's size: where that is near zero, rounding shows.
+        apart = mx.abs(value - flat(ours._heads[0].parameters())[name]).max()
+        assert float(apart) < 1e-4, name
+
+
+@pytest.mark.parametrize("parts", [1 << 28, 1 << 11], ids=["whole", "in_parts"])
+@pytest.mark.parametrize("several", [False, True], ids=["one_label", "several_labels"])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch, parts, several):
+    monkeypatch.setattr(passes, "_PART_BYTES", parts)
+    monkeypatch.setattr(passes, "_CPU_CHUNK", parts)
+    heads = [noisy_head(seed, batch_norm=bool(seed % 2)) for seed in range(3)]
+    rng = np.random.default_rng(0)
+    labels = rng.random((11, 5)) < 0.4 if several else rng.integers(0, 5, 11)
+    targets = targets_of(labels, 5, smoothing=0.1, balanced=True)
+    found = batch_gradients(heads, noisy_tokens(), targets)
+    tokens = mx.array(noisy_tokens()).astype(mx.float32)
+    for place, head in enumerate(heads):
+
+        def mean_loss(head=head):
+            return loss_sum(plain(head, tokens), targets) / total_weight(targets)
+
+        loss, gradient = nn.value_and_grad(head, mean_loss)()
+        assert found.losses[place] == pytest.approx(float(loss), abs=1e-5)
+        ours = flat(found.gradients[place])
+        assert ours.keys() == flat(gradient).keys()
+        for name, expected in flat(gradient).items():
+            np.testing.assert_allclose(ours[name], expected, atol=1e-5, err_msg=name)
+
+
+def test_training_tells_classes_apart_and_a_seed_gives_the_same_bits():
+    config = protocol("fast", epochs=15, batch_size=8)
+    runs = [trainer(config) for _ in range(2)]
+    for run in runs:
+        fit(run)
+    best = runs[0].best
+    assert best is not None and best.metric > 0.8  # four classes
+    assert runs[0].history == runs[1].history
+    np.testing.assert_array_equal(logits(runs[0]), logits(runs[1]))
+    other = trainer(replace(config, seed=1))
+    fit(other)
+    assert other.history != runs[0].history
+
+
+def test_the_best_head_is_that_of_its_epoch_and_its_metric_is_true():
+    found = trainer(protocol("fast", epochs=6, batch_size=16))
+    fit(found)
+    best, head = found.best, found.best_head()
+    assert best is not None and found.config.grid[best.index] == best.point
+    record = found.history[best.epoch - 1]
+    assert (
+        best.metric
+        == record["metric"][best.index]
+        == max(metric for each in found.history for metric in each["metric"])
+    )
+    said = logits_of([head], VALIDATION.tokens.for_epoch(0), np.arange(30), 16)[0]
+    assert (said.argmax(1) == VALIDATION.labels).mean() == best.metric
+    assert head.config.batch_norm == best.point.batch_norm and not head.training
+
+
+def test_it_stops_when_no_head_has_become_better_for_long():
+    config = replace(QUICK, epochs=50, patience=3, learning_rates=(1e-9,), batch_norm=(False,))
+    found = trainer(config)
+    fit(found)
+    assert len(found.history) < 50
+    assert found.best is not None and len(found.history) - found.best.epoch == 3
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    straight.mkdir()
+    broken.mkdir()
+    whole = trainer()
+    fit(whole, straight)
+    step = GridTrainer.run_step
+
+    def interrupted(self):
+        if self.step == 6:  # within the second epoch
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(GridTrainer, "run_step", interrupted)
+    with pytest.raises(Interrupted, match="after step 6 of 16; the state after step 6 is kept"):
+        fit(trainer(), broken, checkpoint_seconds=0)
+    monkeypatch.setattr(GridTrainer, "run_step", step)
+    notes, again = [], trainer()
+    report = Silent()
+    report.noted = notes.append  # pyright: ignore[reportAttributeAccessIssue]
+    fit(again, broken, report)
+    assert notes == ["goes on after step 6 of 16"] and again.history == whole.history
+    name = "checkpoint.safetensors"
+    assert (broken / name).read_bytes() == (straight / name).read_bytes()
+    for kept, expected in zip(
+        flat(again.best_head().parameters()).values(),
+        flat(whole.best_head().parameters()).values(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(kept, expected)
+
+
+def test_a_state_of_another_grid_is_not_taken_up(tmp_path):
+    fit(trainer(), tmp_path)
+    with pytest.raises(OutputError, match="another model's"):
+        fit(trainer(replace(QUICK, queries=2)), tmp_path)
+
+
+def test_a_head_whose_loss_is_not_finite_is_dropped_and_the_others_go_on():
+    config = replace(QUICK, learning_rates=(1e-3, 2e-3))
+    spoiled, alone = trainer(config), trainer(replace(config, learning_rates=(1e-3,)))
+    spoiled._heads[2].k.weight *= math.nan
+    spoiled._heads[3].linear.weight *= 1e38
+    fit(spoiled)
+    fit(alone)
+    record = spoiled.history[-1]
+    assert record["metric"][2:] == record["val_loss"][2:] == record["train_loss"][2:] == [None] * 2
+    for index in (0, 1):
+        np.testing.assert_allclose(logits(spoiled, index), logits(alone, index), atol=1e-5)
+    assert spoiled.best is not None and spoiled.best.index < 2
+
+
+def test_without_any_finite_head_it_stops_and_the_best_so_far_stays(tmp_path):
+    found = trainer()
+    step = found.run_step
+
+    def spoiled():
+        if found.step == 9:  # in the third epoch
+            for head in found._heads:
+                head.linear.weight *= math.nan
+        return step()
+
+    found.run_step = spoiled
+    with pytest.raises(AimError, match=r"no head is finite; the best head, of epoch \d, is kept"):
+        fit(found, tmp_path, checkpoint_seconds=0)
+    assert np.isfinite(np.array(found.best_head().linear.weight)).all()
+    restored = trainer()
+    fit(restored, tmp_path)  # from the state before the numbers were spoiled
+    assert restored.done
+
+
+def test_without_any_finite_head_in_the_first_epoch_none_is_kept():
+    found = trainer()
+    for head in found._heads:
+        head.linear.weight *= math.nan
+    with pytest.raises(AimError, match="none is kept: start again with learning rates below"):
+        fit(found)
+
+
+def test_a_dropped_head_stays_dropped_after_a_resume(tmp_path):
+    found = trainer()
+    found._heads[1].k.weight *= math.nan
+    for _ in range(6):
+        found.run_step()
+    again = trainer()
+    again.restore(found.state(), found.step, found.history)
+    again.run_step()
+    assert list(again._alive) == [1, 0, 1, 1]
+
+
+def test_several_labels_are_learned_and_chosen_by_mean_average_precision():
+    def several(part: Labelled) -> Labelled:
+        labels = np.zeros((len(part.labels), 4), np.float32)
+        labels[np.arange(len(part.labels)), part.labels] = 1
+        labels[:, 3] = labels[:, 0]
+        return Labelled(part.tokens, labels)
+
+    config = protocol("fast", epochs=15, batch_size=8, balanced=True)
+    found = GridTrainer(config, 4, several(TRAIN), several(VALIDATION), heads=4)
+    fit(found)
+    assert found.multi_label and found.best is not None and found.best.metric > 0.8
+
+
+def test_labels_of_two_kinds_or_none_are_refused():
+    several = Labelled(TRAIN.tokens, np.zeros((60, 4)))
+    with pytest.raises(UsageError, match="both be single or both several"):
+        GridTrainer(QUICK, 4, several, VALIDATION)
+    with pytest.raises(UsageError, match="got none"):
+        GridTrainer(QUICK, 4, TRAIN, Labelled(TRAIN.tokens, np.zeros(0, int)))
+
+
+def test_tokens_may_differ_by_epoch():
+    asked = []
+
+    class Views(ArrayTokens):
+        def for_epoch(self, epoch: int) -> ArrayTokens:
+            asked.append(epoch)
+            return ArrayTokens(self.tokens + np.float16(epoch))
+
+    source = Views(TRAIN.tokens.tokens)  # pyright: ignore[reportAttributeAccessIssue]
+    moving, fixed = trainer(train=Labelled(source, TRAIN.labels)), trainer()
+    fit(moving)
+    fit(fixed)
+    assert set(asked) == {0, 1, 2, 3}
+    assert moving.history[0] == fixed.history[0] and moving.history[1] != fixed.history[1]
+
+
+@pytest.mark.parametrize("size", [7, 16, 100])
+def test_an_epoch_has_every_image_once_in_batches_of_nearly_one_size(size):
+    config = replace(QUICK, batch_size=size)
+    rows = epoch_rows(60, config, 3)
+    assert sorted(np.concatenate(rows)) == list(range(60))
+    lengths = [len(each) for each in rows]
+    assert max(lengths) <= size and max(lengths) - min(lengths) <= 1
+    other = epoch_rows(60, config, 4)
+    assert (np.concatenate(rows) != np.concatenate(other)).any()
+
+
+def test_the_papers_protocol_is_the_papers():
+    paper = PROTOCOLS["paper"]
+    assert len(paper.grid) == 28 and paper.epochs == 100 and paper.batch_size == 512
+    assert paper.clip_norm == 3.0 and paper.warmup_epochs == 0 and paper.patience is None
+    assert GridPoint(5e-5, 0.1, True) in paper.grid and GridPoint(2e-3, 0.05, False) in paper.grid
+    found = trainer(replace(paper, epochs=2, batch_size=30))
+    assert found._rate(2e-3) == pytest.approx(2e-3)
+    found.step = found.steps
+    assert found._rate(2e-3) == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"learning_rates": (1e-3, math.nan)},
+        {"learning_rates": ()},
+        {"weight_decays": (-1.0,)},
+        {"batch_norm": ()},
+        {"head": "cls"},
+        {"patience": 0},
+        {"label_smoothing": 1.0},
+        {"unknown": 1},
+    ],
+)
+def test_impossible_options_are_refused(wrong):
+    with pytest.raises(UsageError):
+        protocol("fast", **wrong)
+
+
+def test_the_loss_of_balanced_classes_weighs_each_class_the_same():
+    labels = np.array([0, 0, 0, 1])
+    targets = targets_of(labels, 2, balanced=True)
+    scores = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    each = -np.log(probabilities(scores, False)[np.arange(4), labels])
+    expected = (each[:3].mean() + each[3]) / 2
+    found = float(loss_sum(mx.array(scores), targets)) / total_weight(targets)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_balanced_accuracy_and_average_precision_by_hand():
+    assert balanced_accuracy(np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1])) == 0.5
+    assert balanced_accuracy(np.array([2, 2]), np.array([0, 2])) == 0.5
+    scores = np.array([[0.9], [0.8], [0.7], [0.6]])
+    right = np.array([[1], [0], [1], [0]], bool)
+    assert mean_average_precision(scores, right) == pytest.approx((1 + 2 / 3) / 2)
+    assert mean_average_precision(np.ones((4, 1)), right) == pytest.approx(0.5)  # all tied
+    unlabelled = np.concatenate([right, np.zeros((4, 1), bool)], axis=1)
+    assert mean_average_precision(np.repeat(scores, 2, 1), unlabelled) == pytest.approx(5 / 6)
