@@ -1,0 +1,229 @@
+"""AttentiveProbe: trained, kept, loaded with its own encoder, and asked about images."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+import aim_mlx
+from aim_mlx import AttentiveProbe
+from aim_mlx.embed import Encoder
+from aim_mlx.errors import CheckpointError, ImageError, OutputError, UsageError
+from aim_mlx.weights.digest import parameters_digest
+from tests.small import NATIVE, SMALL, encoder, photo, save
+
+
+def pictures(count: int = 24, seed: int = 0) -> tuple[list[np.ndarray], list[str]]:
+    """Three motifs, each in many brightnesses."""
+    rng = np.random.default_rng(seed)
+    images = [
+        np.clip(photo(i % 3) * rng.uniform(0.5, 1.0), 0, 255).astype(np.uint8) for i in range(count)
+    ]
+    return images, ["ant bee cow".split()[i % 3] for i in range(count)]
+
+
+IMAGES, LABELS = pictures()
+
+
+def train(model: Encoder | None = None, **options) -> AttentiveProbe:
+    return AttentiveProbe.train(
+        model or encoder(), IMAGES, LABELS, **{"epochs": 8, "batch_size": 8, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save(tmp_path_factory.mktemp("model") / "small")
+
+
+@pytest.fixture(scope="module")
+def trained(model) -> AttentiveProbe:
+    return train(aim_mlx.load(model))
+
+
+@pytest.fixture(scope="module")
+def kept(trained, tmp_path_factory) -> Path:
+    return trained.save(tmp_path_factory.mktemp("probe") / "kept")
+
+
+def test_a_trained_probe_knows_pictures_it_has_not_seen(trained):
+    images, labels = pictures(9, seed=1)
+    assert trained.classes == ("ant", "bee", "cow")
+    assert trained.predict(images) == labels
+    found = trained.predict_proba(images)
+    assert found.shape == (9, 3) and found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+
+
+def test_probabilities_are_the_softmax_of_the_head_on_the_final_tokens(trained):
+    tokens = trained.encoder.features(trained.encoder.preprocess(IMAGES[:2])).tokens
+    logits = np.array(trained.head(tokens), np.float64)
+    powers = np.exp(logits)
+    # The tokens that the probe works on have been rounded to float16.
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(trained.predict_proba(IMAGES[:2]), expected, atol=5e-3)
+
+
+def test_a_loaded_probe_finds_its_encoder_and_says_the_same(trained, kept):
+    again = AttentiveProbe.load(kept)
+    np.testing.assert_array_equal(again.predict_proba(IMAGES), trained.predict_proba(IMAGES))
+    assert again.classes == trained.classes and again.identity == trained.identity
+    assert again.metrics["validation"]["metric"] == trained.metrics["validation"]["metric"]
+    assert json.dumps(again.training) == json.dumps(trained.training)
+
+
+def test_attention_maps_lie_on_the_grid_and_sum_to_one(trained):
+    maps = trained.attention_maps(IMAGES[:3])
+    assert maps.shape == (3, 2, 4, 4)
+    np.testing.assert_allclose(maps.sum(axis=(2, 3)), 1, atol=1e-5)
+    assert trained.attention_maps([]).shape == (0, 2, 4, 4)
+
+
+def test_layers_are_averaged_in_training_and_in_use(model):
+    base = aim_mlx.load(model)
+    probe = train(base, layers=[0, 1])
+    outputs = base.features(base.preprocess(IMAGES[:2]), [0, 1], final=False).layers
+    expected = probe.head((outputs[0] + outputs[1]) / 2)
+    powers = np.exp(np.array(expected))
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probe.predict_proba(IMAGES[:2]), expected, atol=5e-3)
+
+
+def test_pictures_may_have_several_names():
+    labels = [[name, "big"] if i % 2 else [name] for i, name in enumerate(LABELS)]
+    probe = AttentiveProbe.train(encoder(), IMAGES, labels, epochs=8, batch_size=8)
+    assert probe.multi_label and probe.classes == ("ant", "bee", "big", "cow")
+    found = probe.predict_proba(IMAGES)
+    assert (found.sum(axis=1) > 1.05).any()
+    names = [tuple(c for c, p in zip(probe.classes, row, strict=True) if p > 0.5) for row in found]
+    assert probe.predict(IMAGES) == names
+
+
+def test_an_image_that_cannot_be_decoded_keeps_its_place_in_a_stream_and_stops_a_list(
+    trained, tmp_path
+):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"not an image")
+    Image.fromarray(IMAGES[0]).save(tmp_path / "good.png")
+    paths = [tmp_path / "good.png", bad, tmp_path / "good.png"]
+    rows = list(trained.predict_stream(paths))
+    assert [row.failure and row.failure.reason for row in rows] == [None, "not_image", None]
+    assert rows[1].vector is None
+    np.testing.assert_array_equal(rows[0].vector, rows[2].vector)
+    for ask in (trained.predict, trained.predict_proba, trained.attention_maps):
+        with pytest.raises(ImageError, match=r"image 1 .*bad\.jpg"):
+            ask(paths)
+
+
+@pytest.mark.parametrize("change", ["weights", "preprocessing", "encoder"])
+def test_another_encoder_is_refused(kept, change):
+    other = encoder(seed=1 if change == "weights" else 0)
+    if change == "preprocessing":
+        other.preprocessing = type(other.preprocessing).imagenet(56)
+    if change == "encoder":
+        other = encoder(type(SMALL)(64, 176, 2, 2, 14, 56))
+    with pytest.raises(CheckpointError, match="trained on .*small"):
+        AttentiveProbe.load(kept, other)
+
+
+def test_training_is_told_and_the_same_for_a_seed():
+    one, same = train(seed=3), train(seed=3)
+    np.testing.assert_array_equal(one.predict_proba(IMAGES), same.predict_proba(IMAGES))
+    assert one.training["seed"] == 3 and one.training["epochs_done"] <= 8
+
+
+def test_shuffled_labels_teach_nothing_about_new_pictures():
+    rng = np.random.default_rng(0)
+    shuffled = [LABELS[i] for i in rng.permutation(len(LABELS))]
+    images, labels = pictures(60, seed=1)
+    probe = AttentiveProbe.train(encoder(), IMAGES, shuffled, epochs=4, batch_size=8)
+    right = np.mean([a == b for a, b in zip(probe.predict(images), labels, strict=True)])
+    assert right < 0.75  # one motif may be right by chance, or two
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a"] * 24, "expected 2 or more, got 1"),
+        (["a", ["b"]] * 12, "all be lists"),
+        ([str(i) for i in range(24)], "no class has two images"),
+    ],
+)
+def test_labels_that_do_not_serve_are_refused(labels, message):
+    with pytest.raises(UsageError, match=message):
+        AttentiveProbe.train(encoder(), IMAGES, labels)
+
+
+def test_a_validation_label_that_was_not_trained_on_is_refused():
+    with pytest.raises(UsageError, match="'dog' is none of the 3"):
+        AttentiveProbe.train(encoder(), IMAGES, LABELS, validation=(IMAGES[:1], ["dog"]), epochs=1)
+
+
+def test_the_native_resolution_model_is_refused():
+    with pytest.raises(UsageError, match="one image size"):
+        AttentiveProbe.train(encoder(NATIVE), IMAGES, LABELS)
+
+
+def test_a_folder_with_a_probe_is_not_overwritten_unasked(trained, tmp_path):
+    trained.save(tmp_path / "probe")
+    with pytest.raises(OutputError, match="has a probe already"):
+        trained.save(tmp_path / "probe")
+    trained.save(tmp_path / "probe", overwrite=True)
+    with pytest.raises(OutputError, match="cannot be written"):
+        trained.save(tmp_path / "missing" / "probe")
+
+
+def test_a_folder_without_a_probe_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="expected a folder with a trained probe"):
+        AttentiveProbe.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("format", "something"),
+        ("format_version", 2),
+        ("classes", ["ant", "bee"]),
+        ("classes", ["ant", "bee", 3]),
+        ("layers", ["0"]),
+        ("identity", []),
+        ("head", {"dim": 64}),
+        ("multi_label", 1),
+        ("sha256", "0" * 64),
+        ("extra", 1),
+    ],
+)
+def test_a_damaged_description_is_refused(trained, tmp_path, field, value):
+    trained.save(tmp_path / "probe")
+    path = tmp_path / "probe" / "probe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(CheckpointError, match="probe"):
+        AttentiveProbe.load(tmp_path / "probe", trained.encoder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "nan", "missing"])
+def test_damaged_weights_are_refused(trained, tmp_path, damage):
+    trained.save(tmp_path / "probe")
+    path, facts = tmp_path / "probe" / "probe.safetensors", tmp_path / "probe" / "probe.json"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        tensors = safetensors.numpy.load_file(path)
+        tensors["head.k.weight"] = tensors["head.k.weight"] * np.nan
+        safetensors.numpy.save_file(tensors, path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        facts.write_text(json.dumps(json.loads(facts.read_text()) | {"sha256": digest}))
+    with pytest.raises(CheckpointError, match=r"probe\.safetensors"):
+        AttentiveProbe.load(tmp_path / "probe", trained.encoder)
+
+
+def test_probes_leave_the_encoder_as_it_was():
+    model = encoder()
+    train(model)
+    assert parameters_digest(model.model) == parameters_digest(encoder().model)
