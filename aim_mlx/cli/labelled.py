@@ -4,17 +4,26 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import typer
 
-from aim_mlx.classify import Choice, Classified, Images, Stored, record, write_table
+from aim_mlx.classify import Choice, Classified, record, write_table
 from aim_mlx.cli.progress import Progress
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.contact_sheet import Line, Picture, Section, write_contact_sheet
 from aim_mlx.errors import AimError
-from aim_mlx.images import Skip
+from aim_mlx.images import Listing, Skip
 
 _ON_PAGE = 5  # labels that an image has on a page, where no number is asked for
+
+
+class Source(Protocol):
+    """Where rows come from: the images, and where the photo of a row is."""
+
+    @property
+    def listing(self) -> Listing: ...
+    def locate(self, row: Classified) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Report:
         self._skipped += 1
         self._progress.skipped(skip)
 
-    def run(self, source: Images | Stored, rows: Iterable[Classified]) -> None:
+    def run(self, source: Source, rows: Iterable[Classified]) -> None:
         """Takes all rows; raises AimError where there was not one."""
         self._listed, self._ignored = source.listing.listed, source.listing.ignored
         for skip in source.listing.skipped:
@@ -97,7 +106,7 @@ class Report:
         return code
 
 
-def write_page(target: Path, source: Images | Stored, rows: list[Classified], told: Choice) -> None:
+def write_page(target: Path, source: Source, rows: list[Classified], told: Choice) -> None:
     """A page with a section for each best label, the most frequent first, and bars for all."""
     groups: dict[str, list[Classified]] = {}
     for row in rows:

@@ -1,8 +1,6 @@
 """`aim-mlx lit train`: pairs of image and caption to a LiT model around a frozen image tower."""
 
 import inspect
-import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from aim_mlx.cli.terminal import escaped, on_terminal
+from aim_mlx.cli.stages import Stages
+from aim_mlx.cli.terminal import escaped
 from aim_mlx.lit_training.config import TrainConfig
 from aim_mlx.registry import DEFAULT_MODEL
 
@@ -98,62 +97,22 @@ def train(
     return done.exit_code
 
 
-class _Report:
-    """A bar for each stage on a terminal, a line for each evaluation anywhere."""
-
-    def __init__(self, as_json: bool):
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._as_json = as_json
-        console = Console(stderr=True)
-        self._bar = Progress(
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-            redirect_stdout=on_terminal(sys.stdout),
-        )
-        self._stages: dict[str, Any] = {}
-
-    def __enter__(self) -> "_Report":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def skipped(self, skip: Any) -> None:
-        self._say(f"skipped {escaped(str(skip.path))}: {skip.reason}: {escaped(skip.detail)}")
-        self._emit("skipped", {**asdict(skip), "path": str(skip.path)})
-
-    def noted(self, note: str) -> None:
-        self._say(f"note: {escaped(note)}")
-
-    def advanced(self, what: str, done: int, total: int) -> None:
-        if what not in self._stages:
-            self._stages[what] = self._bar.add_task(what)
-        self._bar.update(self._stages[what], completed=done, total=total)
+class _Report(Stages):
+    """A line for each evaluation, and the account at the end."""
 
     def recorded(self, record: Mapping[str, Any]) -> None:
         if metrics := record.get("metrics"):
             line = f"step {record['step']}: loss {record['loss']:.3f}"
-            self._say(f"{line}, {_recall(metrics)}")
-        self._emit("step", record)
+            self.say(f"{line}, {_recall(metrics)}")
+        self.emit("step", record)
 
     def summary(self, done: Any) -> None:
         line = f"{done.pairs} pairs of {done.images} images, {done.held_out} of them held out, "
         line += f"{done.skipped} skipped, {done.steps} steps in {done.seconds:.1f} s"
         if done.metrics:
             line += f"; {_recall(done.metrics)}"
-        self._say(f"{line}: {escaped(done.output)}")
-        self._emit("summary", {**asdict(done), "exit_code": done.exit_code})
-
-    def _say(self, line: str) -> None:
-        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def _emit(self, event: str, record: Mapping[str, Any]) -> None:
-        if self._as_json:
-            print(json.dumps({"event": event, **record}), flush=True)
+        self.say(f"{line}: {escaped(done.output)}")
+        self.emit("summary", {**asdict(done), "exit_code": done.exit_code})
 
 
 def _recall(metrics: Mapping[str, float]) -> str:

@@ -25,6 +25,7 @@ from aim_mlx.cli import (
     lit,
     merge,
     models,
+    probe,
     search,
     verify,
     zeroshot_eval,
@@ -72,6 +73,7 @@ app.command("verify")(verify.verify)
 app.command("models")(models.models)
 app.command("download")(download.download)
 app.add_typer(lit.app, name="lit")
+app.add_typer(probe.app, name="probe")
 app.command("init")(init.init)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)

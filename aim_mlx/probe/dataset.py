@@ -76,6 +76,11 @@ def read_labelled(
     case or Unicode form.
     """
     source = Path(source)
+    if not os.path.lexists(source):
+        raise UsageError(
+            f"expected a folder of class folders, or a table, but {str(source)!r} cannot be found: "
+            "check the path"
+        )
     if source.is_dir():
         found = _from_folder(source, multi_label, allow_empty, follow, exclude)
     else:

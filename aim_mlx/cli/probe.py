@@ -1,0 +1,287 @@
+"""`aim-mlx probe train|eval|predict`: classifiers on the frozen features of an encoder."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aim_mlx.cli.probe_report import ProbeReport
+from aim_mlx.registry import DEFAULT_MODEL
+
+app = typer.Typer(help="Classifiers on the features of a frozen encoder.", rich_markup_mode=None)
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA", help="A folder of class folders, or a table with columns path and label."
+    ),
+]
+MultiLabel = Annotated[
+    bool,
+    typer.Option("--multi-label", help="Any number of classes an image; in a table sky;sea."),
+]
+AllowEmpty = Annotated[
+    bool, typer.Option("--allow-empty", help="Leave classes without images out.")
+]
+Follow = Annotated[bool, typer.Option("--follow", help="Follow links to folders.")]
+PathColumn = Annotated[str, typer.Option(help="The column of the images in a table.")]
+LabelColumn = Annotated[str, typer.Option(help="The column of the classes.")]
+SplitColumn = Annotated[str, typer.Option(help="The column of train, val and test, if any.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+Probe = Annotated[Path, typer.Argument(metavar="PROBE", help="The folder that probe train wrote.")]
+OtherModel = Annotated[
+    str | None, typer.Option(help="Where the encoder is now; where it was, if absent.")
+]
+
+
+@app.command("train")
+def train(
+    source: Source,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The probe's folder to write.")],
+    model: Annotated[
+        str, typer.Option(help="The encoder: a model name, Hub repo, folder or file.")
+    ] = DEFAULT_MODEL,
+    revision: Annotated[
+        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="fast for small sets, or paper: the 28 heads of AIMv2's authors.")
+    ] = "fast",
+    layers: Annotated[
+        str, typer.Option(help="Blocks to average instead of the last norm: -1,-2,-3")
+    ] = "",
+    head: Annotated[
+        str | None, typer.Option(help="attentive, coca, or mean or max: linear on pooled tokens.")
+    ] = None,
+    queries: Annotated[int | None, typer.Option(help="Learned queries of a head.")] = None,
+    learning_rates: Annotated[
+        str | None, typer.Option(help="Each tried, as 1e-3,3e-3; the protocol's if absent.")
+    ] = None,
+    weight_decays: Annotated[str | None, typer.Option(help="Each tried, as 0.05,0.1")] = None,
+    batch_norm: Annotated[str | None, typer.Option(help="off, on or both.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="The share of a target spread over all classes.")
+    ] = None,
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="Every class counts the same, in loss and choice.")
+    ] = False,
+    patience: Annotated[
+        int | None, typer.Option(help="Epochs without a better head until it stops; 0: never.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides the split, the first weights, the order.")] = 0,
+    val: Annotated[float, typer.Option(help="Of each class, to choose by.")] = 0.15,
+    test: Annotated[float, typer.Option(help="Of each class, for the figures at the end.")] = 0.15,
+    multi_label: MultiLabel = False,
+    allow_empty: AllowEmpty = False,
+    follow: Follow = False,
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    split_column: SplitColumn = "split",
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Train on random views, new ones in every epoch.")
+    ] = False,
+    views: Annotated[
+        int, typer.Option(help="With --augment, this many views an image, kept and taken in turn.")
+    ] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where tokens are kept; in the output if absent.")
+    ] = None,
+    max_cache_gb: Annotated[
+        float, typer.Option(help="What they may take; more is computed again in every epoch.")
+    ] = 20.0,
+    offline: Offline = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Report epochs and a summary as JSON lines on stdout.")
+    ] = False,
+) -> int:
+    """Train a probe on DATA: a grid of heads at once, the best on val kept, tested once.
+
+    Writes the probe, the splits and report.html. The same command resumes an interrupted run.
+    """
+    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
+
+    from aim_mlx.cli.embed import parse_layers
+    from aim_mlx.cli.interrupt import gently
+    from aim_mlx.errors import UsageError
+    from aim_mlx.loading import load
+    from aim_mlx.probe.config import protocol as configured
+    from aim_mlx.probe.data import Data
+    from aim_mlx.probe.dataset import Columns
+    from aim_mlx.probe.features import Augmentation
+    from aim_mlx.probe.run import Plan, train_probe
+
+    if not 0 <= max_cache_gb < 1e6:
+        raise UsageError(f"--max-cache-gb must be from 0, got {max_cache_gb}")
+    if views and not augment:
+        raise UsageError("--views is about random views: say --augment too")
+    options: dict[str, Any] = {
+        "head": head,
+        "queries": queries,
+        "learning_rates": _numbers("--learning-rates", learning_rates),
+        "weight_decays": _numbers("--weight-decays", weight_decays),
+        "batch_norm": _norms(batch_norm),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "label_smoothing": label_smoothing,
+        "balanced": balanced or None,
+        "seed": seed,
+    }
+    changes = {name: value for name, value in options.items() if value is not None}
+    if patience is not None:
+        changes["patience"] = patience or None
+    plan = Plan(
+        configured(protocol, **changes),
+        parse_layers(layers),
+        Augmentation(seed, views) if augment else None,
+        cache,
+        round(max_cache_gb * 1e9),
+    )
+    columns = Columns(path_column, label_column, split_column)
+    data = Data(source, columns, multi_label, allow_empty, follow, val, test)
+    report = ProbeReport(as_json)
+    with report, gently() as stop:
+        done = train_probe(
+            data,
+            output,
+            lambda: load(model, revision=revision, offline=offline, progress=tqdm),
+            plan,
+            report,
+            stop=stop,
+        )
+    report.summary(done)
+    return done.exit_code
+
+
+@app.command("eval")
+def evaluate(
+    probe: Probe,
+    source: Source,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test; if absent test, or all images.")
+    ] = None,
+    model: OtherModel = None,
+    html: Annotated[Path | None, typer.Option(help="Also a report of it.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    allow_empty: AllowEmpty = False,
+    follow: Follow = False,
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    split_column: SplitColumn = "split",
+    offline: Offline = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
+    ] = False,
+) -> int:
+    """Measure PROBE on the labelled images of DATA; print the figures and each class."""
+    from aim_mlx.cli.reports import check_report
+    from aim_mlx.errors import Interrupted
+    from aim_mlx.probe.data import Data
+    from aim_mlx.probe.dataset import Columns
+    from aim_mlx.probe.evaluation import evaluate_probe
+    from aim_mlx.probe.report import write_report
+    from aim_mlx.probe.summary import made_report
+
+    check_report(html, overwrite)
+    loaded = _load(probe, model, offline)
+    columns = Columns(path_column, label_column, split_column)
+    data = Data(source, columns, loaded.multi_label, allow_empty, follow)
+    report = ProbeReport(as_json)
+    try:
+        with report:
+            found = evaluate_probe(loaded, probe, data, split, report.advanced)
+            if html is not None:
+                facts = {"probe": str(probe), "data": source, "encoder": loaded.model.get("model")}
+                title = f"{probe.resolve().name} on {data.name}"
+                write_report(
+                    html, made_report(title, loaded, found.measured, facts, found.warnings)
+                )
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted: nothing was measured") from None
+    return report.evaluated(found)
+
+
+@app.command("predict")
+def predict(
+    probe: Probe,
+    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Images and folders.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A .csv or .jsonl file to write.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also a page of the photos with bars for their classes.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="The best N classes; 1 if absent, all with several.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Only classes this likely; 0.5 where there are several.")
+    ] = None,
+    model: OtherModel = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    follow: Follow = False,
+    offline: Offline = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
+    ] = False,
+) -> int:
+    """Print the class of each photo: probability, class and path, with tabs between."""
+    from aim_mlx.classify import TABLES, Choice, check_target
+    from aim_mlx.cli.labelled import Report, Telling
+    from aim_mlx.cli.progress import Progress
+    from aim_mlx.cli.words import list_images
+    from aim_mlx.errors import Interrupted
+    from aim_mlx.probe.prediction import Predicted
+
+    check_target(output, TABLES, overwrite)
+    check_target(html, (".html", ".htm"), overwrite)
+    progress = Progress(as_json)
+    listing = list_images(sources, follow, [output, html], progress)
+    loaded = _load(probe, model, offline)
+    if loaded.multi_label:
+        likely = threshold if threshold is not None or top is not None else 0.5
+        choice = Choice(top or len(loaded.classes), likely)
+    else:
+        choice = Choice(top or 1, threshold)
+    report = Report(progress, Telling(choice, as_json, output, html))
+    found = Predicted(loaded, listing)
+    try:
+        with progress:
+            report.run(found, found.rows(report.choice, report.skipped))
+    except KeyboardInterrupt:
+        kept = f": {output} was not written" if output else ""
+        raise Interrupted(f"interrupted after {report.classified} images{kept}") from None
+    return report.summary(len(loaded.classes))
+
+
+def _load(folder: Path, model: str | None, offline: bool):
+    """The probe with its encoder."""
+    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
+
+    from aim_mlx.loading import load
+    from aim_mlx.probe.probe import AttentiveProbe
+
+    encoder = load(model, offline=offline, progress=tqdm) if model else None
+    return AttentiveProbe.load(folder, encoder, offline=offline, progress=tqdm)
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """ "1e-3,3e-3" -> (0.001, 0.003); raises UsageError for anything else."""
+    from aim_mlx.errors import UsageError
+
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} must be numbers such as 1e-3,3e-3, got {text!r}") from None
+
+
+def _norms(text: str | None) -> tuple[bool, ...] | None:
+    from aim_mlx.errors import UsageError
+
+    kinds = {None: None, "off": (False,), "on": (True,), "both": (False, True)}
+    if text not in kinds:
+        raise UsageError(f"--batch-norm must be off, on or both, got {text!r}")
+    return kinds[text]

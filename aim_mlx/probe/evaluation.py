@@ -1,0 +1,111 @@
+"""A trained probe on labelled images: figures, and a warning where it has seen them before."""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from aim_mlx.errors import AimError, OutputError, UsageError
+from aim_mlx.images import Skip
+from aim_mlx.probe.data import Data
+from aim_mlx.probe.dataset import Labelled
+from aim_mlx.probe.parts import Part, Progress, as_part, read_images
+from aim_mlx.probe.probe import AttentiveProbe
+from aim_mlx.probe.run import SPLITS_FILE
+from aim_mlx.probe.summary import Measured
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a probe came to on labelled images."""
+
+    measured: Measured
+    skips: tuple[Skip, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def evaluate_probe(
+    probe: AttentiveProbe,
+    folder: Path,
+    data: Data,
+    split: str | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Evaluation:
+    """Measures the probe of a folder on the images of a split, by default test, else all of them.
+
+    Data without splits of its own is divided as in the probe's training, where a split is asked
+    for. Images are read once each and nothing is kept. Raises UsageError for a class or split that
+    is not known, AimError where no image can be read.
+    """
+    labelled = data.labelled()
+    chosen, name = _chosen(labelled, split)
+    seen = _read_splits(folder / SPLITS_FILE)
+    images, skips, notes = read_images(chosen, lambda *n: progress("reading images", *n))
+    if not labelled.has_splits and split is not None:
+        images = [each for each in images if seen.get(each.content.digest) == split]
+        if not images:
+            raise UsageError(f"none of these images was in {split} when the probe was trained")
+    part = as_part(images, probe.classes, probe.multi_label)
+    part, found, failed = _probabilities(probe, part, lambda *n: progress("looking at", *n))
+    measured = Measured.of(name, part, found, probe.classes)
+    return Evaluation(measured, (*skips, *failed), notes, tuple(_warnings(probe, part, seen)))
+
+
+def _chosen(labelled: Labelled, split: str | None) -> tuple[Labelled, str]:
+    """The images to look at, and what they are called."""
+    if not labelled.has_splits:
+        return labelled, split or "all"
+    there = {item.split for item in labelled.items}
+    if split is None:
+        split = "test" if "test" in there else "val"
+    if split not in there:
+        names = ", ".join(sorted(str(name) for name in there))
+        raise UsageError(f"these images have no split {split!r}: choose one of {names} by --split")
+    return replace(labelled, items=tuple(i for i in labelled.items if i.split == split)), split
+
+
+def _read_splits(path: Path) -> dict[str, str]:
+    """The split that each content had when the probe was trained; none where that is not known."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = map(json.loads, file)
+            return {row["digest"]: row["split"] for row in rows}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{str(path)!r} cannot be read ({error!s:.80}): remove it") from error
+
+
+def _probabilities(
+    probe: AttentiveProbe, part: Part, progress: Progress
+) -> tuple[Part, np.ndarray, list[Skip]]:
+    """The images that can be decoded with their probabilities (n, C), and the others."""
+    found, skips = [], []
+    with closing(probe.predict_stream(part.paths)) as rows:
+        for row in rows:
+            if row.vector is not None:
+                found.append(row.vector)
+            elif row.failure is not None:
+                path = part.paths[row.index]
+                skips.append(Skip(path, row.failure.reason, row.failure.detail))
+            progress(row.index + 1, len(part))
+    if not found:
+        raise AimError(f"none of the {len(part)} images can be decoded: {skips[0].detail}")
+    return part.without({skip.path for skip in skips}), np.stack(found), skips
+
+
+def _warnings(probe: AttentiveProbe, part: Part, seen: Mapping[str, str]) -> list[str]:
+    splits = [seen.get(digest) for digest in part.digests]
+    warnings = []
+    for name, what in (("train", "trained on"), ("val", "used to choose the head")):
+        if count := splits.count(name):
+            warnings.append(
+                f"leak: {count:,} of the {len(part):,} images were {what}: the figures are too good"
+            )
+    if not probe.encoder.trained:
+        warnings.append("the encoder has random weights: this shows that it works, no more")
+    return warnings
