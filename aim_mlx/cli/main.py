@@ -22,6 +22,7 @@ from aim_mlx.cli import (
     export,
     init,
     inspect,
+    knn,
     lit,
     merge,
     models,
@@ -74,6 +75,7 @@ app.command("models")(models.models)
 app.command("download")(download.download)
 app.add_typer(lit.app, name="lit")
 app.add_typer(probe.app, name="probe")
+app.command("knn")(knn.knn)
 app.command("init")(init.init)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)

@@ -10,6 +10,7 @@ from aim_mlx.cli.terminal import escaped
 if TYPE_CHECKING:
     from aim_mlx.probe.evaluation import Evaluation
     from aim_mlx.probe.run import Result
+    from aim_mlx.probe.splits import DataSet
 
 
 class ProbeReport(Stages):
@@ -35,21 +36,22 @@ class ProbeReport(Stages):
         )
         self.emit("summary", {**asdict(done), "exit_code": done.exit_code})
 
-    def evaluated(self, found: "Evaluation") -> int:
-        """Prints an evaluation; the exit code."""
+    def told(self, found: "Evaluation | DataSet") -> None:
+        """Tells what was left out and noticed."""
         for skip in found.skips:
             self.skipped(skip)
         for note in found.notes:
             self.noted(note)
         for warning in found.warnings:
             self.warned(warning)
-        figures, code = found.measured.figures, 3 if found.skips else 0
+
+    def figures(self, name: str, figures: Mapping[str, Any], code: int, more: Any = None) -> None:
+        """Prints the figures of a part, as lines or as the summary."""
         if not self.as_json:
             _print(figures)
-        account = {"measured_on": found.measured.name, "figures": figures}
-        self.emit("summary", {**account, "skipped": len(found.skips), "exit_code": code})
-        self.say(f"{figures['images']} images, {len(found.skips)} skipped")
-        return code
+        account = {"measured_on": name, "figures": figures, **(more or {})}
+        self.emit("summary", {**account, "skipped": self.skips, "exit_code": code})
+        self.say(f"{figures['images']} images of {name}, {self.skips} skipped")
 
 
 def _figure(figures: Mapping[str, Any]) -> str:

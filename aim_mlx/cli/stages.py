@@ -25,6 +25,7 @@ class Stages:
             redirect_stdout=on_terminal(sys.stdout),
         )
         self._stages: dict[str, Any] = {}
+        self.skips = 0  # told so far
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -34,6 +35,7 @@ class Stages:
         self._bar.stop()
 
     def skipped(self, skip: Any) -> None:
+        self.skips += 1
         self.say(f"skipped {escaped(str(skip.path))}: {skip.reason}: {escaped(skip.detail)}")
         self.emit("skipped", {**asdict(skip), "path": str(skip.path)})
 

@@ -36,8 +36,7 @@ def knn_scores(
         raise UsageError(
             f"expected a label for each of {len(vectors)} vectors, at least one, got {len(labels)}"
         )
-    if not ks or min(ks) < 1 or not temperature > 0:
-        raise UsageError(f"k must be from 1 and the temperature above 0, got {ks}, {temperature}")
+    check_neighbours(ks, temperature)
     found = {k: np.empty((len(queries), classes), np.float32) for k in ks}
     for rows, near, cosines in _neighbours(vectors, queries, max(ks)):
         # The best cosine is taken off: the shares stay, and no exponential is out of range.
@@ -45,6 +44,12 @@ def knn_scores(
         for k in ks:
             found[k][rows] = _shares(votes[:, :k], labels[near[:, :k]], classes)
     return found
+
+
+def check_neighbours(ks: Sequence[int], temperature: float) -> None:
+    """Raises UsageError for a k or a temperature that cannot be."""
+    if not ks or min(ks) < 1 or not temperature > 0:
+        raise UsageError(f"k must be from 1 and the temperature above 0, got {ks}, {temperature}")
 
 
 def knn_predict(

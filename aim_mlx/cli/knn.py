@@ -1,0 +1,96 @@
+"""`aim-mlx knn`: how well an encoder tells classes apart with nothing trained."""
+
+from typing import Annotated
+
+import typer
+
+from aim_mlx.cli.probe import (
+    AllowEmpty,
+    Follow,
+    LabelColumn,
+    MultiLabel,
+    Offline,
+    PathColumn,
+    Source,
+    SplitColumn,
+)
+from aim_mlx.cli.probe_report import ProbeReport
+from aim_mlx.registry import DEFAULT_MODEL
+
+
+def knn(
+    source: Source,
+    model: Annotated[
+        str, typer.Option(help="The encoder: a model name, Hub repo, folder or file.")
+    ] = DEFAULT_MODEL,
+    revision: Annotated[
+        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
+    ] = None,
+    ks: Annotated[
+        str, typer.Option("--k", help="Numbers of neighbours; the best on val is taken.")
+    ] = "10,20,100,200",
+    temperature: Annotated[
+        float, typer.Option(help="A neighbour votes with exp(cosine / temperature).")
+    ] = 0.07,
+    pooling: Annotated[
+        str | None, typer.Option(help="mean, max, gem, or attention where there is such a pool.")
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(help="Blocks to average instead of the last norm: -1,-2,-3")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Decides the split.")] = 0,
+    val: Annotated[float, typer.Option(help="Of each class, to choose k by.")] = 0.15,
+    test: Annotated[float, typer.Option(help="Of each class, for the figures.")] = 0.15,
+    multi_label: MultiLabel = False,
+    allow_empty: AllowEmpty = False,
+    follow: Follow = False,
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    split_column: SplitColumn = "split",
+    offline: Offline = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
+    ] = False,
+) -> int:
+    """Classify DATA's val and test by the nearest images of its train; print how many are right."""
+    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
+
+    from aim_mlx.cli.embed import parse_layers
+    from aim_mlx.cli.interrupt import gently
+    from aim_mlx.embed import EmbedOptions
+    from aim_mlx.loading import load
+    from aim_mlx.probe.data import Data
+    from aim_mlx.probe.dataset import Columns
+    from aim_mlx.probe.knn_run import nearest_neighbours
+
+    columns = Columns(path_column, label_column, split_column)
+    data = Data(source, columns, multi_label, allow_empty, follow, val, test)
+    report = ProbeReport(as_json)
+    with report, gently() as stop:
+        found = nearest_neighbours(
+            data,
+            lambda: load(model, revision=revision, offline=offline, progress=tqdm),
+            EmbedOptions(pooling, parse_layers(layers)),
+            ks=_counts(ks),
+            temperature=temperature,
+            seed=seed,
+            advanced=report.advanced,
+            stop=stop,
+        )
+    report.told(found.data)
+    if not as_json:
+        for k, score in found.scores.items():
+            print(f"k={k}\t{score:.2%}\ton val")
+    chosen = {"k": found.k, "val": {str(k): score for k, score in found.scores.items()}}
+    report.figures(found.measured_on, found.figures, found.exit_code, chosen)
+    return found.exit_code
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """ "10,20" -> (10, 20); raises UsageError for anything else."""
+    from aim_mlx.errors import UsageError
+
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise UsageError(f"--k must be whole numbers such as 10,20, got {text!r}") from None
