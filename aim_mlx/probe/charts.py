@@ -24,6 +24,7 @@ svg text { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; fill: va
 .right { fill: var(--good) }
 .wrong { fill: var(--bad) }
 .field { fill: var(--empty) }
+@media (max-width: 32rem) { svg text { font-size: 17px } }
 """
 
 
@@ -92,8 +93,10 @@ def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> str:
     return _svg(parts, title)
 
 
-def confusion_map(table: np.ndarray, classes: Sequence[str], title: str) -> str:
-    """A square for each pair of classes that occurs, numbers of classes beside it."""
+def confusion_map(
+    table: np.ndarray, classes: Sequence[str], numbers: Sequence[int], title: str
+) -> str:
+    """A square for each pair of classes that occurs, the numbers of some classes beside it."""
     count = len(table)
     side, left, top = 600, 34, 22
     cell = side / count
@@ -103,8 +106,8 @@ def confusion_map(table: np.ndarray, classes: Sequence[str], title: str) -> str:
     for i in range(0, count, step):
         middle = (i + 0.5) * cell
         parts.append(
-            f'<text x="{left - 5}" y="{top + middle + 4:.1f}" text-anchor="end">{i + 1}</text>'
-            f'<text x="{left + middle:.1f}" y="{top - 7}" text-anchor="middle">{i + 1}</text>'
+            f'<text x="{left - 5}" y="{top + middle + 4:.1f}" text-anchor="end">{numbers[i]}</text>'
+            f'<text x="{left + middle:.1f}" y="{top - 7}" text-anchor="middle">{numbers[i]}</text>'
         )
     for i, j in zip(*np.nonzero(table), strict=True):
         kind = "right" if i == j else "wrong"

@@ -70,7 +70,7 @@ figcaption b { color: var(--text); font-weight: 600 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: .6rem 0 0 }
 dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 @media (max-width: 32rem) { dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .4rem }
-  .meter { display: none } th, td { padding: .35rem .5rem } svg text { font-size: 18px } }
+  .meter { display: none } th, td { padding: .35rem .5rem } }
 """
 
 
@@ -221,9 +221,10 @@ def _confusion(table: np.ndarray, names: Sequence[str]) -> Iterator[str]:
         if len(kept) < len(names):
             yield f"<p>The {len(kept)} of {len(names)} classes that are confused most.</p>\n"
         part, found = table[np.ix_(kept, kept)], [names[i] for i in kept]
+        numbers = [i + 1 for i in kept]  # as in the table of classes
         yield "<p>Rows: what the images are. Columns: what they were taken for. Green is right, "
         yield "red is wrong; a full colour is all of the class. Names appear on hovering.</p>\n"
-        yield f'<div class="card map">{charts.confusion_map(part, found, "confusions")}</div>\n'
+        yield f'<div class="card map">{charts.confusion_map(part, found, numbers, "confusions")}</div>\n'
     wrong = np.where(np.eye(len(table), dtype=bool), 0, table)
     order = [i for i in np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS] if wrong.flat[i]]
     if order:

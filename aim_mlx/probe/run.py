@@ -53,6 +53,25 @@ class Report(Protocol):
     def recorded(self, record: Mapping[str, Any]) -> None: ...
 
 
+class Silent:
+    """A report to nobody."""
+
+    def skipped(self, skip: Skip) -> None:
+        pass
+
+    def noted(self, note: str) -> None:
+        pass
+
+    def warned(self, warning: str) -> None:
+        pass
+
+    def advanced(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a probe is trained, and where its tokens are kept (None: in its folder)."""
@@ -89,7 +108,7 @@ def train_probe(
     folder: str | os.PathLike[str],
     load: Callable[[], Encoder],
     plan: Plan,
-    report: Report,
+    report: Report | None = None,
     *,
     stop: Callable[[], bool] = never,
 ) -> Result:
@@ -101,6 +120,7 @@ def train_probe(
     is finite; the best head until then is kept.
     """
     started = time.monotonic()
+    report = report or Silent()
     folder, work = Path(folder), Path(folder) / WORK_FOLDER
     _check_folder(folder)
     told = _Stoppable(report, stop)

@@ -69,8 +69,12 @@ def _learning(trainer: GridTrainer) -> tuple[list[dict[str, Any]], list[Curve], 
         name += f"{point.weight_decay:g}, {'with' if point.batch_norm else 'no'} batch norm"
         scores.append(Curve(name, metric, chosen))
         losses.append(Curve(name, loss, chosen))
-        found = [(value, -epoch) for epoch, value in enumerate(metric, 1) if value is not None]
-        highest, first = max(found, default=(None, 0))
+        found = [  # of equal scores the one with the lowest loss, as the trainer chooses
+            (score, -cost, epoch)
+            for epoch, (score, cost) in enumerate(zip(metric, loss, strict=True), 1)
+            if score is not None and cost is not None
+        ]
+        highest, _, epoch = max(found, default=(None, 0, 0))
         rows.append(
             {
                 "head": str(index + 1),
@@ -78,7 +82,7 @@ def _learning(trainer: GridTrainer) -> tuple[list[dict[str, Any]], list[Curve], 
                 "weight decay": f"{point.weight_decay:g}",
                 "batch norm": "yes" if point.batch_norm else "no",
                 "best score on val": "-" if highest is None else f"{highest:.1%}",
-                "at epoch": str(-first) if highest is not None else "-",
+                "at epoch": str(epoch or "-"),
                 "at the end": "not finite" if metric and metric[-1] is None else "trained",
                 "chosen": chosen,
             }
