@@ -153,11 +153,14 @@ class Disk:
     """Calls `stop` just before the n-th operation that changes a file or folder, or amid a write.
 
     `count` are the operations so far; of many writes to one file every 16th is one. Flushes are
-    such only where asked for: for a process that is killed they make no difference.
+    such only where asked for: for a process that is killed they make no difference. `for_good`
+    stops all further operations too, as the end of a process does.
     """
 
-    def __init__(self, n: int, stop: Callable[[], None], flushes: bool = False):
-        self._n, self._stop, self._flushes = n, stop, flushes
+    def __init__(
+        self, n: int, stop: Callable[[], None], flushes: bool = False, for_good: bool = False
+    ):
+        self._n, self._stop, self._flushes, self._for_good = n, stop, flushes, for_good
         self.count = 0
 
     @contextmanager
@@ -192,6 +195,8 @@ class Disk:
         self.count += 1
         if self.count - 1 == self._n:
             half()
+            self._stop()
+        if self.count - 1 > self._n >= 0 and self._for_good:
             self._stop()
         return whole()
 
