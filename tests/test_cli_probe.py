@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,3 +293,40 @@ def test_names_from_outside_are_escaped_on_the_terminal_and_the_page(capsys, mod
     assert code == 0 and "\x1b" not in lines + talk and "\\x1b[2J0.png" in lines
     page = (out / "report.html").read_text()
     assert "\x1b" not in page and "<b>bold" not in page and "&lt;b&gt;bold" in page
+
+
+def test_a_probe_may_lie_in_its_data_and_classes_have_any_name(capsys, digits, model, tmp_path):
+    data = tmp_path / "data"
+    for name, source in ((os.fsdecode(b"caf\xe9"), "1"), ("y", "2")):
+        shutil.copytree(digits / source, data / name)
+    given = ["probe", "train", data, "-o", data / "probe", "--model", model, "--epochs", 1]
+    assert run(capsys, *given)[0] == 0
+    assert run(capsys, *given)[0] == 0  # now that the probe is there
+    code, lines, _ = run(capsys, "probe", "eval", data / "probe", data)
+    assert code == 0 and "caf\\udce9\t" in lines
+    code, _, _ = run(capsys, "probe", "predict", data / "probe", data, "-o", tmp_path / "out.csv")
+    assert code == 0 and b"caf\xe9" in (tmp_path / "out.csv").read_bytes()
+
+
+def test_a_folder_in_use_is_refused_with_the_process(capsys, digits, model, tmp_path):
+    out = tmp_path / "probe"
+    process = started(digits, out, model, 10**6)
+    assert process.stdout is not None
+    process.stdout.readline()
+    given = ["probe", "train", digits, "-o", out, "--model", model]
+    given += ["--learning-rates", "0.01", "--epochs", 10**6, "--patience", 0]
+    code, _, talk = run(capsys, *given)
+    process.kill()
+    process.communicate()
+    assert code == 5 and f"process {process.pid} is writing" in talk
+
+
+def test_what_does_not_fit_into_the_cache_is_said_and_trained_on_all_the_same(
+    capsys, digits, model, tmp_path
+):
+    out = tmp_path / "probe"
+    given = ["probe", "train", digits, "-o", out, "--model", model, "--epochs", 1]
+    code, _, talk = run(capsys, *given, "--max-cache-gb", 0.0001)
+    assert code == 0 and "the tokens of train would take 0.33 MB, over the limit" in talk
+    shards = (out / "training/tokens").glob("*/tokens-*.npy")
+    assert 0 < sum(path.stat().st_size for path in shards) <= 100_000

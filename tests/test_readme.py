@@ -164,7 +164,7 @@ def test_the_lines_that_search_by_words_run(started):
 def test_the_lines_that_train_a_probe_run_and_make_a_report(tmp_path, monkeypatch):
     done = run_block("probe", tmp_path)
     assert done.returncode == 0, done.stderr
-    # Seen 0.88 with an untrained encoder; the largest class is a tenth.
+    # Seen 0.87 with an untrained encoder; the largest class is a tenth.
     accuracy = re.search(r"^accuracy\t([\d.]+)%", done.stdout, re.M)
     assert accuracy and float(accuracy[1]) > 70
     sevens = (tmp_path / "sevens.csv").read_text().splitlines()[1:]

@@ -41,7 +41,7 @@ def evaluate_probe(
     for. Images are read once each and nothing is kept. Raises UsageError for a class or split that
     is not known, AimError where no image can be read.
     """
-    labelled = data.labelled()
+    labelled = data.labelled(folder)
     chosen, name = _chosen(labelled, split)
     seen = _read_splits(folder / SPLITS_FILE)
     images, skips, notes = read_images(chosen, lambda *n: progress("reading images", *n))

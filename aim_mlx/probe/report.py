@@ -224,7 +224,8 @@ def _confusion(table: np.ndarray, names: Sequence[str]) -> Iterator[str]:
         numbers = [i + 1 for i in kept]  # as in the table of classes
         yield "<p>Rows: what the images are. Columns: what they were taken for. Green is right, "
         yield "red is wrong; a full colour is all of the class. Names appear on hovering.</p>\n"
-        yield f'<div class="card map">{charts.confusion_map(part, found, numbers, "confusions")}</div>\n'
+        drawn = charts.confusion_map(part, found, numbers, "confusions")
+        yield f'<div class="card map">{drawn}</div>\n'
     wrong = np.where(np.eye(len(table), dtype=bool), 0, table)
     order = [i for i in np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS] if wrong.flat[i]]
     if order:
