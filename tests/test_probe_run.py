@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aim_mlx.durable import TEMPORARY
 from aim_mlx.embed import Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.probe import run as runs
@@ -17,7 +18,7 @@ from aim_mlx.probe.features import Augmentation
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, Result, train_probe
 from tests.digits import write_digits
-from tests.small import encoder
+from tests.small import NATIVE, encoder
 
 FAST: dict[str, Any] = {"learning_rates": (0.01, 0.03), "epochs": 12, "warmup_epochs": 1.0}
 
@@ -275,3 +276,19 @@ def test_blocks_that_the_model_lacks_are_refused_before_any_work(tmp_path, digit
     with pytest.raises(UsageError):
         train(digits, tmp_path / "probe", model, layers=(7,))
     assert not (tmp_path / "probe").exists()
+
+
+def test_a_native_resolution_model_is_refused_before_anything_is_written(tmp_path, digits):
+    with pytest.raises(UsageError, match="one image size"):
+        train(digits, tmp_path / "probe", encoder(NATIVE))
+    assert not (tmp_path / "probe").exists()
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path, digits, model):
+    left = [tmp_path / "probe" / f".{name}.1{TEMPORARY}" for name in ("probe.json", "report.html")]
+    left.append(tmp_path / "probe/training" / f".checkpoint.safetensors.1{TEMPORARY}")
+    left[2].parent.mkdir(parents=True)
+    for path in left:
+        path.write_bytes(b"half")
+    train(digits, tmp_path / "probe", model, epochs=1)
+    assert not any(path.exists() for path in left)

@@ -33,7 +33,8 @@ from aim_mlx.probe.splits import DataSet
 from aim_mlx.probe.summary import Measured, made_report
 from aim_mlx.probe.training import GridTrainer, Labelled
 from aim_mlx.store.lock import locked
-from aim_mlx.training.folder import RUN, check_same_run, storage
+from aim_mlx.tokens import token_shape
+from aim_mlx.training.folder import RUN, check_same_run, remove_unfinished, storage
 from aim_mlx.weights.save import WORK_FOLDER
 
 SPLITS_FILE, REPORT_FILE = "splits.jsonl", "report.html"
@@ -127,33 +128,26 @@ def train_probe(
     found = data.divided(plan.config.seed, partial(told.advanced, "reading images"), folder)
     encoder = load()
     encoder.check(EmbedOptions(layers=plan.layers))
+    token_shape(encoder)  # a native-resolution model is refused before anything is written
     facts = _facts(plan, found, encoder)
     check_same_run(work, facts)
     with storage(folder):
         work.mkdir(parents=True, exist_ok=True)
         with locked(work):
+            remove_unfinished(folder)
+            remove_unfinished(work)
             _write(work / RUN, [json.dumps(facts, indent=1)])
             cache = plan.cache or work / "tokens"
             features = Features(encoder, cache, plan.cache_limit, plan.layers, plan.augmentation)
             found = _told(features.prepare(found, told), encoder, report)
             trainer = _trainer(plan, found, features, encoder)
             made = partial(AttentiveProbe.of, trainer, encoder, found.classes, plan.layers)
-            try:
-                fit(trainer, work, told, stop=stop)
-            except AimError as error:
-                if not isinstance(error, (Interrupted, OutputError)) and trainer.best is not None:
-                    made().save(folder, overwrite=True)
-                raise
+            _fit(trainer, work, told, lambda: made().save(folder, overwrite=True))
             measured = [_measured(made(), features, found, name) for name in _judges(found)]
             probe = made({each.name: each.figures for each in measured})
-            page = made_report(
-                f"Probe of {data.name}",
-                probe,
-                measured[-1],
-                _described(data, found, plan, probe),
-                found.warnings,
-                trainer,
-            )
+            described = _described(data, found, plan, probe)
+            title = f"Probe of {data.name}"
+            page = made_report(title, probe, measured[-1], described, found.warnings, trainer)
             write_report(folder / REPORT_FILE, page)
             _write(folder / SPLITS_FILE, _split_lines(found))
             probe.save(folder, overwrite=True)
@@ -250,6 +244,16 @@ def _trainer(plan: Plan, data: DataSet, features: Features, encoder: Encoder) ->
     )
     heads = encoder.model.config.num_heads
     return GridTrainer(plan.config, len(data.classes), train, val, heads)
+
+
+def _fit(trainer: GridTrainer, work: Path, told: "_Stoppable", keep: Callable[[], object]) -> None:
+    """Trains to the end; where no head is finite any more, the best one until then is kept."""
+    try:
+        fit(trainer, work, told, stop=told.stop)
+    except AimError as error:
+        if not isinstance(error, (Interrupted, OutputError)) and trainer.best is not None:
+            keep()
+        raise
 
 
 def _judges(data: DataSet) -> list[str]:
