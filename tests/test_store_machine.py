@@ -217,3 +217,19 @@ def test_a_copy_of_a_file_that_goes_or_changes_meanwhile_is_embedded(tmp_path, m
     (skip,) = store.skipped
     assert skip["path"] == str(paths[0])
     assert skip["reason"] == {"rewritten": "changed", "deleted": "vanished"}[change]
+
+
+def test_files_that_were_renamed_keep_their_vectors_wherever_in_a_shard_they_are(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("aim_mlx.store.shards._GROUP_ROWS", 3)  # of the five rows of a shard
+    (tmp_path / "in").mkdir()
+    for i in range(23):
+        (tmp_path / "in" / f"{i:02}.jpg").write_bytes(f"good {i}".encode())
+    run(tmp_path / "in", tmp_path / "out")
+    for place, i in enumerate(np.random.default_rng(0).permutation(23)):
+        os.rename(tmp_path / "in" / f"{i:02}.jpg", tmp_path / "in" / f"new {place:02}.jpg")
+    assert run(tmp_path / "in", tmp_path / "out", prune=True).reused == 23
+    store = EmbeddingStore(tmp_path / "out")
+    for path, vector in zip(store.paths, all_vectors(store), strict=True):
+        np.testing.assert_array_equal(vector[:-1], vector_of(Path(path).read_bytes())[:-1])

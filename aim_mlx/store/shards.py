@@ -6,7 +6,8 @@ Vectors lie uncompressed, every page has a checksum, and the journal keeps the d
 import errno
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -129,15 +130,9 @@ def damage(folder: Path, shard: Shard) -> str | None:
 def read_table(folder: Path, shard: Shard, columns: Sequence[str]) -> pa.Table:
     """Columns of a shard; raises OutputError, naming it, for one that cannot be read."""
     path = folder / shard.name
-    try:
-        # Not by its name, which Arrow would take for UTF-8.
-        with open(path, "rb") as file:
-            table = pq.read_table(file, columns=list(columns), page_checksum_verification=True)
-    except (OSError, pa.ArrowException, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise OutputError(
-            f"shard {str(path)!r} is damaged ({reason}): embed again to compute it anew"
-        ) from error
+    # Not by its name, which Arrow would take for UTF-8.
+    with _explained(path), open(path, "rb") as file:
+        table = pq.read_table(file, columns=list(columns), page_checksum_verification=True)
     if len(table) != shard.rows:
         raise OutputError(
             f"shard {str(path)!r} has {len(table)} rows where {shard.rows} were written: "
@@ -152,9 +147,25 @@ def read_rows(folder: Path, shard: Shard) -> tuple[list[str], pa.Table]:
     return exact_paths(table), table
 
 
-def read_vectors(folder: Path, shard: Shard) -> np.ndarray:
-    """The vectors of a shard, float32 (rows, D)."""
-    return vectors_of(read_table(folder, shard, ["embedding"]))
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what Arrow raises into an OutputError that names the shard."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OutputError(
+            f"shard {str(path)!r} is damaged ({reason}): embed again to compute it anew"
+        ) from error
+
+
+def read_group(folder: Path, shard: Shard, row: int) -> tuple[int, np.ndarray]:
+    """The vectors, float32 (rows, D), of the row group that a row is in, and its first row."""
+    path, group = folder / shard.name, row // _GROUP_ROWS
+    with _explained(path), open(path, "rb") as file:
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        vectors = vectors_of(parquet.read_row_group(group, columns=["embedding"]))
+    return group * _GROUP_ROWS, vectors
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:

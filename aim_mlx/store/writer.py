@@ -19,8 +19,8 @@ from aim_mlx.store.recovery import load_rows, without_damaged
 from aim_mlx.store.rows import COLUMNS, Row
 from aim_mlx.store.shards import (
     Shard,
+    read_group,
     read_table,
-    read_vectors,
     table_of,
     write_shard,
 )
@@ -64,7 +64,7 @@ class StoreWriter:
         self._unpublished: dict[str, int] = {}  # digest -> its place in _rows
         self._complete = (0, 0, 0)  # rows, skips, first frames that complete blocks have
         self._committed_at = time.monotonic()
-        self._last_read: tuple[str, np.ndarray] | None = None
+        self._last_read = "", 0, np.empty((0, 0), np.float32)  # shard, first row, vectors
 
     @property
     def state(self) -> State:
@@ -129,7 +129,7 @@ class StoreWriter:
         if row is None:
             return None
         number, place = self.catalog.place(row)
-        return self.catalog.row(row), self._vectors_in(self.state.shards[number])[place]
+        return self.catalog.row(row), self._vector(self.state.shards[number], place)
 
     def is_first_frame(self, path: str) -> bool:
         """Whether of the image at a path, which has a row, only the first frame was embedded."""
@@ -204,10 +204,13 @@ class StoreWriter:
     def _write(self, table: pa.Table) -> Shard:
         return write_shard(self.folder, next_number(self.folder, self.state.shards), table)
 
-    def _vectors_in(self, shard: Shard) -> np.ndarray:
-        if self._last_read is None or self._last_read[0] != shard.name:
-            self._last_read = shard.name, read_vectors(self.folder, shard)
-        return self._last_read[1]
+    def _vector(self, shard: Shard, row: int) -> np.ndarray:
+        """A row of a shard; files that were renamed together mostly lie together."""
+        name, start, vectors = self._last_read
+        if name != shard.name or not start <= row < start + len(vectors):
+            start, vectors = read_group(self.folder, shard, row)
+            self._last_read = shard.name, start, vectors
+        return vectors[row - start]
 
     @contextmanager
     def _storing(self) -> Iterator[None]:
