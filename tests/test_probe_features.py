@@ -89,9 +89,9 @@ def test_what_does_not_fit_is_computed_from_the_images_to_the_same_tokens(
 
 def test_images_that_cannot_be_decoded_leave_the_data_cached_or_not(tmp_path, data):
     bad = [data.parts["train"].paths[0], data.parts["val"].paths[0]]
-    for path in bad:
+    for number, path in enumerate(bad):
         with open(path, "wb") as file:
-            file.write(path.encode())  # no image, and no copy of the other
+            file.write(b"%d" % number)  # no image, and no copy of the other
     spoilt = divided(read_labelled(tmp_path / "data"), val=0.2, test=0.1)
     for limit in (10**9, 0):
         features = Features(encoder(), tmp_path / f"cache {limit}", limit)
