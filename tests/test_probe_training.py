@@ -101,6 +101,15 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch, parts, se
             np.testing.assert_allclose(ours[name], expected, atol=1e-5, err_msg=name)
 
 
+def test_every_finite_float16_is_converted_exactly():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    converted = np.array(passes._floats(finite))
+    assert converted.dtype == np.float32
+    np.testing.assert_array_equal(converted, finite.astype(np.float32))
+    np.testing.assert_array_equal(np.signbit(converted), np.signbit(finite))
+
+
 def test_training_tells_classes_apart_and_a_seed_gives_the_same_bits():
     config = protocol("fast", epochs=15, batch_size=8)
     runs = [trainer(config) for _ in range(2)]
