@@ -40,10 +40,11 @@ def query_gradient(tokens: mx.array, weights: mx.array, averaged: mx.array) -> m
 
 
 def project(averaged: mx.array, values: mx.array) -> mx.array:
-    """Averaged tokens (B, heads, D), one for each head, and W_v (D, D) -> values (B, D)."""
-    B, heads, D = averaged.shape
-    split = values.reshape(heads, D // heads, D).swapaxes(1, 2)
-    return (averaged.swapaxes(0, 1) @ split).swapaxes(0, 1).reshape(B, D)
+    """Averaged tokens (heads, B, D), one for each head, and W_v (D, D) -> values (B, D)."""
+    heads, B, D = averaged.shape
+    split = values.reshape(heads, D // heads, D)
+    # In this order the gradient of W_v comes out as it lies in memory.
+    return (split @ averaged.swapaxes(1, 2)).reshape(D, B).T
 
 
 def _attend(tokens: mx.array, queries: mx.array) -> tuple[mx.array, mx.array]:

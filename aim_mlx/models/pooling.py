@@ -62,7 +62,7 @@ class AttentionPool(nn.Module):
     def __call__(self, tokens: mx.array) -> mx.array:
         queries = folded_queries(self.cls_token[0], self.k.weight, self._heads)
         averaged, _ = attend(tokens, queries)
-        return self.linear(project(averaged, self.v.weight))
+        return self.linear(project(averaged.swapaxes(0, 1), self.v.weight))
 
     def each(self, tokens: mx.array) -> mx.array:
         """What the pool would give if all heads attended to one token alone: (B, N, D) for each."""

@@ -128,7 +128,7 @@ class Head(nn.Module):
             norm = self.bn.normalisation
         if not self._config.attends:
             return self.classify(pool(tokens, self._config.kind), norm)
-        return self.classify(attend(tokens, self.queries(norm))[0], norm)
+        return self.classify(attend(tokens, self.queries(norm))[0].swapaxes(0, 1), norm)
 
     def queries(self, norm: Normalisation | None = None) -> mx.array:
         """(K, D) to weigh raw tokens with, normalisation folded in; K = queries * heads, or 0."""
@@ -141,12 +141,13 @@ class Head(nn.Module):
         return folded if norm is None else folded * norm.inverse
 
     def classify(self, found: mx.array, norm: Normalisation | None = None) -> mx.array:
-        """The tokens' means by the queries (B, K, D), or pooled tokens (B, D) -> logits (B, C)."""
+        """The tokens' means by the queries (K, B, D), or pooled tokens (B, D) -> logits (B, C)."""
         config = self._config
         if not config.attends:
             return self.linear(found if norm is None else norm(found))
-        B = found.shape[0]
-        averaged = found.reshape(B, config.queries, config.heads, config.dim).mean(axis=1)
+        averaged = found
+        if config.queries > 1:
+            averaged = found.reshape(config.queries, config.heads, -1, config.dim).mean(axis=0)
         if norm is not None:
             averaged = norm(averaged)
         pooled = project(averaged, self.v.weight)

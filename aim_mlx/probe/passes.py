@@ -24,7 +24,7 @@ from aim_mlx.tokens import TokenSource
 
 _FOLDED = ("cls_token", "k.weight", "q.weight")  # what `Head.queries` is made of
 _CPU_CHUNK, _GPU_CHUNK = 2 << 20, 256 << 20  # bytes of a chunk's tokens in float32
-_PART_BYTES = 128 << 20  # of the vectors of all queries, and their gradient
+_PART_BYTES = 256 << 20  # of the vectors of all queries, and their gradient
 _MOST_IN_PART = 128  # images: more gain nothing
 _NOT_REPEATED_SIGN = ~0x70000000  # three of the bits that widening to 32 filled with the sign
 
@@ -133,18 +133,18 @@ class _Part:
     found: list[mx.array] = field(default_factory=list)
     gradients: list[mx.array] = field(default_factory=list)
 
-    def attend(self, number: int, queries: mx.array, heads: int) -> Any:
-        """A chunk's means by the queries, of each head (B, K, D), and the weights."""
+    def attend(self, number: int, queries: mx.array) -> tuple[mx.array, mx.array]:
+        """A chunk's means by the queries (K, B, D), and the weights."""
         with mx.stream(self.stream):
             averaged, weights = attend(_floats(self.chunks[number]), queries)
-            return list(mx.split(averaged, heads, axis=1)), weights
+            return averaged.swapaxes(0, 1), weights
 
     def query_gradient(self, number: int) -> mx.array:
         """A chunk's share in the gradient of the queries of all heads, (K, D)."""
         start = sum(map(len, self.chunks[:number]))
         here = slice(start, start + len(self.chunks[number]))
         with mx.stream(self.stream):
-            averaged = mx.concatenate([each[here] for each in self.gradients], axis=1)
+            averaged = mx.concatenate([each[:, here] for each in self.gradients]).swapaxes(0, 1)
             return query_gradient(_floats(self.chunks[number]), self.weights[number], averaged)
 
 
@@ -188,7 +188,7 @@ def _gather(heads: Sequence[Head], parts: Sequence[_Part], queries: mx.array) ->
     for together in _by_chunk(parts):
         for part, number in together:
             if config.attends:
-                computed[part.place].append(part.attend(number, queries, len(heads)))
+                computed[part.place].append(part.attend(number, queries))
             else:
                 with mx.stream(part.stream):
                     computed[part.place].append(pool(_floats(part.chunks[number]), config.kind))
@@ -198,10 +198,8 @@ def _gather(heads: Sequence[Head], parts: Sequence[_Part], queries: mx.array) ->
             chunks = computed[part.place]
             if config.attends:
                 part.weights = [weights for _, weights in chunks]
-                part.found = [
-                    mx.concatenate(list(of))
-                    for of in zip(*(each for each, _ in chunks), strict=True)
-                ]
+                every = mx.concatenate([averaged for averaged, _ in chunks], axis=1)
+                part.found = list(mx.split(every, len(heads)))
             else:
                 part.found = [mx.concatenate(chunks)] * len(heads)
 
