@@ -85,10 +85,11 @@ def batch_gradients(heads: Sequence[Head], tokens: np.ndarray, targets: Targets)
         gradients = of_tails
         if heads[0].config.attends:
             each = mx.split(_total(of_queries), len(heads))
-            gradients = [
-                _nested(flat(_unfolded(head, norm, query)) | flat(tail))
-                for head, norm, query, tail in zip(heads, norms, each, of_tails, strict=True)
-            ]
+            gradients = []
+            for place, parts_of in enumerate(zip(heads, norms, each, of_tails, strict=True)):
+                head, norm, query, tail = parts_of
+                with mx.stream(streams[place % len(streams)]):
+                    gradients.append(_nested(flat(_unfolded(head, norm, query)) | flat(tail)))
         mx.eval(losses, gradients)
     return Gradients(np.array([float(each) for each in losses], np.float32), gradients, moments)
 

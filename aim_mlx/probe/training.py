@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from aim_mlx.backend import mx, optim, tree_unflatten
+from aim_mlx.backend import BLAS, cpu_streams, mx, optim, tree_unflatten
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.probe.config import FINAL_RATE, GridPoint, ProbeConfig
 from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
 from aim_mlx.probe.losses import loss_sum, targets_of, total_weight
 from aim_mlx.probe.metrics import measured
+from aim_mlx.probe.moments import Moments
 from aim_mlx.probe.passes import batch_gradients, logits_of
 from aim_mlx.tokens import TokenSource
 from aim_mlx.training.schedule import warm_cosine
@@ -146,18 +147,18 @@ class GridTrainer:
         tokens = self._train.tokens.for_epoch(epoch).batch(rows)
         alive = np.flatnonzero(self._alive)
         found = batch_gradients([self._heads[i] for i in alive], tokens, self._targets.of(rows))
-        norms = _clip(found.gradients, self.config.clip_norm)
-        for place, index in enumerate(alive):
-            if not (math.isfinite(found.losses[place]) and math.isfinite(norms[place])):
-                self._drop(int(index))
-                continue
-            self._losses[index] += found.losses[place]
-            head, optimizer = self._heads[index], self._optimizers[index]
-            optimizer.learning_rate = self._rate(self.config.grid[index].learning_rate)
-            optimizer.update(head, found.gradients[place])
-            if found.moments is not None and head.config.batch_norm:
-                head.bn.follow(found.moments)
-            mx.eval(head.parameters(), optimizer.state)
+        with cpu_streams(min(BLAS.threads, len(alive))) as streams:
+            norms = _clip(found.gradients, self.config.clip_norm, streams)
+            updated = []
+            for place, index in enumerate(alive):
+                if not (math.isfinite(found.losses[place]) and math.isfinite(norms[place])):
+                    self._drop(int(index))
+                    continue
+                self._losses[index] += found.losses[place]
+                with mx.stream(streams[place % len(streams)]):
+                    self._update(int(index), found.gradients[place], found.moments)
+                updated += [self._heads[index].parameters(), self._optimizers[index].state]
+            mx.eval(updated)
         self.step += 1
         return self._end_epoch(epoch) if self.step % self.steps_in_epoch == 0 else None
 
@@ -186,6 +187,14 @@ class GridTrainer:
         self._alive, self._losses = np.array(state["alive"]), np.array(state["losses"])
         self._kept = dict(named["kept"])
         self.step, self.history = step, history
+
+    def _update(self, index: int, gradient: dict[str, Any], moments: Moments | None) -> None:
+        """One step of one head, not yet computed."""
+        head, optimizer = self._heads[index], self._optimizers[index]
+        optimizer.learning_rate = self._rate(self.config.grid[index].learning_rate)
+        optimizer.update(head, gradient)
+        if moments is not None and head.config.batch_norm:
+            head.bn.follow(moments)
 
     def _rate(self, peak: float) -> float:
         warmup = round(self.config.warmup_epochs * self.steps_in_epoch)
@@ -267,11 +276,15 @@ def _optimizer(head: Head, point: GridPoint) -> optim.Optimizer:
     return optimizer
 
 
-def _clip(gradients: Sequence[dict[str, Any]], largest: float) -> np.ndarray:
+def _clip(
+    gradients: Sequence[dict[str, Any]], largest: float, streams: Sequence[mx.Stream]
+) -> np.ndarray:
     """Scales each gradient, in place, to a norm of at most `largest`; the norms before."""
-    clipped = [optim.clip_grad_norm(gradient, largest) for gradient in gradients]
-    norms = [norm for _, norm in clipped]
-    mx.eval(norms)
-    for gradient, (smaller, _) in zip(gradients, clipped, strict=True):
+    norms = []
+    for place, gradient in enumerate(gradients):
+        with mx.stream(streams[place % len(streams)]):
+            smaller, norm = optim.clip_grad_norm(gradient, largest)
         gradient.update(smaller)
+        norms.append(norm)
+    mx.eval(norms)
     return np.array([float(norm) for norm in norms])
