@@ -93,7 +93,7 @@ def embed_folder(model: str, folder: str, side: int) -> dict[str, Any]:
         started = time.perf_counter()
         target = Path(output) / "out.npz"
         job = Job(Selection((folder,)), target, EmbedOptions())
-        summary = embed_files(job, lambda: encoder, _Silent())
+        summary = embed_files(job, lambda: encoder, Silent())
         return _rate(summary.embedded, time.perf_counter() - started)
 
 
@@ -119,13 +119,13 @@ def peak_memory(model: str, folder: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
         target = Path(output) / "out.npz"
         job = Job(Selection((folder,)), target, EmbedOptions())
-        summary = embed_files(job, lambda: _encoder(model), _Silent())
+        summary = embed_files(job, lambda: _encoder(model), Silent())
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"count": summary.embedded, "peak_bytes": peak, "mlx_peak_bytes": mx.get_peak_memory()}
 
 
-class _Silent:
+class Silent:
     """A report that tells nothing, but fails where a file is skipped: all of ours are good."""
 
     def listed(self, listing: Any) -> None:

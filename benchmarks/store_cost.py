@@ -1,0 +1,84 @@
+"""`python -m benchmarks.store_cost MODEL PHOTOS`: a folder into a store beside the encoder alone.
+
+Both in one process, in turn; then the store with vectors that cost nothing, which is its own share.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+import aim_mlx
+from aim_mlx.embed import Embedded, EmbedOptions, Encoder
+from aim_mlx.embed_files import Job, embed_files
+from aim_mlx.embed_run import block_size
+from aim_mlx.images import discover
+from aim_mlx.selection import Selection
+from benchmarks.workers import Silent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.store_cost", description=__doc__)
+    parser.add_argument("model", help="a checkpoint's folder or a name")
+    parser.add_argument("photos", help="a folder of good photographs")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    encoder = aim_mlx.load(options.model)
+    digest = timed(lambda: encoder.weights_digest)
+    runs = [lambda: alone(encoder, options.photos), lambda: store(encoder, options.photos)]
+    alone(encoder, options.photos)
+    pairs = []
+    for number in range(options.rounds):
+        first = number % 2
+        seconds = {first: timed(runs[first])}
+        seconds[1 - first] = timed(runs[1 - first])
+        pairs.append((seconds[0], seconds[1]))
+    setattr(encoder, "embed_stream", free)  # noqa: B010
+    share = [timed(runs[1]) for _ in range(options.rounds)]
+    result = {
+        "alone": [a for a, _ in pairs],
+        "store": [b for _, b in pairs],
+        "ratio": median(b / a for a, b in pairs),
+        "store_without_encoder": share,
+        "share": median(share) / median(a for a, _ in pairs),
+        "weights_digest_once": digest,
+    }
+    print(json.dumps(result, indent=1))
+
+
+def alone(encoder: Encoder, folder: str) -> None:
+    """Every vector of a folder, kept nowhere."""
+    files, block = discover([folder]).files, block_size(encoder.model, None)
+    with closing(encoder.embed_stream(files, EmbedOptions(), block)) as rows:
+        assert all(row.vector is not None for row in rows)
+
+
+def store(encoder: Encoder, folder: str) -> None:
+    """The same into a new store."""
+    with tempfile.TemporaryDirectory() as place:
+        job = Job(Selection((folder,)), Path(place) / "store", EmbedOptions())
+        embed_files(job, lambda: encoder, Silent())
+
+
+def free(images, options=None, block=None):
+    """Rows with vectors that cost nothing."""
+    vector = np.ones(1024, np.float32) / 32
+    for index in range(len(images)):
+        images[index]  # waits for the digest
+        yield Embedded(index, vector, 1, 1)
+
+
+def timed(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
