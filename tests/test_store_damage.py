@@ -102,7 +102,7 @@ def check_recomputed(photos: Path, store: Path, name: str, rows: int) -> None:
 def test_one_bit_of_damage_anywhere_in_a_shard_costs_that_shard_only(photos, store, tmp_path):
     shard = EmbeddingStore(store).state.shards[1]
     data = (store / shard.name).read_bytes()
-    for place in range(0, len(data), len(data) // 25):
+    for place in range(0, len(data), len(data) // 12):
         copy = shutil.copytree(store, tmp_path / "copies" / str(place))
         (copy / shard.name).write_bytes(flipped(data, place))
         check_recomputed(photos, copy, shard.name, shard.rows)
@@ -125,14 +125,15 @@ def test_damage_anywhere_in_the_journal_of_a_finished_store_is_refused_and_costs
 ):
     path = store / journal.NAME
     data = path.read_bytes()
-    damaged = [flipped(data, place) for place in range(len(data))]
-    damaged += [data[:length] for length in range(len(data))]
+    # Every ninth is enough: all bytes are under the same checksums. The last two are its end.
+    places = [*range(0, len(data), 9), len(data) - 2, len(data) - 1]
+    damaged = [flipped(data, place) for place in places] + [data[:length] for length in places]
     before = tree(store)
     for n, content in enumerate(damaged):
         path.write_bytes(content)
         with pytest.raises(OutputError, match="journal.jsonl"):
             EmbeddingStore(store)
-        if n % 100 == 0:
+        if n % 50 == 0:
             with pytest.raises(OutputError, match="with --overwrite"):
                 run(photos, store)
     path.unlink()
@@ -146,7 +147,7 @@ def test_damage_anywhere_in_the_manifest_is_refused_or_does_not_matter(photos, s
     path = store / manifest.NAME
     data = path.read_bytes()
     rows = facts(store)["rows"]
-    for place in range(0, len(data), 7):
+    for place in range(0, len(data), 29):
         path.write_bytes(flipped(data, place))
         try:
             run(photos, store)

@@ -16,7 +16,7 @@ from aim_mlx.errors import AimError
 from aim_mlx.store.reading import EmbeddingStore
 from tests.store_crashes import all_vectors, facts, run, vector_of
 
-RANDOM = 12
+RANDOM = 8
 
 FILES = {
     "a.jpg": b"good a",
@@ -137,7 +137,7 @@ def test_a_file_whose_run_was_killed_is_that_of_a_run_that_was_not(life, tmp_pat
     run(life.photos, tmp_path / name)
     expected = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     # Before its last operations it is a store like any other.
-    for folder in life.killed(tmp_path / "killed", name, last=45):
+    for folder in life.killed(tmp_path / "killed", name, last=30):
         done = any((folder / n).exists() for n in expected)
         if (folder / name).exists():  # killed between the last rename and the end
             assert {n: (folder / n).read_bytes() for n in expected} == expected, folder.name
