@@ -17,10 +17,18 @@ from aim_mlx.selection import Selection
 from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.folder import remove
 from aim_mlx.store.journal import State
+from aim_mlx.store.lists import FILES, read_files
 from aim_mlx.store.manifest import NAME as MANIFEST
 from aim_mlx.store.manifest import describe
 from aim_mlx.store.onefile import Rows, check_target, is_file_target, sidecar, write_file
-from aim_mlx.store.plan import Plan, check_prune, make_plan, retried_reasons, vanished
+from aim_mlx.store.plan import (
+    Plan,
+    check_prune,
+    check_same_folder,
+    make_plan,
+    retried_reasons,
+    vanished,
+)
 from aim_mlx.store.reading import EmbeddingStore
 from aim_mlx.store.recovery import load_rows
 from aim_mlx.store.writer import StoreWriter, writing
@@ -164,6 +172,9 @@ def _run(
     started = time.monotonic()
     if job.rules.prune:
         check_prune(store.catalog, listing.files, job.selection.sources)
+        if (job.store / FILES).exists():
+            last, _ = read_files(job.store)
+            check_same_folder(last["folder"], facts["folder"], job.selection.sources)
     plan = make_plan(listing.files, store.catalog, store.state, job.retried)
     known = [skip_record(skip) for skip in listing.skipped] + plan.skipped
     store.start_run(facts, listing.files, known)

@@ -122,6 +122,16 @@ def test_what_vanished_is_noticed_and_pruned_however_the_source_is_written(photo
     assert (done.summary["vanished"], done.summary["pruned"]) == (0, 1)
 
 
+def test_relative_paths_are_not_pruned_from_another_folder(photos, run, tmp_path, monkeypatch):
+    run("2024").check_account(2, 0, 0)
+    (tmp_path / "elsewhere" / "2024").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "2024" / "new.png").write_bytes(PNG)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = run("2024", "--prune")
+    assert done.code == 2 and "the last run was started in" in done.stderr
+    assert names(tmp_path / "store") == {"e.png", "f.png"}
+
+
 def test_a_source_that_lists_nothing_any_more_refuses_to_prune(photos, run, tmp_path):
     run(".").check_account(5, 0, 0)
     for path in photos.rglob("*.png"):

@@ -93,6 +93,15 @@ def _is_gone(path: str) -> bool:
     return False
 
 
+def check_same_folder(last: str, now: str, sources: Sequence[str]) -> None:
+    """Raises UsageError where relative paths meant other files in the last run than they do now."""
+    if last != now and not all(map(os.path.isabs, sources)):
+        raise UsageError(
+            f"the last run was started in {last!r}, where relative paths are of other files: "
+            "--prune from there, or leave it out"
+        )
+
+
 def check_prune(catalog: Catalog, listed: Collection[str], sources: Sequence[str]) -> None:
     """Raises UsageError where a source lists nothing of what the store has: a disk not mounted?"""
     for source in sources:
