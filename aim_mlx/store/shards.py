@@ -130,9 +130,9 @@ def damage(folder: Path, shard: Shard) -> str | None:
 def read_table(folder: Path, shard: Shard, columns: Sequence[str]) -> pa.Table:
     """Columns of a shard; raises OutputError, naming it, for one that cannot be read."""
     path = folder / shard.name
-    # Not by its name, which Arrow would take for UTF-8.
     with _explained(path), open(path, "rb") as file:
-        table = pq.read_table(file, columns=list(columns), page_checksum_verification=True)
+        names = list(columns)
+        table = _parquet(file).read(names, use_threads=False).select(names)
     if len(table) != shard.rows:
         raise OutputError(
             f"shard {str(path)!r} has {len(table)} rows where {shard.rows} were written: "
@@ -163,9 +163,18 @@ def read_group(folder: Path, shard: Shard, row: int) -> tuple[int, np.ndarray]:
     """The vectors, float32 (rows, D), of the row group that a row is in, and its first row."""
     path, group = folder / shard.name, row // _GROUP_ROWS
     with _explained(path), open(path, "rb") as file:
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        vectors = vectors_of(parquet.read_row_group(group, columns=["embedding"]))
+        table = _parquet(file).read_row_group(group, ["embedding"], use_threads=False)
+        vectors = vectors_of(table)
     return group * _GROUP_ROWS, vectors
+
+
+def _parquet(file: BinaryIO) -> pq.ParquetFile:
+    """A shard to read from, open as a file: Arrow would take its name for UTF-8.
+
+    To be read without threads. In one of its own Arrow may let go of the file when the interpreter
+    is leaving, which aborts the process.
+    """
+    return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
