@@ -95,7 +95,8 @@ def test_the_figures_stand_on_the_page(tmp_path):
 
 def test_mistakes_show_the_photo_and_where_the_head_looked(tmp_path):
     looks = [Image.fromarray(photo(i, 448, 448)) for i in range(2)]
-    made = report(3, mistakes=[Mistake("data/a.jpg", "class 1", "class 2 with 99%", *looks)])
+    mistake = Mistake("data/a.jpg", "class 1", "class 2 with 99%", looks[0], looks[1])
+    made = report(3, mistakes=[mistake])
     _, page = written(tmp_path, made)
     assert len(page.sources()) == 2 and "data/a.jpg" in page.text
     assert looks[0].size == (448, 448)  # left as they are
