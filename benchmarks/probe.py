@@ -53,7 +53,7 @@ def measure(folder: str, batch: int, steps: int, classes: int, rounds: int) -> d
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "machine": made,
-        **common,
+        **{name: value for name, value in common.items() if name != "folder"},
         "rounds": rounds,
         "runs": runs,
     }
