@@ -24,7 +24,12 @@ def convert(
         Path,
         typer.Argument(metavar="SRC", help="A .pth, .pt, .bin or .safetensors file, or a folder."),
     ],
-    folder: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DST", help="The folder to write; for the head of a probe, a .safetensors file."
+        ),
+    ],
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, float16 or bfloat16; as it is stored unless given."),
@@ -43,7 +48,8 @@ def convert(
 ) -> None:
     """Convert PyTorch weights of AIMv2 to the format of aim-mlx, and verify them.
 
-    PyTorch files are read as weights only: nothing in them is run.
+    Heads of probes, such as AIMv1's, are converted too. PyTorch files are read as weights only:
+    nothing in them is run.
     """
     # Before MLX is imported, which reads it: TF32 would round the inputs of float32 products.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
@@ -53,6 +59,12 @@ def convert(
 
     if report is not None and not verify:
         raise UsageError("--report is for --verify: give both or neither")
+    if folder.suffix == ".safetensors":
+        if dtype is not None or verify:
+            raise UsageError(
+                "--dtype and --verify are for encoders: to convert one, name a folder as DST"
+            )
+        return _convert_head(source, folder, overwrite)
     check_request(source, folder, dtype, overwrite)
     paths = report_paths(folder, report)
     if verify:
@@ -63,6 +75,18 @@ def convert(
         typer.echo(f"{folder}: {opened.checkpoint.parameters:,} parameters, {layout}", err=True)
         if verify:
             _verify(opened, folder, paths)
+
+
+def _convert_head(source: Path, target: Path, overwrite: bool) -> None:
+    from convert.head import convert_head
+
+    head = convert_head(source, target, overwrite)
+    normalised = " after batch norm" if head.batch_norm else ""
+    typer.echo(
+        f"{target}: the {head.kind} head of a probe, {head.dim} channels{normalised} to "
+        f"{head.classes} classes",
+        err=True,
+    )
 
 
 def _check_reports(paths: tuple[Path, Path], overwrite: bool) -> None:

@@ -7,7 +7,7 @@ From there the package's own code opens them, so that layouts, strictness and sa
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,19 +53,17 @@ def open_source(path: Path, workplace: Path) -> Iterator[Source]:
     if files is None:
         checkpoint = open_checkpoint(path)
         files = [file.path for file in checkpoint.files]
-        stamps = [_stamp(file) for file in files]
-        yield Source(checkpoint, {"format": "safetensors", "files": _describe(files)})
+        stamps = {file: stamp_of(file) for file in files}
+        yield Source(checkpoint, {"format": "safetensors", "files": describe(files)})
     else:
-        stamps = [_stamp(file) for file in files]
+        stamps = {file: stamp_of(file) for file in files}
         folder = folder_of(path)
-        with _temporary(workplace) as temporary, _named(temporary, path, folder):
+        with temporary_folder(workplace) as temporary, naming(temporary, path, folder):
             facts: dict[str, Any] = {"format": "pytorch", "torch": str(require_torch().__version__)}
             facts |= _stage(path, files, folder, temporary)
-            facts["files"] = _describe(files)
+            facts["files"] = describe(files)
             yield Source(open_checkpoint(temporary), facts)
-    for file, stamp in zip(files, stamps, strict=True):
-        if _stamp(file) != stamp:
-            raise CheckpointError(f"{at(file)} changed while it was converted: convert it again")
+    check_unchanged(stamps)
 
 
 def folder_of(path: Path) -> Path:
@@ -151,6 +149,11 @@ def _stage(path: Path, files: list[Path], folder: Path, temporary: Path) -> dict
         _check_index(folder, owner)
     check_disjoint(tensors)
     tensors, prefix = without_prefix(tensors)
+    if all(name.startswith("head.") for name in tensors):
+        raise CheckpointError(
+            f"{at(path)} is the head of a probe: name a file to write it to, such as "
+            "head.safetensors, in place of the folder"
+        )
     write_safetensors(temporary / OUR_FILE, tensors)
     for name in _BESIDE:
         if os.path.lexists(folder / name):
@@ -171,7 +174,7 @@ def _check_index(folder: Path, owner: dict[str, str]) -> None:
 
 
 @contextmanager
-def _temporary(workplace: Path) -> Iterator[Path]:
+def temporary_folder(workplace: Path) -> Iterator[Path]:
     """A folder that is gone afterwards; a disk that fails meanwhile is an OutputError."""
     try:
         with tempfile.TemporaryDirectory(suffix=".convert.tmp", dir=workplace) as name:
@@ -184,7 +187,7 @@ def _temporary(workplace: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(temporary: Path, path: Path, folder: Path) -> Iterator[None]:
+def naming(temporary: Path, path: Path, folder: Path) -> Iterator[None]:
     """Errors name the files of the source, not those of the temporary folder."""
     try:
         yield
@@ -193,7 +196,7 @@ def _named(temporary: Path, path: Path, folder: Path) -> Iterator[None]:
         raise CheckpointError(text.replace(str(temporary), str(folder))) from error
 
 
-def _describe(files: list[Path]) -> list[dict[str, Any]]:
+def describe(files: list[Path]) -> list[dict[str, Any]]:
     """Name, size and digest of each file, for the record."""
     return [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files]
 
@@ -206,6 +209,13 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def check_unchanged(stamps: Mapping[Path, tuple[int, ...]]) -> None:
+    """Raises CheckpointError for a file that is not as it was when it was first looked at."""
+    for file, stamp in stamps.items():
+        if stamp_of(file) != stamp:
+            raise CheckpointError(f"{at(file)} changed while it was converted: convert it again")
+
+
+def stamp_of(path: Path) -> tuple[int, ...]:
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

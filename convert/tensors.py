@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # What training scripts put a state dict under, and what wrapped modules put before its keys.
 WRAPPERS = ("model", "state_dict")
 PREFIXES = ("module.", "_orig_mod.")
+COUNTER = "num_batches_tracked"  # of a batch norm: the one whole number in a state dict
 
 _OLDEST_TORCH = "2.6"  # before, weights_only=True could be made to run code (CVE-2025-32434)
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:operand|class|type)[^\n]{0,80}")
@@ -48,7 +49,8 @@ def require_torch() -> Any:
 def read_torch_file(path: Path) -> dict[str, "torch.Tensor"]:
     """The tensors of one file by name, mapped into memory, each one checked.
 
-    Raises CheckpointError for what is not a plain state dict of dense float tensors.
+    Raises CheckpointError for what is not a plain state dict of dense float tensors, counters of
+    batch norms aside.
     """
     torch = require_torch()
     check_archive(path)
@@ -93,12 +95,14 @@ def check_disjoint(tensors: Mapping[str, "torch.Tensor"]) -> None:
             )
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
-    """Writes tensors with their names, shapes and dtypes, one at a time."""
+def write_safetensors(
+    path: Path, tensors: Mapping[str, "torch.Tensor"], facts: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors with their names, shapes and dtypes, one at a time, and facts of their own."""
     stored = _stored_names()
     specs = {name: (stored[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
     with open(path, "xb") as file:
-        writer = SafetensorsWriter(file, specs, {"format": "pt"})
+        writer = SafetensorsWriter(file, specs, {"format": "pt", **(facts or {})})
         for name, tensor in tensors.items():
             writer.write(name, _bits(tensor))
         writer.finish()
@@ -146,8 +150,10 @@ def _check_tensor(path: Path, name: str, tensor: "torch.Tensor") -> None:
 
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise refuse("dense weights", f"{tensor.layout} on {tensor.device}")
-    if tensor.dtype not in _stored_names():
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _stored_names())
+    floats = [dtype for dtype in _stored_names() if dtype.is_floating_point]
+    counter = tensor.dtype == torch.int64 and name.rpartition(".")[2] == COUNTER
+    if tensor.dtype not in floats and not counter:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in floats)
         raise refuse(f"dtype {names}", str(tensor.dtype).removeprefix("torch."))
     spanned = _span(tensor)
     if tensor.numel() > spanned:
@@ -170,7 +176,8 @@ def _span(tensor: "torch.Tensor") -> int:
 def _stored_names() -> dict[Any, str]:
     import torch
 
-    return {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    return names | {torch.int64: "I64"}
 
 
 def _bits(tensor: "torch.Tensor") -> np.ndarray:

@@ -138,6 +138,36 @@ def test_safetensors_sources_need_no_torch_and_leave_a_record(tmp_path, capsys, 
     assert str(tmp_path) not in json.dumps(history)
 
 
+# Heads of probes, as far as that needs no torch
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["head.pth", "out.safetensors", "--dtype", "float16"], 2, "--dtype and --verify are for"),
+        (["head.pth", "out.safetensors", "--verify"], 2, "--dtype and --verify are for"),
+        (["nothing.pth", "out.safetensors"], 2, "does not exist"),
+        (["head.safetensors", "out.safetensors"], 2, "is not a PyTorch file"),
+        ([".", "out.safetensors"], 2, "is not a PyTorch file"),
+        (["head.pth", "head.safetensors"], 5, "exists: choose another name"),
+        (["head.pth", "folder.safetensors", "--overwrite"], 5, "exists: choose another name"),
+        (["head.pth", "no/out.safetensors"], 5, "make it first"),
+        (["head.pth", "out.safetensors"], 1, "PyTorch is not installed"),
+    ],
+)
+def test_a_head_that_cannot_be_converted_is_told_before_any_work(
+    arguments, code, said, tmp_path, capsys, no_torch
+):
+    archive(tmp_path / "head.pth", {"a/data.pkl": b"N."})
+    (tmp_path / "head.safetensors").write_bytes(b"mine")
+    (tmp_path / "folder.safetensors").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    paths = [tmp_path / argument for argument in arguments[:2]]
+    assert said in refused(capsys, [*paths, *arguments[2:]], code)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "head.safetensors").read_bytes() == b"mine"
+
+
 # What stays out of the wheel
 
 

@@ -11,8 +11,11 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx import AttentiveProbe
+from aim_mlx.backend import mx
+from aim_mlx.config import VisionConfig
 from aim_mlx.embed import Encoder
 from aim_mlx.errors import CheckpointError, ImageError, OutputError, UsageError
+from aim_mlx.probe.head_files import load_head
 from aim_mlx.weights.digest import parameters_digest
 from tests.small import NATIVE, SMALL, encoder, photo, save
 
@@ -221,6 +224,54 @@ def test_damaged_weights_are_refused(trained, tmp_path, damage):
         facts.write_text(json.dumps(json.loads(facts.read_text()) | {"sha256": digest}))
     with pytest.raises(CheckpointError, match=r"probe\.safetensors"):
         AttentiveProbe.load(tmp_path / "probe", trained.encoder)
+
+
+HEAD = Path(__file__).parent / "data" / "aimv1_probe" / "head.safetensors"
+NAMES = tuple("abcdefg")
+
+
+def test_a_head_trained_elsewhere_becomes_a_probe_of_its_encoder(model, tmp_path):
+    found = aim_mlx.load(model)
+    probe = AttentiveProbe.from_head(HEAD, found, NAMES, layers=(0, -1))
+    logits = found.features(found.preprocess(IMAGES[:2]), layers=(0, -1), final=False).layers
+    tokens = (logits[0] + logits[-1]) / 2
+    expected = np.array(mx.softmax(load_head(HEAD, heads=2)(tokens), axis=-1))
+    # float16 tokens: 11 bits.
+    np.testing.assert_allclose(probe.predict_proba(IMAGES[:2]), expected, atol=5e-3)
+    again = AttentiveProbe.load(probe.save(tmp_path / "probe"))
+    assert again.predict(IMAGES[:2]) == probe.predict(IMAGES[:2])
+    assert again.classes == NAMES and again.layers == (0, -1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"classes": NAMES[:6]}, UsageError, "7 outputs.*got 6, 6 of them different"),
+        ({"classes": (*NAMES[:6], "a")}, UsageError, "got 7, 6 of them different"),
+        ({"layers": (9,)}, UsageError, "9"),
+        ({"encoder": encoder(VisionConfig(32, 88, 1, 2, 14, 56))}, CheckpointError, "64 channels"),
+        ({"encoder": encoder(NATIVE)}, UsageError, "one image size"),
+        ({"path": "head.pth"}, CheckpointError, "python -m convert"),
+    ],
+    ids=["few", "twice", "layers", "width", "native", "pickle"],
+)
+def test_a_head_that_does_not_fit_is_refused(options, error, message):
+    values = {"path": HEAD, "encoder": encoder(), "classes": NAMES, **options}
+    with pytest.raises(error, match=message):
+        AttentiveProbe.from_head(**values)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("head.pth", CheckpointError, "python -m convert"),
+        ("head.safetensors", UsageError, "from_head"),
+    ],
+)
+def test_a_file_in_place_of_a_probe_gets_a_hint(tmp_path, name, error, message):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(error, match=message):
+        AttentiveProbe.load(tmp_path / name)
 
 
 def test_probes_leave_the_encoder_as_it_was():

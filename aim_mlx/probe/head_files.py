@@ -21,6 +21,7 @@ from aim_mlx.durable import publish
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
 from aim_mlx.probe.heads import Head, HeadConfig, flat
 from aim_mlx.weights.finite import all_finite
+from aim_mlx.weights.foreign import refuse_suffix
 from aim_mlx.weights.layouts import HEAD, others
 from aim_mlx.weights.mapping import plan
 from aim_mlx.weights.safety import CheckedFile, TensorReader, check_file
@@ -36,6 +37,7 @@ _FLOATS = ("F32", "F16", "BF16")
 def load_head(path: str | os.PathLike[str], heads: int | None = None) -> Head:
     """A published head file, such as AIMv1's `..._attnprobe_head_last_layers`, in safetensors.
 
+    `python -m convert HEAD.pth HEAD.safetensors` makes one of what is published as a pickle.
     Sizes come from the tensors, `heads` from head_dim = 128 unless given; every tensor must be one
     of the head's, and none may be missing. Its input is what the head was trained on: for AIMv1 the
     mean of six blocks' outputs. Raises CheckpointError.
@@ -95,9 +97,15 @@ def write_probe(folder: Path, head: Head, values: Mapping[str, Any], overwrite: 
 def read_probe(folder: Path) -> dict[str, Any]:
     """What write_probe() wrote: the head and the values.
 
-    Raises UsageError for a folder without a probe, CheckpointError for a damaged one.
+    Raises UsageError for a folder without a probe, CheckpointError for a damaged one or a pickle.
     """
     path = folder / FACTS
+    if folder.is_file():
+        refuse_suffix(folder)
+        raise UsageError(
+            f"{at(folder)} is a file: expected a folder with a trained probe; a head by itself is "
+            "for AttentiveProbe.from_head"
+        )
     if not path.exists():
         raise UsageError(f"{at(folder)} has no {FACTS}: expected a folder with a trained probe")
     facts = parse_object(read_bytes(path, _LARGEST_FACTS), at(path))

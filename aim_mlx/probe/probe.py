@@ -14,9 +14,10 @@ from aim_mlx.backend import mx
 from aim_mlx.embed import Embedded, Encoder
 from aim_mlx.errors import CheckpointError, ImageError, UsageError
 from aim_mlx.images import ImageSource
+from aim_mlx.models.vision import block_indices
 from aim_mlx.probe.config import protocol
 from aim_mlx.probe.fit import Report, fit
-from aim_mlx.probe.head_files import read_probe, write_probe
+from aim_mlx.probe.head_files import load_head, read_probe, write_probe
 from aim_mlx.probe.heads import Head
 from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.passes import logits_of
@@ -107,6 +108,40 @@ class AttentiveProbe:
             {**asdict(trainer.config), "epochs_done": len(trainer.history)},
             encoder,
         )
+
+    @classmethod
+    def from_head(
+        cls,
+        path: str | os.PathLike[str],
+        encoder: Encoder,
+        classes: Sequence[str],
+        *,
+        layers: Sequence[int] = (),
+        heads: int | None = None,
+    ) -> "AttentiveProbe":
+        """A head that was trained elsewhere on an encoder's tokens, from its file (see load_head).
+
+        `classes` names its outputs in order, each once; it has as many attention heads as the
+        encoder unless `heads` says otherwise. Raises CheckpointError for a file that is no head or
+        is one for another width, UsageError for classes or layers that do not serve.
+        """
+        config, (_, D) = encoder.model.config, token_shape(encoder)
+        head = load_head(path, heads or config.num_heads)
+        if head.config.dim != D:
+            raise CheckpointError(
+                f"this head is for tokens of {head.config.dim} channels, the encoder's have {D}: "
+                "use the encoder that it was trained on"
+            )
+        if len(set(classes)) != head.config.classes or len(classes) != head.config.classes:
+            raise UsageError(
+                f"this head has {head.config.classes} outputs: expected as many names, each once, "
+                f"got {len(classes)}, {len(set(classes))} of them different"
+            )
+        block_indices(layers, config.num_blocks)
+        identity = token_identity(encoder, layers)
+        probe = cls(head, tuple(classes), identity, encoder.identity, tuple(layers))
+        probe._encoder = encoder
+        return probe
 
     @classmethod
     def load(
