@@ -14,13 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import aim_mlx
+from aim_mlx.config import VisionConfig
 from aim_mlx.errors import UntrainedModelWarning
 from tests import small
 from tests.embed_runs import SAME
-from tests.small import save_lit
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+# Deep enough that little of it is the patch embedding, which is not quantised.
+DEEP = VisionConfig(256, 704, 12, 2, 14, 56)
 
 
 def block(mark: str) -> str:
@@ -58,7 +60,6 @@ def run_block(mark: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def started(tmp_path_factory):
     """A folder in which the lines of the first block were run."""
     folder = tmp_path_factory.mktemp("readme")
-    save_lit(folder / "lit")
     yield folder, run_block("start", folder)
     for weights in folder.rglob("*.safetensors"):  # pytest keeps the folders of several runs
         weights.unlink()
@@ -66,10 +67,12 @@ def started(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stored(started, tmp_path_factory):
-    """A folder with the same photographs and a small model, with the lines about stores run."""
+    """The same photographs with small models for large ones, and the lines about stores run."""
     folder = tmp_path_factory.mktemp("stores")
     shutil.copytree(started[0] / "photos", folder / "photos")
-    small.save(folder / "model")
+    shutil.copy(started[0] / "vectors.npz", folder)
+    small.save(folder / "model", trained=False)
+    small.save_lit(folder / "lit")
     return folder, run_block("store", folder)
 
 
@@ -117,27 +120,27 @@ def test_the_query_in_sql_finds_the_photo_that_was_turned(stored, monkeypatch):
     assert second[0] == "photos/on_its_side.jpg" and second[1] > 0.999
 
 
-def test_the_python_lines_run(started, monkeypatch, capsys):
-    monkeypatch.chdir(started[0])
+def test_the_python_lines_run(stored, monkeypatch, capsys):
+    monkeypatch.chdir(stored[0])
     with pytest.warns(UntrainedModelWarning):
         apart = ("EmbeddingStore", "AttentiveProbe")
         code = [code for code in python_blocks() if not any(name in code for name in apart)]
         exec("\n".join(code), {})
-    assert "0 (1024,)" in capsys.readouterr().out
+    assert f"0 ({small.SMALL.embed_dim},)" in capsys.readouterr().out
 
 
-def test_the_line_that_quantises_runs_and_says_what_it_cost(started):
-    folder, _ = started
-    done = run_block("convert", folder)
+def test_the_line_that_quantises_runs_and_says_what_it_cost(tmp_path):
+    small.save(tmp_path / "model", DEEP)
+    done = run_block("convert", tmp_path)
     assert done.returncode == 0 and "cosine" in done.stderr, done.stderr
     sizes = [
-        (folder / name / "model.safetensors").stat().st_size for name in ("model", "model-8bit")
+        (tmp_path / name / "model.safetensors").stat().st_size for name in ("model", "model-8bit")
     ]
     assert sizes[1] < 0.3 * sizes[0]
 
 
-def test_the_lines_that_search_find_the_photo_that_was_turned(started):
-    folder, _ = started
+def test_the_lines_that_search_find_the_photo_that_was_turned(stored):
+    folder, _ = stored
     done = run_block("search", folder)
     assert done.returncode == 0, done.stderr
     found = [line.split("\t") for line in done.stdout.splitlines()]
@@ -148,15 +151,15 @@ def test_the_lines_that_search_find_the_photo_that_was_turned(started):
         assert "data:image/jpeg;base64," in (folder / page).read_text()
 
 
-def test_the_line_with_words_runs_and_makes_a_page(started):
-    folder, _ = started
+def test_the_line_with_words_runs_and_makes_a_page(stored):
+    folder, _ = stored
     done = run_block("classify", folder)
     assert done.returncode == 3 and len(done.stdout.splitlines()) == 6, done.stderr
     assert (folder / "labels.html").read_text().count("<img ") == 6
 
 
-def test_the_lines_that_search_by_words_run(started):
-    folder, _ = started
+def test_the_lines_that_search_by_words_run(stored):
+    folder, _ = stored
     done = run_block("words", folder)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 3, done.stderr
 
