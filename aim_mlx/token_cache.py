@@ -117,7 +117,8 @@ class TokenCache:
         paths = [path for path, _ in images]
         chosen = view(paths, [content.digest for _, content in images]) if view else None
         try:
-            with closing(frozen_tokens(self._encoder, paths, self._layers, chosen)) as rows:
+            found = frozen_tokens(self._encoder, paths, self._layers, chosen, alike=True)
+            with closing(found) as rows:
                 for row in rows:
                     path, content = images[row.index]
                     failure = row.failure or changed(path, content)

@@ -393,11 +393,8 @@ def test_without_room_for_the_tokens_they_are_computed_from_the_images(table, tm
     done = train_lit(table, tmp_path / "out", encoder, QUICK, report, cache_limit=1000)
     assert "over the limit" in notes[0]
     assert not list((tmp_path / "out").rglob("tokens-*.npy"))
-    # Batches of other sizes round otherwise; nine steps of Adam carry that on.
     train_lit(table, cached, encoder, QUICK)
-    images = [table.parent / f"{seed}.png" for seed in range(12)]
-    vectors = [aim_mlx.load(folder).embed(images) for folder in (tmp_path / "out", cached)]
-    np.testing.assert_allclose(vectors[0], vectors[1], atol=0.02)
+    assert weights(tmp_path / "out") == weights(cached)
     assert done.steps == 9
 
 
