@@ -90,6 +90,22 @@ def test_a_table_needs_no_column_of_splits(tmp_path):
     assert not read_labelled(table).has_splits
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_column_of_splits_that_is_named_must_be_there(tmp_path, multi_label):
+    rows = [("a.jpg", "cat", "train"), ("b.jpg", "dog", "val")]
+    table = write(tmp_path / "data.csv", ("path", "label", "split"), rows)
+    with pytest.raises(UsageError, match="no column 'splt': it has 'path', 'label', 'split'"):
+        read_labelled(table, columns=Columns(split="splt"), multi_label=multi_label)
+    found = read_labelled(table, columns=Columns(split="split"), multi_label=multi_label)
+    assert [item.split for item in found.items] == ["train", "val"]
+
+
+def test_columns_of_a_folder_are_refused(root):
+    fill(root, cat=3, dog=3)
+    with pytest.raises(UsageError, match="is a folder and has no columns"):
+        read_labelled(root, columns=Columns(label="class"))
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_several_labels_are_a_list_or_text_with_semicolons(tmp_path, suffix):
     several = ["sky; sea", "sea", ""] if suffix == ".csv" else [["sky", "sea"], ["sea"], []]

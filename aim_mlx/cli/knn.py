@@ -46,7 +46,7 @@ def knn(
     follow: Follow = False,
     path_column: PathColumn = "path",
     label_column: LabelColumn = "label",
-    split_column: SplitColumn = "split",
+    split_column: SplitColumn = None,
     offline: Offline = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")

@@ -26,7 +26,9 @@ AllowEmpty = Annotated[
 Follow = Annotated[bool, typer.Option("--follow", help="Follow links to folders.")]
 PathColumn = Annotated[str, typer.Option(help="The column of the images in a table.")]
 LabelColumn = Annotated[str, typer.Option(help="The column of the classes.")]
-SplitColumn = Annotated[str, typer.Option(help="The column of train, val and test, if any.")]
+SplitColumn = Annotated[
+    str | None, typer.Option(help="The column of train, val and test; if absent split, if any.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 Probe = Annotated[Path, typer.Argument(metavar="PROBE", help="The folder that probe train wrote.")]
 OtherModel = Annotated[
@@ -78,7 +80,7 @@ def train(
     follow: Follow = False,
     path_column: PathColumn = "path",
     label_column: LabelColumn = "label",
-    split_column: SplitColumn = "split",
+    split_column: SplitColumn = None,
     augment: Annotated[
         bool, typer.Option("--augment", help="Train on random views, new ones in every epoch.")
     ] = False,
@@ -168,7 +170,7 @@ def evaluate(
     follow: Follow = False,
     path_column: PathColumn = "path",
     label_column: LabelColumn = "label",
-    split_column: SplitColumn = "split",
+    split_column: SplitColumn = None,
     offline: Offline = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")

@@ -52,11 +52,11 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a table are called."""
+    """What the columns of a table are called; `split` None: "split", where the table has it."""
 
     path: str = "path"
     label: str = "label"
-    split: str = "split"
+    split: str | None = None
 
 
 def read_labelled(
@@ -72,8 +72,8 @@ def read_labelled(
 
     With `multi_label` an image may have any number of classes: in a table a list, or text with ";"
     between them, in folders by being in several. `allow_empty` leaves classes without images out.
-    Raises UsageError for what is neither, no images, an empty class, and names that differ only by
-    case or Unicode form.
+    Raises UsageError for what is neither, no images, an empty class, missing columns, and
+    names that differ only by case or Unicode form.
     """
     source = Path(source)
     if not os.path.lexists(source):
@@ -82,6 +82,8 @@ def read_labelled(
             "check the path"
         )
     if source.is_dir():
+        if columns not in (None, Columns()):
+            raise UsageError(f"{str(source)!r} is a folder and has no columns: do not name any")
         found = _from_folder(source, multi_label, allow_empty, follow, exclude)
     else:
         found = _from_table(source, columns or Columns(), multi_label)
@@ -174,12 +176,16 @@ def _no_classes(folder: Path, loose: int) -> UsageError:
 def _from_table(path: Path, columns: Columns, multi_label: bool) -> Labelled:
     asked = [columns.path] if multi_label else [columns.path, columns.label]
     several = columns.label if multi_label else None
+    place = len(asked)
+    optional = "split" if columns.split is None else None
+    if columns.split is not None:
+        asked.append(columns.split)
     items = []
-    for row in read_table(path, asked, several, optional=columns.split):
+    for row in read_table(path, asked, several, optional=optional):
         labels = row.several if multi_label else row.values[1:2]
         for label in labels:
             _check_label(row, label)
-        split = row.values[len(asked) :]
+        split = row.values[place:]
         items.append(
             Item(
                 os.path.normpath(beside(path, row.values[0])),
