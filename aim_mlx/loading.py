@@ -54,7 +54,7 @@ def _locate(
     path, text = Path(model), os.fspath(model)
     if not text:
         raise UsageError("expected a model's name, repo, folder or file, got an empty text")
-    if path.exists():
+    if os.path.exists(path):  # False, too, for what can be no path
         if revision is not None:
             raise UsageError(f"{text} is on this disk and has no revisions: leave out the revision")
         return path

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,25 @@ def test_another_encoder_is_refused(kept, change):
         AttentiveProbe.load(kept, other)
 
 
+@pytest.mark.parametrize("name", ["gone", "some/folder/that/is/gone", "x" * 5000])
+def test_an_encoder_that_is_not_where_it_was_is_asked_for(trained, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)  # as in another folder than that of the training
+    folder = replace(trained, model={"model": name}).save(tmp_path / "probe")
+    with pytest.raises(CheckpointError, match="cannot be loaded .*by --model, or give it as encod"):
+        AttentiveProbe.load(folder, offline=True)
+
+
+def test_an_image_whose_logits_are_no_numbers_is_a_failure_and_no_class(trained, tmp_path):
+    """Finite weights may still be too large."""
+    folder = trained.save(tmp_path / "probe")
+    huge = AttentiveProbe.load(folder, trained.encoder)
+    huge.head.linear.weight = mx.full(huge.head.linear.weight.shape, 3e38)
+    (row,) = huge.predict_stream(IMAGES[:1])
+    assert row.vector is None and row.failure is not None and row.failure.reason == "non_finite"
+    with pytest.raises(ImageError, match="image 0: the head gives no number"):
+        huge.predict(IMAGES[:1])
+
+
 def test_training_is_told_and_the_same_for_a_seed():
     one, same = train(seed=3), train(seed=3)
     np.testing.assert_array_equal(one.predict_proba(IMAGES), same.predict_proba(IMAGES))
@@ -192,8 +212,10 @@ def test_a_folder_without_a_probe_is_refused(tmp_path):
         ("format_version", 2),
         ("classes", ["ant", "bee"]),
         ("classes", ["ant", "bee", 3]),
+        ("classes", ["ant", "bee", "ant"]),
         ("layers", ["0"]),
         ("identity", []),
+        ("identity", {}),
         ("head", {"dim": 64}),
         ("multi_label", 1),
         ("sha256", "0" * 64),

@@ -148,6 +148,8 @@ def _check_values(facts: dict[str, Any], config: HeadConfig) -> None:
             raise TypeError(f"{name} is {show(facts[name])}")
     if not all(isinstance(name, str) for name in facts["classes"]):
         raise TypeError("classes are names")
+    if len(set(facts["classes"])) != len(facts["classes"]):
+        raise TypeError("a class is there twice")
     if not all(type(layer) is int for layer in facts["layers"]):
         raise TypeError("layers are whole numbers")
     if len(facts["classes"]) != config.classes:

@@ -168,7 +168,13 @@ class AttentiveProbe:
                     f"{os.fspath(folder)!r} does not say which model it belongs to: load that, and "
                     "give it as encoder="
                 )
-            encoder = load(named, offline=offline, progress=progress)
+            try:
+                encoder = load(named, offline=offline, progress=progress)
+            except (UsageError, CheckpointError) as error:
+                raise CheckpointError(
+                    f"the encoder of this probe cannot be loaded ({error}): say where it is now by "
+                    "--model, or give it as encoder="
+                ) from error
         probe.check(encoder)
         probe._encoder = encoder
         return probe
@@ -184,8 +190,8 @@ class AttentiveProbe:
     def check(self, encoder: Encoder) -> None:
         """Raises CheckpointError unless the tokens come from the encoder of this probe."""
         found = token_identity(encoder, self.layers)
-        for name, value in self.identity.items():
-            if found.get(name) != value:
+        for name in dict.fromkeys([*found, *self.identity]):
+            if found.get(name) != self.identity.get(name):
                 raise CheckpointError(
                     f"this probe was trained on {self.model.get('model')!r}, and the {name} of the "
                     f"encoder given ({encoder.identity.get('model')!r}) are others: use the one it "
@@ -228,10 +234,10 @@ class AttentiveProbe:
         for rows, tokens in self._token_batches(images):
             vectors = iter(() if tokens is None else self._probabilities(tokens))
             for row in rows:
-                vector = None if row.vector is None else next(vectors)
-                yield Embedded(
-                    row.index, vector, row.width, row.height, row.failure, row.multi_frame
-                )
+                vector, failure = None if row.vector is None else next(vectors), row.failure
+                if vector is not None and not np.isfinite(vector).all():
+                    vector, failure = None, ImageError("non_finite", "the head gives no number")
+                yield Embedded(row.index, vector, row.width, row.height, failure, row.multi_frame)
 
     def token_probabilities(self, tokens: TokenSource, count: int) -> np.ndarray:
         """Probabilities, float32 (count, C), of the first `count` images of a source of tokens."""
@@ -265,7 +271,12 @@ class AttentiveProbe:
                 yield rows, np.stack(tokens) if tokens else None
 
     def _probabilities(self, tokens: np.ndarray) -> np.ndarray:
-        return probabilities(np.array(self.head(mx.array(tokens))), self.multi_label)
+        """Of tokens (B, N, D): (B, C), NaN for an image whose logits are not all finite."""
+        logits = np.array(self.head(mx.array(tokens)))
+        sound = np.isfinite(logits).all(axis=1)
+        found = np.full(logits.shape, np.nan, np.float32)
+        found[sound] = probabilities(logits[sound], self.multi_label)
+        return found
 
 
 class _InMemory:
