@@ -52,7 +52,10 @@ def knn(
         bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
     ] = False,
 ) -> int:
-    """Classify DATA's val and test by the nearest images of its train; print how many are right."""
+    """Classify labelled images by their nearest neighbours; print how many are right.
+
+    The neighbours are those of DATA's train. Their best number on val is taken for its test.
+    """
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
     from aim_mlx.cli.embed import parse_layers
@@ -80,7 +83,8 @@ def knn(
     report.told(found.data)
     if not as_json:
         for k, score in found.scores.items():
-            print(f"k={k}\t{score:.2%}\ton val")
+            taken = ", taken" if k == found.k else ""
+            print(f"k={k}\t{score:.2%}\ton val{taken}")
     chosen = {"k": found.k, "val": {str(k): score for k, score in found.scores.items()}}
     report.figures(found.measured_on, found.figures, found.exit_code, chosen)
     return found.exit_code

@@ -98,9 +98,10 @@ def train(
         bool, typer.Option("--json", help="Report epochs and a summary as JSON lines on stdout.")
     ] = False,
 ) -> int:
-    """Train a probe on DATA: a grid of heads at once, the best on val kept, tested once.
+    """Train a probe on labelled images.
 
-    Writes the probe, the splits and report.html. The same command resumes an interrupted run.
+    A grid of heads is trained at once, the best on val is kept, and that one is tested once. Writes
+    the probe, the splits and report.html. The same command resumes an interrupted run.
     """
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
@@ -176,7 +177,10 @@ def evaluate(
         bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
     ] = False,
 ) -> int:
-    """Measure PROBE on the labelled images of DATA; print the figures and each class."""
+    """Measure a probe on labelled images.
+
+    Prints the figures, then the share of each class that was right.
+    """
     from aim_mlx.cli.reports import check_report
     from aim_mlx.errors import Interrupted
     from aim_mlx.probe.data import Data
@@ -231,7 +235,10 @@ def predict(
         bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
     ] = False,
 ) -> int:
-    """Print the class of each photo: probability, class and path, with tabs between."""
+    """Print the class of each photo.
+
+    A line has the probability, the class and the path, with tabs between.
+    """
     from aim_mlx.classify import TABLES, Choice, check_target
     from aim_mlx.cli.labelled import Report, Telling
     from aim_mlx.cli.progress import Progress
@@ -246,9 +253,9 @@ def predict(
     loaded = _load(probe, model, offline)
     if loaded.multi_label:
         likely = threshold if threshold is not None or top is not None else 0.5
-        choice = Choice(top or len(loaded.classes), likely)
+        choice = Choice(len(loaded.classes) if top is None else top, likely)
     else:
-        choice = Choice(top or 1, threshold)
+        choice = Choice(1 if top is None else top, threshold)
     report = Report(progress, Telling(choice, as_json, output, html))
     found = Predicted(loaded, listing)
     try:

@@ -112,9 +112,10 @@ def _from_folder(
         empty += [str(folder / name) for name in names if not grouped[*place, name]]
         items += [Item(path, (name,), split) for name in names for path in grouped[*place, name]]
     if empty and not allow_empty:
+        linked = not follow and any(map(os.path.islink, empty))
         raise UsageError(
-            f"no images in {quoted(empty)}: every folder is a class; fill it, remove it, or leave "
-            "it out with --allow-empty"
+            f"no images in {quoted(empty)}: every folder is a class; fill it, remove it, "
+            f"{'follow links with --follow, ' * linked}or leave it out with --allow-empty"
         )
     return _labelled(items, multi_label, listing.skipped, notes)
 

@@ -1,6 +1,7 @@
 """A trained probe on labelled images: figures, and a warning where it has seen them before."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import numpy as np
 from aim_mlx.errors import AimError, OutputError, UsageError
 from aim_mlx.images import Skip
 from aim_mlx.probe.data import Data
-from aim_mlx.probe.dataset import Labelled
+from aim_mlx.probe.dataset import SPLITS, Labelled
 from aim_mlx.probe.parts import Part, Progress, as_part, read_images
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import SPLITS_FILE
@@ -41,9 +42,16 @@ def evaluate_probe(
     for. Images are read once each and nothing is kept. Raises UsageError for a class or split that
     is not known, AimError where no image can be read.
     """
+    if split not in (None, *SPLITS):
+        raise UsageError(f"a split is train, val or test, got {split!r}")
     labelled = data.labelled(folder)
     chosen, name = _chosen(labelled, split)
     seen = _read_splits(folder / SPLITS_FILE)
+    if not seen and not labelled.has_splits and split is not None:
+        raise UsageError(
+            f"{str(folder / SPLITS_FILE)!r}, which would say what was in {split}, is not there: "
+            "leave out --split, or give images with splits of their own"
+        )
     images, skips, notes = read_images(chosen, lambda *n: progress("reading images", *n))
     if not labelled.has_splits and split is not None:
         images = [each for each in images if seen.get(each.content.digest) == split]
@@ -70,13 +78,15 @@ def _chosen(labelled: Labelled, split: str | None) -> tuple[Labelled, str]:
 
 def _read_splits(path: Path) -> dict[str, str]:
     """The split that each content had when the probe was trained; none where that is not known."""
+    if not os.path.lexists(path):
+        return {}
     try:
+        if not path.is_file():
+            raise ValueError("not a regular file")
         with open(path, encoding="utf-8") as file:
             rows = map(json.loads, file)
             return {row["digest"]: row["split"] for row in rows}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(f"{str(path)!r} cannot be read ({error!s:.80}): remove it") from error
 
 

@@ -46,13 +46,15 @@ def remove_unfinished(work: Path) -> None:
 
 @contextmanager
 def storage(folder: Path) -> Iterator[None]:
-    """A failing disk becomes one line."""
+    """A failing disk becomes one line; a listener that has gone is for the caller."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise OutputError(
-            f"cannot write {str(folder)!r}: {error.strerror or error}; the last checkpoint is "
-            "kept, and the same command resumes"
+            f"cannot write {str(folder)!r}: {error.strerror or error}: mend that; what is finished "
+            "is kept, and the same command resumes"
         ) from error
 
 
