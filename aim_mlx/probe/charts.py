@@ -69,8 +69,8 @@ def curves(lines: Sequence[Curve], title: str, percent: bool = False) -> str:
     return _svg(parts, title)
 
 
-def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Accuracy of the images in each bin of confidence; faint bins hold few images."""
+def reliability(bins: Sequence[Mapping[str, Any]], title: str, counted: str = "images") -> str:
+    """Accuracy in each bin of confidence; faint bins hold few of what is counted."""
     axis = _Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
     most = max(each["images"] for each in bins)
     low, high = _HEIGHT - _BOTTOM, _TOP
@@ -80,7 +80,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> str:
         top = axis.place(each["accuracy"], low, high)
         opacity = 0.25 + 0.75 * (each["images"] / most) ** 0.5
         label = (
-            f"{each['images']:,} images, confidence {each['confidence']:.1%}, "
+            f"{each['images']:,} {counted}, confidence {each['confidence']:.1%}, "
             f"accuracy {each['accuracy']:.1%}"
         )
         parts.append(

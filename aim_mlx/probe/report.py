@@ -263,17 +263,19 @@ def _cells(table: np.ndarray, names: Sequence[str]) -> str:
 
 
 def _calibration(figures: Mapping[str, Any]) -> Iterator[str]:
+    # With several labels each class of each image is a decision of its own.
+    counted = "decisions" if "exact_match" in figures else "images"
     yield "<h2>Calibration</h2>\n<p>How often it is right when it is so sure; on the dashed line "
     yield f"both are equal. The mean gap is {_percent(figures['ece'])}. Faint bars are of few "
-    yield "images.</p>\n"
-    svg = charts.reliability(figures["calibration"], "accuracy by confidence")
+    yield f"{counted}.</p>\n"
+    svg = charts.reliability(figures["calibration"], "accuracy by confidence", counted)
     yield f'<div class="pair"><div class="card"><h3>Accuracy by confidence</h3>{svg}</div>'
     rows = "".join(
         f"<tr><td>{each['from']:.0%} to {each['to']:.0%}</td><td>{each['images']:,}</td>"
         f"<td>{each['accuracy']:.1%}</td></tr>"
         for each in figures["calibration"]
     )
-    yield _table("<th>confidence</th><th>images</th><th>right</th>", rows) + "</div>\n"
+    yield _table(f"<th>confidence</th><th>{counted}</th><th>right</th>", rows) + "</div>\n"
 
 
 def _mistakes(mistakes: Sequence[Mistake]) -> Iterator[str]:
@@ -291,7 +293,7 @@ def _mistakes(mistakes: Sequence[Mistake]) -> Iterator[str]:
         mark = "" if each.wrong else " (right)"
         yield f'<figure><div class="looks">{looks}</div><figcaption>'
         yield f"<b>is {shown(each.truth)}{mark}</b>"
-        yield f"<br>said {shown(each.said)}<br>{shown(each.path)}</figcaption></figure>\n"
+        yield f"<br>said {shown(each.said)}<br>{_path(each.path)}</figcaption></figure>\n"
     yield "</div>\n"
 
 
@@ -316,3 +318,8 @@ def _share(value: float | None) -> str:
 
 def _percent(value: float) -> str:
     return f"{value:.1%}"
+
+
+def _path(path: str) -> str:
+    """A path whose parts keep their order where some are written from right to left."""
+    return "/".join(f"<bdi>{shown(part)}</bdi>" for part in path.split("/"))
