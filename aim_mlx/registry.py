@@ -81,5 +81,5 @@ def find_model(name: str) -> ModelSpec:
     if name in MODELS:
         return MODELS[name]
     near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise UsageError(f"no model named {name!r}{hint}")
+    hint = f"did you mean {' or '.join(near)}?" if near else "'aim-mlx models' lists them"
+    raise UsageError(f"no model named {name!r:.200}: {hint}")

@@ -171,6 +171,8 @@ class TokenCache:
 
     def _open_shard(self, path: Path) -> bool:
         """Maps a shard; False where it is not sound."""
+        if not path.is_file():  # opening a pipe would wait for ever
+            return False
         try:
             records = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError):

@@ -21,7 +21,7 @@ class ProbeReport(Stages):
         losses = [loss for loss in record["val_loss"] if loss is not None]
         self.say(
             f"epoch {record['epoch']}: best of {len(scores)} heads on val {max(scores):.3f}, "
-            f"loss {min(losses):.3f}"
+            f"loss {_loss(min(losses))}"
             if scores
             else f"epoch {record['epoch']}: no head is finite"
         )
@@ -52,6 +52,10 @@ class ProbeReport(Stages):
         account = {"measured_on": name, "figures": figures, **(more or {})}
         self.emit("summary", {**account, "skipped": self.skips, "exit_code": code})
         self.say(f"{figures['images']} images of {name}, {self.skips} skipped")
+
+
+def _loss(value: float) -> str:
+    return f"{value:.3f}" if value < 1e4 else f"{value:.3g}"  # of a rate that is too high
 
 
 def _figure(figures: Mapping[str, Any]) -> str:

@@ -173,9 +173,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _truncated() -> ImageError:
-    return ImageError(
-        "truncated", "the file ends early (--allow-truncated embeds the part that is there)"
-    )
+    hint = "embed and classify take what is there with --allow-truncated"
+    return ImageError("truncated", f"the file ends early ({hint})")
 
 
 @contextmanager

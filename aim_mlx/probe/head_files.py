@@ -89,7 +89,8 @@ def write_probe(folder: Path, head: Head, values: Mapping[str, Any], overwrite: 
         publish({folder / WEIGHTS: _writing(data), folder / FACTS: _writing(text)})
     except OSError as error:
         raise OutputError(
-            f"{at(folder)} cannot be written: {error.strerror or error}; choose another folder"
+            f"{at(folder)} cannot be written: {error.strerror or error}: mend that, or choose "
+            "another folder"
         ) from error
     return folder
 

@@ -111,7 +111,8 @@ def _cut(
                 continue
             raise UsageError(
                 f"class {name!r} has {len(members)} images that can be read: at least {least} are "
-                f"needed to split; add some, give splits of your own{' or --test 0' * (test > 0)}"
+                f"needed to split; add some, or give splits of your own"
+                f"{', or --test 0' * (len(members) == least - 1 and test > 0)}"
             )
         members.sort(key=lambda image: _rank(seed, image))
         aside = max(1, round(val * len(members)))
