@@ -53,7 +53,7 @@ def film(format: str, **options: Any) -> bytes:
 
 JPEG, PNG, TIFF = encoded(format="JPEG"), encoded(), encoded(format="TIFF")
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
-BOMB = zlib.compress(bytes(80_000_000), 9)
+BOMB = zlib.compress(bytes(80_000_000), 1)
 _SIZE_AT = JPEG.index(b"\xff\xc0") + 5
 _GIANT = JPEG[:_SIZE_AT] + struct.pack(">HH", 65_000, 65_000) + JPEG[_SIZE_AT + 4 :]
 _EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n(x) run\n"

@@ -28,16 +28,16 @@ MOST_MEMORY = 256e6  # bytes, beyond the interpreter's own
 LONGEST_CASE = 5.0  # seconds; one takes some milliseconds
 # Cases of each seed: together more than ten thousand.
 CASES = {
-    ("aim-mlx", False): 1300,
-    ("ml-aim-mlx", False): 1300,
-    ("ml-aim-torch", False): 1300,
-    ("transformers", False): 1300,
-    ("timm", False): 1300,
-    ("native", False): 1000,
-    ("ml-aim-mlx", True): 1000,
-    ("transformers", True): 1000,
-    ("timm", True): 1000,
-    ("quantised", False): 1000,
+    ("aim-mlx", False): 1100,
+    ("ml-aim-mlx", False): 1100,
+    ("ml-aim-torch", False): 1100,
+    ("transformers", False): 1100,
+    ("timm", False): 1100,
+    ("native", False): 900,
+    ("ml-aim-mlx", True): 900,
+    ("transformers", True): 900,
+    ("timm", True): 900,
+    ("quantised", False): 900,
     ("lit", False): 100,
 }
 mutations = st.lists(
