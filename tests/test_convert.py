@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from aim_mlx.weights.convert import Conversion, convert_checkpoint
 from aim_mlx.weights.layouts import layout_named
 from aim_mlx.weights.mapping import from_ours
 from aim_mlx.weights.sizes import expected_shapes
+from tests.full_disk import full_from
 from tests.weights_files import (
     DATA,
     PEAK,
@@ -404,12 +404,8 @@ def test_what_the_command_cannot_do_is_a_usage_error(capsys, tmp_path, arguments
 
 
 def test_a_full_disk_ends_the_command_with_5_and_leaves_nothing(capsys, tmp_path: Path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
-    try:
+    with full_from(300_000):
         code, out, err = run(capsys, DATA / "vision_absolute" / "timm", tmp_path / "m")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, out) == (5, "") and "cannot be written" in err
     assert not (tmp_path / "m").exists()
 

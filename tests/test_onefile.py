@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +12,7 @@ from aim_mlx import durable
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.store import onefile
 from aim_mlx.store.onefile import Rows, is_file_target, sidecar, write_file
+from tests.full_disk import full_from
 from tests.stores import make_store
 
 VECTORS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -164,23 +163,6 @@ def test_a_link_to_nothing_is_not_replaced_unasked(store, tmp_path):
         write_file(Rows(store), tmp_path / "out.npz")
 
 
-# Writes a store where no file may grow beyond a number of bytes: as on a full disk, all of what is
-# buffered fails again on closing.
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-from aim_mlx.errors import OutputError
-from aim_mlx.store.onefile import Rows, write_file
-from aim_mlx.store.reading import EmbeddingStore
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
-try:
-    write_file(Rows(EmbeddingStore(sys.argv[1])), Path(sys.argv[2]), overwrite=True)
-except OutputError as error:
-    print(error)
-"""
-
-
 @pytest.mark.parametrize("suffix", onefile.SUFFIXES)
 def test_a_full_disk_is_an_output_error_that_leaves_all_as_it_was(tmp_path, suffix):
     # Five rows of a thousand numbers: 20,000 bytes without any header.
@@ -192,7 +174,6 @@ def test_a_full_disk_is_an_output_error_that_leaves_all_as_it_was(tmp_path, suff
     write_file(Rows(source), target)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     for limit in (6000, 20_000, 20_050):
-        command = [sys.executable, "-c", FULL, source.folder, target, str(limit)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert "it is as it was" in done.stdout and not done.stderr, done.stderr
+        with pytest.raises(OutputError, match="it is as it was"), full_from(limit):
+            write_file(Rows(source), target, overwrite=True)
         assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from aim_mlx.store import journal, lists
 from aim_mlx.store.reading import EmbeddingStore
 from tests.bad_images import JPEG, PNG
 from tests.embed_runs import Run, embed, make
+from tests.full_disk import full_from
 from tests.small import many_photos, save, wait_for
 from tests.store_crashes import Disk, facts, run
 from tests.test_cli_bad_input import start
@@ -78,28 +78,12 @@ def kept_in(store: Path) -> int:
     return journal.read(path)[0].rows if path.exists() else 0
 
 
-# As on a full disk, what is buffered fails again on closing.
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-from aim_mlx.errors import OutputError
-from tests.store_crashes import run
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
-try:
-    run(Path(sys.argv[1]), Path(sys.argv[2]))
-except OutputError as error:
-    print(error)
-"""
-
-
 @pytest.mark.parametrize("limit", [100, 2000])
 def test_where_files_cannot_grow_the_rows_so_far_are_kept(photos, tmp_path, limit):
     run(photos, tmp_path / "whole")
-    command = [sys.executable, "-c", LIMITED, photos, tmp_path / "out", str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert "File too large" in done.stdout and "run the same command again" in done.stdout
-    assert not done.stderr
+    with pytest.raises(OutputError, match="File too large.*run the same command again"):
+        with full_from(limit):
+            run(photos, tmp_path / "out")
     run(photos, tmp_path / "out")
     assert facts(tmp_path / "out") == facts(tmp_path / "whole")
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from aim_mlx.weights.checkpoint import (
 from aim_mlx.weights.initial import initial_weights
 from aim_mlx.weights.sizes import expected_shapes
 from aim_mlx.weights.writer import SafetensorsWriter
+from tests.full_disk import full_from
 from tests.weights_files import DATA, edit_json
 
 CONFIG = VisionConfig(64, 176, 3, 2, 14, 56)
@@ -313,13 +313,8 @@ def test_a_missing_parent_or_a_file_in_the_way_is_an_output_error(tmp_path: Path
 
 
 def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path, weights):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
-    try:
-        with pytest.raises(OutputError, match="cannot be written"):
-            save_checkpoint(tmp_path / "m", weights, CONFIG, PREPROCESS)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(OutputError, match="cannot be written"), full_from(300_000):
+        save_checkpoint(tmp_path / "m", weights, CONFIG, PREPROCESS)
     assert not (tmp_path / "m").exists()
 
 
