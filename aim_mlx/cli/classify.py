@@ -5,8 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aim_mlx.cli.options import (
+    AsJson,
+    BatchSize,
+    Dtype,
+    Follow,
+    LitModel,
+    Offline,
+    Overwrite,
+    Revision,
+    Table,
+    Templates,
+)
 from aim_mlx.cli.words import build_head, given_labels, list_images, load_lit
-from aim_mlx.registry import DEFAULT_LIT
 
 if TYPE_CHECKING:
     from aim_mlx.classify import Stored
@@ -26,9 +37,7 @@ def classify(
     head: Annotated[
         Path | None, typer.Option(help="A folder of labels saved before, instead of labels.")
     ] = None,
-    templates: Annotated[
-        str, typer.Option(help="plain, varied, or a file of sentences with {} for the label.")
-    ] = "plain",
+    templates: Templates = "plain",
     multi_label: Annotated[
         bool, typer.Option("--multi-label", help="Judge each label by itself: cosines.")
     ] = False,
@@ -38,19 +47,11 @@ def classify(
     threshold: Annotated[
         float | None, typer.Option(help="Only labels with at least this score.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help=f"A LiT model's name, repo or folder [{DEFAULT_LIT}].")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images at a time; fitted to the device if absent.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="A .csv or .jsonl file to write.")
-    ] = None,
+    model: LitModel = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = None,
+    output: Table = None,
     html: Annotated[
         Path | None, typer.Option(help="Also a page of the photos with bars for their labels.")
     ] = None,
@@ -61,15 +62,13 @@ def classify(
     save_head: Annotated[
         Path | None, typer.Option(help="Keep the labels' vectors in this folder, for --head.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="Follow links to folders.")] = False,
+    overwrite: Overwrite = False,
+    offline: Offline = False,
+    follow: Follow = False,
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Take what is left of cut files.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Print the best label of each photo: score, label and path, with tabs between."""
     from aim_mlx.classify import TABLES, Choice, Images, check_folder, check_target

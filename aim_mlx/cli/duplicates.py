@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aim_mlx.cli.options import Store
+
 if TYPE_CHECKING:
     from aim_mlx.duplicates import Group
     from aim_mlx.store.reading import EmbeddingStore
 
 
 def duplicates(
-    store: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that embed made.")],
+    store: Store,
     threshold: Annotated[
         float, typer.Option(help="Cosine from which two photos belong together.")
     ] = 0.95,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from aim_mlx.cli.options import BatchSize, Dtype, Follow, MeanLayers, Offline, Revision
 from aim_mlx.registry import DEFAULT_MODEL
 
 
@@ -26,22 +27,16 @@ def embed(
     model: Annotated[
         str, typer.Option(help="A model name, Hub repo, folder or file.")
     ] = DEFAULT_MODEL,
-    revision: Annotated[
-        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
-    ] = None,
+    revision: Revision = None,
     pooling: Annotated[
         str | None,
         typer.Option(help="mean, max, gem, or attention where there is such a pool."),
     ] = None,
-    layers: Annotated[
-        str, typer.Option(help="Blocks to average instead of the last norm: -1,-2,-3")
-    ] = "",
+    layers: MeanLayers = "",
     normalize: Annotated[bool, typer.Option(help="Scale vectors to length 1.")] = True,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images at a time; fitted to the device if absent.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    batch_size: BatchSize = None,
+    dtype: Dtype = None,
+    offline: Offline = False,
     include: Annotated[
         list[str] | None,
         typer.Option(help="Only what matches: '*.jpg', or '2024/*' for a path. Repeatable."),
@@ -50,7 +45,7 @@ def embed(
         list[str] | None,
         typer.Option(help="Nothing that matches: 'drafts', '*.png'. Repeatable."),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Follow links to folders.")] = False,
+    follow: Follow = False,
     null: Annotated[
         bool, typer.Option("-0", "--null", help="The list on stdin is separated by NUL bytes.")
     ] = False,

@@ -4,14 +4,18 @@ from typing import Annotated
 
 import typer
 
-from aim_mlx.cli.probe import (
+from aim_mlx.cli.options import (
     AllowEmpty,
+    AsJson,
+    EncoderModel,
     Follow,
     LabelColumn,
+    LabelledImages,
+    MeanLayers,
     MultiLabel,
     Offline,
     PathColumn,
-    Source,
+    Revision,
     SplitColumn,
 )
 from aim_mlx.cli.probe_report import ProbeReport
@@ -19,13 +23,9 @@ from aim_mlx.registry import DEFAULT_MODEL
 
 
 def knn(
-    source: Source,
-    model: Annotated[
-        str, typer.Option(help="The encoder: a model name, Hub repo, folder or file.")
-    ] = DEFAULT_MODEL,
-    revision: Annotated[
-        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
-    ] = None,
+    source: LabelledImages,
+    model: EncoderModel = DEFAULT_MODEL,
+    revision: Revision = None,
     ks: Annotated[
         str, typer.Option("--k", help="Numbers of neighbours; the best on val is taken.")
     ] = "10,20,100,200",
@@ -35,9 +35,7 @@ def knn(
     pooling: Annotated[
         str | None, typer.Option(help="mean, max, gem, or attention where there is such a pool.")
     ] = None,
-    layers: Annotated[
-        str, typer.Option(help="Blocks to average instead of the last norm: -1,-2,-3")
-    ] = "",
+    layers: MeanLayers = "",
     seed: Annotated[int, typer.Option(help="Decides the split.")] = 0,
     val: Annotated[float, typer.Option(help="Of each class, to choose k by.")] = 0.15,
     test: Annotated[float, typer.Option(help="Of each class, for the figures.")] = 0.15,
@@ -48,9 +46,7 @@ def knn(
     label_column: LabelColumn = "label",
     split_column: SplitColumn = None,
     offline: Offline = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Classify labelled images by their nearest neighbours; print how many are right.
 

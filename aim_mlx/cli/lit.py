@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aim_mlx.cli.options import Offline, Revision
 from aim_mlx.cli.stages import Stages
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.lit_training.config import TrainConfig
@@ -44,9 +45,7 @@ def train(
     model: Annotated[
         str, typer.Option(help="The frozen image tower: a model name, Hub repo, folder or file.")
     ] = DEFAULT_MODEL,
-    revision: Annotated[
-        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
-    ] = None,
+    revision: Revision = None,
     path_column: Annotated[str, typer.Option(help="The column of the images.")] = "path",
     caption_column: Annotated[str, typer.Option(help="The column of the texts.")] = "caption",
     cache: Annotated[
@@ -55,7 +54,7 @@ def train(
     max_cache_gb: Annotated[
         float, typer.Option(help="What they may take; more is computed again every time.")
     ] = 20.0,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    offline: Offline = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Report steps and a summary as JSON lines on stdout.")
     ] = False,

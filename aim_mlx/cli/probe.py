@@ -5,31 +5,27 @@ from typing import Annotated, Any
 
 import typer
 
+from aim_mlx.cli.options import (
+    AllowEmpty,
+    AsJson,
+    EncoderModel,
+    Follow,
+    LabelColumn,
+    LabelledImages,
+    MeanLayers,
+    MultiLabel,
+    Offline,
+    Overwrite,
+    PathColumn,
+    Revision,
+    SplitColumn,
+    Table,
+)
 from aim_mlx.cli.probe_report import ProbeReport
 from aim_mlx.registry import DEFAULT_MODEL
 
 app = typer.Typer(help="Classifiers on the features of a frozen encoder.", rich_markup_mode=None)
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATA", help="A folder of class folders, or a table with columns path and label."
-    ),
-]
-MultiLabel = Annotated[
-    bool,
-    typer.Option("--multi-label", help="Any number of classes an image; in a table sky;sea."),
-]
-AllowEmpty = Annotated[
-    bool, typer.Option("--allow-empty", help="Leave classes without images out.")
-]
-Follow = Annotated[bool, typer.Option("--follow", help="Follow links to folders.")]
-PathColumn = Annotated[str, typer.Option(help="The column of the images in a table.")]
-LabelColumn = Annotated[str, typer.Option(help="The column of the classes.")]
-SplitColumn = Annotated[
-    str | None, typer.Option(help="The column of train, val and test; if absent split, if any.")
-]
-Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 Probe = Annotated[Path, typer.Argument(metavar="PROBE", help="The folder that probe train wrote.")]
 OtherModel = Annotated[
     str | None, typer.Option(help="Where the encoder is now; where it was, if absent.")
@@ -38,20 +34,14 @@ OtherModel = Annotated[
 
 @app.command("train")
 def train(
-    source: Source,
+    source: LabelledImages,
     output: Annotated[Path, typer.Option("-o", "--output", help="The probe's folder to write.")],
-    model: Annotated[
-        str, typer.Option(help="The encoder: a model name, Hub repo, folder or file.")
-    ] = DEFAULT_MODEL,
-    revision: Annotated[
-        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
-    ] = None,
+    model: EncoderModel = DEFAULT_MODEL,
+    revision: Revision = None,
     protocol: Annotated[
         str, typer.Option(help="fast for small sets, or paper: the 28 heads of AIMv2's authors.")
     ] = "fast",
-    layers: Annotated[
-        str, typer.Option(help="Blocks to average instead of the last norm: -1,-2,-3")
-    ] = "",
+    layers: MeanLayers = "",
     head: Annotated[
         str | None, typer.Option(help="attentive, coca, or mean or max: linear on pooled tokens.")
     ] = None,
@@ -160,22 +150,20 @@ def train(
 @app.command("eval")
 def evaluate(
     probe: Probe,
-    source: Source,
+    source: LabelledImages,
     split: Annotated[
         str | None, typer.Option(help="train, val or test; if absent test, or all images.")
     ] = None,
     model: OtherModel = None,
     html: Annotated[Path | None, typer.Option(help="Also a report of it.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Overwrite = False,
     allow_empty: AllowEmpty = False,
     follow: Follow = False,
     path_column: PathColumn = "path",
     label_column: LabelColumn = "label",
     split_column: SplitColumn = None,
     offline: Offline = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Measure a probe on labelled images.
 
@@ -215,9 +203,7 @@ def evaluate(
 def predict(
     probe: Probe,
     sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Images and folders.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="A .csv or .jsonl file to write.")
-    ] = None,
+    output: Table = None,
     html: Annotated[
         Path | None, typer.Option(help="Also a page of the photos with bars for their classes.")
     ] = None,
@@ -228,12 +214,10 @@ def predict(
         float | None, typer.Option(help="Only classes this likely; 0.5 where there are several.")
     ] = None,
     model: OtherModel = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Overwrite = False,
     follow: Follow = False,
     offline: Offline = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Print the class of each photo.
 

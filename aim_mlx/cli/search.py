@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aim_mlx.cli.options import Offline, Store
+
 if TYPE_CHECKING:
     from aim_mlx.store.reading import EmbeddingStore
 
 
 def search(
-    store: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that embed made.")],
+    store: Store,
     image: Annotated[
         list[str] | None, typer.Option(metavar="IMG", help="Find photos like this; repeatable.")
     ] = None,
@@ -34,7 +36,7 @@ def search(
         Path | None, typer.Option(help="Also write the photos found as a web page.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that page.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    offline: Offline = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print results and a summary as JSON lines.")
     ] = False,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aim_mlx.cli.options import Offline
+
 if TYPE_CHECKING:
     from aim_mlx.store.reading import EmbeddingStore
     from aim_mlx.store.verify import Fault, Findings
@@ -20,7 +22,7 @@ def verify(
         int, typer.Option(min=0, help="Embed this many of its photos again and compare.")
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Which photos --sample takes.")] = 0,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    offline: Offline = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Report on stdout, as JSON lines.")
     ] = False,

@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aim_mlx.cli.options import (
+    AllowEmpty,
+    AsJson,
+    BatchSize,
+    Dtype,
+    LitModel,
+    Offline,
+    Revision,
+    Templates,
+)
 from aim_mlx.cli.words import build_head, load_lit
-from aim_mlx.registry import DEFAULT_LIT
 
 if TYPE_CHECKING:
     from aim_mlx.zeroshot_eval import Evaluation
@@ -24,29 +33,17 @@ def zeroshot_eval(
         Path | None,
         typer.Option(help="A table of class and label, where folders are not called in words."),
     ] = None,
-    templates: Annotated[
-        str, typer.Option(help="plain, varied, or a file of sentences with {} for the label.")
-    ] = "plain",
+    templates: Templates = "plain",
     split: Annotated[
         str | None, typer.Option(help="train, val or test, where there are splits [val].")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help=f"A LiT model's name, repo or folder [{DEFAULT_LIT}].")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images at a time; fitted to the device if absent.")
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
-    allow_empty: Annotated[
-        bool, typer.Option("--allow-empty", help="Leave classes without images out.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
-    ] = False,
+    model: LitModel = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = None,
+    offline: Offline = False,
+    allow_empty: AllowEmpty = False,
+    as_json: AsJson = False,
 ) -> int:
     """Classify labelled images by the names of their classes; print how many are right."""
     from aim_mlx.cli.progress import Progress
