@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from aim_mlx.zeroshot import ZeroShotHead
 if TYPE_CHECKING:
     from aim_mlx.store.reading import EmbeddingStore
 
-TABLES = (".csv", ".jsonl")
 _ROWS_AT_ONCE = 4096
 
 
@@ -147,32 +145,6 @@ def find_store(sources: Sequence[str]) -> "EmbeddingStore | None":
     from aim_mlx.store.reading import EmbeddingStore
 
     return EmbeddingStore(stores[0])
-
-
-def check_target(target: Path | None, suffixes: tuple[str, ...], overwrite: bool) -> None:
-    """Raises UsageError or OutputError for a file that cannot be written, before any work."""
-    if target is None:
-        return
-    if target.suffix.lower() not in suffixes:
-        raise UsageError(f"expected a name that ends in {', '.join(suffixes)}, got {target.name!r}")
-    if not target.parent.is_dir():
-        raise OutputError(f"folder {str(target.parent)!r} does not exist: create it first")
-    if target.exists() and not target.is_file():
-        raise OutputError(f"{str(target)!r} is not a file: choose another output")
-    if os.path.lexists(target) and not overwrite:
-        raise OutputError(f"{str(target)!r} exists: pass --overwrite to replace it")
-
-
-def check_folder(folder: Path | None, overwrite: bool) -> None:
-    """Raises OutputError for a folder that cannot be written into, before any work."""
-    if folder is None:
-        return
-    if not folder.parent.is_dir():
-        raise OutputError(f"folder {str(folder.parent)!r} does not exist: create it first")
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise OutputError(f"{str(folder)!r} is not a folder: choose another output")
-    if folder.is_dir() and not overwrite and any(folder.iterdir()):
-        raise OutputError(f"{str(folder)!r} is not empty: pass --overwrite to write into it")
 
 
 def write_table(target: Path, rows: Iterable[Classified]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aim_mlx.classify import Choice, Classified, Stored, check_target, write_table
-from aim_mlx.errors import CheckpointError, OutputError, UsageError
+from aim_mlx.classify import Choice, Classified, Stored, write_table
+from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.images import Skip
 from aim_mlx.zeroshot import ZeroShotHead
 
@@ -127,19 +127,3 @@ def test_a_table_that_cannot_be_finished_is_not_there(suffix, tmp_path):
     with pytest.raises(CheckpointError):
         write_table(tmp_path / f"x{suffix}", rows())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_target_is_checked_before_any_work(tmp_path):
-    check_target(None, (".csv",), False)
-    check_target(tmp_path / "x.CSV", (".csv",), False)
-    (tmp_path / "x.csv").touch()
-    check_target(tmp_path / "x.csv", (".csv",), True)
-    with pytest.raises(OutputError, match="--overwrite"):
-        check_target(tmp_path / "x.csv", (".csv",), False)
-    with pytest.raises(UsageError, match=r"\.csv, \.jsonl"):
-        check_target(tmp_path / "x.jpg", (".csv", ".jsonl"), True)
-    with pytest.raises(OutputError, match="does not exist"):
-        check_target(tmp_path / "no" / "x.csv", (".csv",), True)
-    (tmp_path / "y.csv").mkdir()
-    with pytest.raises(OutputError, match="not a file"):
-        check_target(tmp_path / "y.csv", (".csv",), True)

@@ -71,9 +71,10 @@ def classify(
     as_json: AsJson = False,
 ) -> int:
     """Print the best label of each photo: score, label and path, with tabs between."""
-    from aim_mlx.classify import TABLES, Choice, Images, check_folder, check_target
+    from aim_mlx.classify import Choice, Images
     from aim_mlx.cli.labelled import Report, Telling
     from aim_mlx.cli.progress import Progress
+    from aim_mlx.cli.targets import PAGES, TABLES, check_folder, check_target
     from aim_mlx.embed import EmbedOptions
     from aim_mlx.errors import Interrupted, UsageError
     from aim_mlx.heatmap import write_heatmaps
@@ -86,7 +87,7 @@ def classify(
         raise UsageError("saved labels have their templates: leave out --templates, --save-head")
     told = Choice(top if top is not None or multi_label else 1, threshold, multi_label)
     check_target(output, TABLES, overwrite)
-    check_target(html, (".html", ".htm"), overwrite)
+    check_target(html, PAGES, overwrite)
     check_folder(save_head, overwrite)
     check_folder(heatmap, overwrite)
     saved = None if head is None else ZeroShotHead.load(head)

@@ -26,10 +26,11 @@ def duplicates(
     ] = False,
 ) -> None:
     """Print groups of near-duplicates: group, lowest and highest similarity in it, path."""
-    from aim_mlx.cli.reports import check_report, open_rows
+    from aim_mlx.cli.reports import open_rows
+    from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.duplicates import duplicates as find
 
-    check_report(html, overwrite)
+    check_target(html, PAGES, overwrite)
     rows = open_rows(store)
     groups = find(rows.vectors, threshold, normalized=rows.options.normalize)
     if html is not None:

@@ -169,7 +169,7 @@ def evaluate(
 
     Prints the figures, then the share of each class that was right.
     """
-    from aim_mlx.cli.reports import check_report
+    from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import Interrupted
     from aim_mlx.probe.data import Data
     from aim_mlx.probe.dataset import Columns
@@ -177,7 +177,7 @@ def evaluate(
     from aim_mlx.probe.report import write_report
     from aim_mlx.probe.summary import made_report
 
-    check_report(html, overwrite)
+    check_target(html, PAGES, overwrite)
     loaded = _load(probe, model, offline)
     columns = Columns(path_column, label_column, split_column)
     data = Data(source, columns, loaded.multi_label, allow_empty, follow)
@@ -223,15 +223,16 @@ def predict(
 
     A line has the probability, the class and the path, with tabs between.
     """
-    from aim_mlx.classify import TABLES, Choice, check_target
+    from aim_mlx.classify import Choice
     from aim_mlx.cli.labelled import Report, Telling
     from aim_mlx.cli.progress import Progress
+    from aim_mlx.cli.targets import PAGES, TABLES, check_target
     from aim_mlx.cli.words import list_images
     from aim_mlx.errors import Interrupted
     from aim_mlx.probe.prediction import Predicted
 
     check_target(output, TABLES, overwrite)
-    check_target(html, (".html", ".htm"), overwrite)
+    check_target(html, PAGES, overwrite)
     progress = Progress(as_json)
     listing = list_images(sources, follow, [output, html], progress)
     loaded = _load(probe, model, offline)

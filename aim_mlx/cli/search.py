@@ -44,7 +44,8 @@ def search(
     """Print the photos most like images or words: cosine similarity, a tab and the path."""
     from huggingface_hub.utils import tqdm
 
-    from aim_mlx.cli.reports import check_report, open_rows
+    from aim_mlx.cli.reports import open_rows
+    from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import UsageError
     from aim_mlx.queries import Queries
     from aim_mlx.search import combine, top_k
@@ -55,7 +56,7 @@ def search(
     if k < 1:
         raise UsageError(f"-k must be at least 1, got {k}")
     factors = parse_weights(weights)
-    check_report(html, overwrite)
+    check_target(html, PAGES, overwrite)
     rows = open_rows(store)
     queries = Queries(rows, lambda: rows.load_encoder(offline=offline, progress=tqdm))
     spoken = [queries.texts(words) for words in texts]  # what can be refused before any photo
