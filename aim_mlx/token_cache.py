@@ -5,13 +5,14 @@ rename and never changed; KEY stands for the encoder, its preprocessing and the 
 FOLDER/KEY/identity.json states. What is there is never computed again, whatever its name.
 """
 
+import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,14 +138,18 @@ class TokenCache:
     def _publish(self, records: np.ndarray) -> None:
         if not len(records):
             return
-        if self.limit is not None and self._used() + records.nbytes + _HEADER_BYTES > self.limit:
-            raise OutputError(
-                f"{str(self._root)!r} has grown to its limit of {self.limit:,} bytes by another's "
-                "work: raise the limit, or choose another folder"
-            )
-        number = max((int(path.stem[7:]) + 1 for path in self._files()), default=0)
-        path = self._folder / f"tokens-{number:06d}.npy"
-        publish({path: lambda file: np.save(file, records, allow_pickle=False)})
+        with _turn(self._root):
+            for path in self._root.glob(f"*/.tokens-*{TEMPORARY}"):  # of runs that were killed
+                path.unlink()
+            needed = self._used() + records.nbytes + _HEADER_BYTES
+            if self.limit is not None and needed > self.limit:
+                raise OutputError(
+                    f"{str(self._root)!r} has grown to its limit of {self.limit:,} bytes by "
+                    "another's work: raise the limit, or choose another folder"
+                )
+            number = max((int(path.stem[7:]) + 1 for path in self._files()), default=0)
+            path = self._folder / f"tokens-{number:06d}.npy"
+            publish({path: lambda file: np.save(file, records, allow_pickle=False)})
         self._open_shard(path)
 
     def _prepare(self, needed: int) -> None:
@@ -179,8 +184,8 @@ class TokenCache:
             return False
         if records.dtype != self._record or records.ndim != 1:
             return False
-        for row, digest in enumerate(records["digest"]):
-            self._where[digest.tobytes()] = (len(self._shards), row)
+        for row, digest in enumerate(_digests(path, records)):
+            self._where[digest] = (len(self._shards), row)
         self._shards.append(records)
         return True
 
@@ -231,12 +236,38 @@ class _Shard:
         return records
 
 
+def _digests(path: Path, records: np.ndarray) -> Iterator[bytes]:
+    """The digests in a shard, read one by one.
+
+    Of a mapped file the system would read and keep what lies around each: half of the whole cache.
+    """
+    start = path.stat().st_size - records.nbytes
+    with open(path, "rb", buffering=0) as file:
+        for row in range(len(records)):
+            yield os.pread(file.fileno(), 32, start + row * records.itemsize)
+
+
 def _text(identity: Mapping[str, Any]) -> bytes:
     return json.dumps(identity, sort_keys=True, indent=1).encode()
 
 
 def _key(digest: str) -> bytes:
     return bytes.fromhex(digest)
+
+
+@contextmanager
+def _turn(folder: Path):
+    """Waits until no other process writes a shard below the folder, whichever encoder's.
+
+    So nobody's unfinished shard is passed over where the limit is checked, and one that is there is
+    a dead process's.
+    """
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,11 @@ from aim_mlx.images.contents import read_content
 from aim_mlx.token_cache import TokenCache
 from aim_mlx.tokens import StreamedTokens, frozen_tokens
 from tests.small import NATIVE, SMALL, encoder, photo, save
+from tests.weights_files import PEAK
 
 SHAPE = (16, 64)  # of SMALL: (N, D)
 RECORD = 32 + 2 * 16 * 64
+WIDE = VisionConfig(1024, 176, 1, 8, 14, 224)  # tokens of the size of the large model's
 
 
 @pytest.fixture
@@ -117,6 +121,63 @@ def test_the_limit_holds_for_the_whole_folder(tmp_path, images):
     with pytest.raises(UsageError, match="the limit is"):
         second.fill(images)
     assert sum(path.stat().st_size for path in shards(folder)) == used
+
+
+def test_what_a_killed_run_of_another_encoder_left_does_not_pass_the_limit(tmp_path, images):
+    folder = tmp_path / "cache"
+    TokenCache(folder, encoder(seed=1)).fill(images)
+    unfinished = shards(folder)[0].with_name(".tokens-000007.npy.1.aim-mlx.tmp")
+    unfinished.write_bytes(bytes(RECORD))
+    TokenCache(folder, encoder(), limit=10 * (RECORD + 256)).fill(images)
+    assert len(shards(folder)) == 2 and not unfinished.exists()
+
+
+def test_two_encoders_take_turns_in_writing_below_one_limit(tmp_path, images):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with token_cache._turn(folder):
+            filling = pool.submit(_fill_apart, folder, images)
+            deadline = time.monotonic() + 30
+            while not list(folder.glob("*/identity.json")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.2)  # it waits for its turn
+            written, done = shards(folder), filling.done()
+        filling.result(timeout=30)
+    assert not written and not done and len(shards(folder)) == 1
+
+
+def _fill_apart(folder: Path, images: dict) -> None:
+    TokenCache(folder, encoder()).fill(images)
+
+
+_OPEN = """
+import sys
+from aim_mlx import token_cache
+from tests.small import encoder
+from tests.test_token_cache import WIDE
+model = encoder(WIDE)
+before = peak()
+cache = token_cache.TokenCache(sys.argv[1], model)
+print(len(cache._shards), peak() - before)
+"""
+
+
+def test_opening_a_large_cache_takes_no_memory_for_its_tokens(tmp_path):
+    """1.3 GB of shards, all holes; mapped, 0.3 MB around each digest would be read and kept."""
+    record = np.dtype([("digest", "u1", (32,)), ("tokens", "<f2", (256, 1024))])
+    cache = TokenCache(tmp_path / "cache", encoder(WIDE))
+    cache._folder.mkdir(parents=True)
+    for number in range(20):
+        with open(cache._folder / f"tokens-{number:06d}.npy", "wb") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": record.descr, "fortran_order": False, "shape": (127,)}
+            )
+            file.truncate(file.tell() + 127 * record.itemsize)
+    command = [sys.executable, "-c", PEAK + _OPEN, str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    opened, grown = map(int, done.stdout.split())
+    assert opened == 20 and grown < 20e6, grown
 
 
 def test_images_that_cannot_be_decoded_are_returned_with_the_reason(tmp_path, images):
