@@ -270,3 +270,26 @@ def test_ctrl_c_ends_with_130_and_leaves_no_file(model, tmp_path):
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr and "Traceback" not in stderr
     assert not list(tmp_path.glob("*o.npz*"))
+
+
+@pytest.mark.parametrize("moment", ["typer", "mlx.core"])
+def test_ctrl_c_while_modules_load_is_told_as_such(moment):
+    """A compiled module makes an ImportError of it, which looks like a missing back end."""
+    code = f"""
+import sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {moment!r}:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as error:
+                if name == "typer":
+                    raise
+                raise ImportError("while initializing the extension") from error
+sys.meta_path.insert(0, Finder())
+sys.argv = ["aim-mlx", "doctor"]
+from aim_mlx.cli.start import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "aim-mlx: error: interrupted\n")

@@ -32,7 +32,7 @@ from aim_mlx.cli import (
     zeroshot_eval,
 )
 from aim_mlx.cli.terminal import escaped
-from aim_mlx.errors import AimError, TruncatedTextWarning, UntrainedModelWarning
+from aim_mlx.errors import AimError, BackendError, TruncatedTextWarning, UntrainedModelWarning
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _LONGEST_LINE = 2000  # characters of a message, which may quote a checkpoint's text
@@ -113,6 +113,8 @@ def _run(arguments: list[str]) -> int:
             raise
         return _fail(error.format_message(), 2)
     except AimError as error:
+        if isinstance(error, BackendError) and _was_interrupted(error):
+            return _fail("interrupted", 130)
         if "--debug" in arguments:
             raise
         return _fail(str(error), error.exit_code)
