@@ -5,9 +5,6 @@ that of its parent, and the memory measurement would read it.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -15,10 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import fresh, write_result
 from benchmarks.report import goals, markdown, summarise
 from benchmarks.startup import startup
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -51,9 +47,7 @@ def main() -> None:
     folder = Path(options.model)
     result = measure(plan, str(folder.resolve()) if folder.is_dir() else options.model)
     print(markdown(result))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(options.output, result)
 
 
 def measure(plan: Plan, model: str) -> dict[str, Any]:
@@ -135,12 +129,7 @@ def memory(plan: Plan, model: str, folder: str) -> dict[str, Any]:
 
 def worker(name: str, **arguments: Any) -> dict[str, Any]:
     """Runs one measurement in a fresh process and tells of it on stderr."""
-    command = [sys.executable, "-m", "benchmarks.workers", name, json.dumps(arguments)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr}")
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = fresh("benchmarks.workers", name, **arguments)
     rate = result.get("images_per_second")
     shown = {k: v for k, v in arguments.items() if k in ("batch", "count", "dtype", "size")}
     print(f"{name} {shown} {f'{rate:.3f} images/s' if rate else ''}", file=sys.stderr)

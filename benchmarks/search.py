@@ -6,17 +6,15 @@ others. This process imports neither numpy nor MLX, for a child's peak memory be
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.processes import fresh, spread, write_result
+
 GB = 1e9
 CONTENDERS = ("ours", "numpy", "faiss", "faiss_tuned")
 NAMES = {
@@ -38,9 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="aim-mlx-benchmark-", dir=options.folder) as folder:
         result = measure(Path(folder) / "rows.f32", options.rows, options.dim, options.rounds)
     print(markdown(result))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(options.output, result)
 
 
 def measure(path: Path, rows: int, dim: int, rounds: int) -> dict[str, Any]:
@@ -79,26 +75,21 @@ def markdown(result: dict[str, Any]) -> str:
         ("one query, seconds", "one"),
         ("100 queries, seconds", "hundred"),
     ):
-        cells = [_range([v for run in result["runs"] for v in run[name][key]]) for name in NAMES]
+        cells = [
+            spread([v for run in result["runs"] for v in run[name][key]], ".3f") for name in NAMES
+        ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     peaks = [max(run[name]["peak_bytes"] for run in result["runs"]) / matrix for name in NAMES]
     lines.append(f"| peak memory of the matrix | {' | '.join(f'{peak:.2f}' for peak in peaks)} |")
     loads = [load for run in result["runs"] for each in run.values() for load in each["load"]]
-    return "\n".join([*lines, "", f"Load average while measuring: {_range(loads)}"])
-
-
-def _range(values: list[float]) -> str:
-    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    return "\n".join([*lines, "", f"Load average while measuring: {spread(loads)}"])
 
 
 def worker(name: str, **arguments: Any) -> dict[str, Any]:
     """Runs one contender in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.search_workers", name, json.dumps(arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr}")
+    result = fresh("benchmarks.search_workers", name, **arguments)
     print(f"{name}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 if __name__ == "__main__":

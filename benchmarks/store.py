@@ -8,13 +8,14 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from benchmarks.processes import fresh
 
 DISTINCT = 300  # small files; the others are hard links to them
 _FOLDER = 1000  # files in a folder
@@ -28,25 +29,23 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         results = [_files(Path(folder) / str(count), count) for count in options.files]
-        worker("make_rows", f"{folder}/rows", options.rows)
-        opened = worker("open_store", f"{folder}/rows")
+        worker("make_rows", folder=f"{folder}/rows", rows=options.rows)
+        opened = worker("open_store", folder=f"{folder}/rows")
     print(json.dumps({"files": results, "rows": {"rows": options.rows, **opened}}, indent=1))
 
 
 def _files(folder: Path, count: int) -> dict[str, Any]:
-    worker("make_files", str(folder / "photos"), count)
-    paths = (str(folder / "photos"), str(folder / "out"))
-    return {"files": count, "first": worker("embed", *paths), "again": worker("embed", *paths)}
+    photos = str(folder / "photos")
+    worker("make_files", folder=photos, count=count)
+    first, again = (worker("embed", folder=photos, output=str(folder / "out")) for _ in range(2))
+    return {"files": count, "first": first, "again": again}
 
 
-def worker(name: str, *arguments: Any) -> dict[str, Any]:
-    """Runs one function of this module in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.store", "--worker", name, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr}")
-    print(name, arguments[1:], done.stdout.strip(), file=sys.stderr)
-    return json.loads(done.stdout)
+def worker(name: str, **arguments: Any) -> dict[str, Any]:
+    """Runs one function of this module in a fresh process and tells of it on stderr."""
+    result = fresh("benchmarks.store", name, **arguments)
+    print(name, json.dumps(result), file=sys.stderr)
+    return result
 
 
 def make_files(folder: str, count: int) -> dict[str, Any]:
@@ -192,8 +191,10 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+WORKERS = {each.__name__: each for each in (make_files, embed, make_rows, open_store)}
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        print(json.dumps(globals()[sys.argv[2]](*json.loads(sys.argv[3]))))
+    if sys.argv[1:2] and sys.argv[1] in WORKERS:
+        print(json.dumps(WORKERS[sys.argv[1]](**json.loads(sys.argv[2]))))
     else:
         main()

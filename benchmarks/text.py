@@ -9,19 +9,18 @@ batches of one label's templates, which is how it is used, and of 256 prompts.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.processes import fresh, spread, write_result
+
 EOS, BOS = 49_407, 49_406
 KINDS = ["a photo", "a bad photo", "a close-up", "a cropped photo", "a bright photo", "a drawing"]
 KINDS += ["a dark photo", "a blurred picture", "a painting", "a small low resolution image"]
@@ -38,16 +37,16 @@ def main() -> None:
     contenders = {"ours": ("ours", 0), "theirs, 80": ("theirs", 80), "theirs, 256": ("theirs", 256)}
     rounds = []
     with tempfile.TemporaryDirectory(prefix="aim-mlx-benchmark-") as folder:
-        worker("make", folder)
+        fresh("benchmarks.text", "make", folder=folder)
         for _ in range(options.rounds):
             each = {}
             for name, (side, batch) in contenders.items():
-                each[name] = worker(side, folder, options.labels, batch)
+                asked = {"folder": folder, "labels": options.labels, "batch": batch}
+                each[name] = fresh("benchmarks.text", side, **asked)
                 print(name, each[name], file=sys.stderr)
             rounds.append(each)
     print_table(rounds)
-    if options.output:
-        options.output.write_text(json.dumps({"labels": options.labels, "rounds": rounds}) + "\n")
+    write_result(options.output, {"labels": options.labels, "rounds": rounds})
 
 
 def print_table(rounds: list[dict[str, Any]]) -> None:
@@ -57,12 +56,11 @@ def print_table(rounds: list[dict[str, Any]]) -> None:
             values = [each[name][unit] for each in rounds]
             ratios = [each["ours"][unit] / each[name][unit] for each in rounds]
             print(
-                f"{name}: {median(values):.1f} ({min(values):.1f} to {max(values):.1f}) "
-                f"{unit.replace('_', ' ')}, ours is {median(ratios):.2f} "
-                f"({min(ratios):.2f} to {max(ratios):.2f}) times that"
+                f"{name}: {spread(values, '.1f')} {unit.replace('_', ' ')}, "
+                f"ours is {spread(ratios, '.2f')} times that"
             )
-    spread = [abs(each["ours"]["checksum"] / each["theirs, 80"]["checksum"] - 1) for each in rounds]
-    print(f"checksums differ by {max(spread):.1e} of their size")
+    apart = [abs(each["ours"]["checksum"] / each["theirs, 80"]["checksum"] - 1) for each in rounds]
+    print(f"checksums differ by {max(apart):.1e} of their size")
 
 
 def prompts(labels: int) -> np.ndarray:
@@ -81,7 +79,7 @@ def prompts(labels: int) -> np.ndarray:
     return ids
 
 
-def make(folder: str, _: int, __: int) -> dict[str, Any]:
+def make(folder: str) -> dict[str, Any]:
     """A checkpoint with the published text tower, and a small image tower."""
     import torch
     from transformers import Aimv2Config, Aimv2Model
@@ -97,7 +95,8 @@ def make(folder: str, _: int, __: int) -> dict[str, Any]:
     return {}
 
 
-def ours(folder: str, labels: int, _: int) -> dict[str, Any]:
+def ours(folder: str, labels: int, batch: int) -> dict[str, Any]:
+    """All prompts at once: the tower divides them itself, whatever the `batch`."""
     import aim_mlx
 
     lit: Any = aim_mlx.load(folder)
@@ -141,19 +140,10 @@ def timed(work: Callable[[], np.ndarray], count: int) -> dict[str, Any]:
     }
 
 
-def worker(name: str, folder: str, labels: int = 0, batch: int = 0) -> dict[str, Any]:
-    """Runs one of the functions above in a fresh process."""
-    code = (
-        f"from benchmarks.text import *; print(json.dumps({name}({folder!r}, {labels}, {batch})))"
-    )
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
+WORKERS = {each.__name__: each for each in (make, ours, theirs)}
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] and sys.argv[1] in WORKERS:
+        print(json.dumps(WORKERS[sys.argv[1]](**json.loads(sys.argv[2]))))
+    else:
+        main()
