@@ -68,7 +68,7 @@ class Encoder:
         Raises ImageError for an image that cannot be decoded, UsageError where a native-resolution
         model gives the images different sizes.
         """
-        pixels = [preprocess(decode(image), self.preprocessing) for image in _listed(images)]
+        pixels = [preprocess(decode(image), self.preprocessing) for image in listed(images)]
         if not pixels:
             raise UsageError("expected at least one image, got none")
         if len({each.shape for each in pixels}) > 1:
@@ -103,7 +103,7 @@ class Encoder:
         naming the image, for the first that cannot be embedded; `embed_stream` goes on instead.
         """
         options = EmbedOptions(pooling, tuple(layers), normalize, batch_size)
-        images = _listed(images)
+        images = listed(images)
         vectors = np.empty((len(images), self.dim(options)), np.float32)
         with closing(self.embed_stream(images, options)) as rows:
             for row in rows:
@@ -126,7 +126,7 @@ class Encoder:
         """
         options = options or EmbedOptions()
         self.check(options)
-        images = _listed(images)
+        images = listed(images)
         pipeline = Pipeline(
             self._vectors,
             self.preprocessing,
@@ -152,7 +152,7 @@ class Encoder:
         return pool(tokens, self.pooling(options))
 
 
-def _listed(images: Any) -> Sequence[ImageSource]:
+def listed(images: Any) -> Sequence[ImageSource]:
     """The images as a sequence; raises UsageError for a single one, which reads as a list too."""
     single = isinstance(images, (str, bytes, Path, Image.Image))
     if single or (isinstance(images, np.ndarray) and images.ndim == 3):

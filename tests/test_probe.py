@@ -80,6 +80,13 @@ def test_a_loaded_probe_finds_its_encoder_and_says_the_same(trained, kept):
     assert json.dumps(again.training) == json.dumps(trained.training)
 
 
+def test_images_of_a_generator_are_answered_like_a_list(trained):
+    expected = trained.predict_proba(IMAGES[:3])
+    np.testing.assert_array_equal(trained.predict_proba(iter(IMAGES[:3])), expected)
+    assert len(list(trained.predict_stream(iter(IMAGES[:3])))) == 3
+    assert trained.attention_maps(iter(IMAGES[:3])).shape[0] == 3
+
+
 def test_attention_maps_lie_on_the_grid_and_sum_to_one(trained):
     maps = trained.attention_maps(IMAGES[:3])
     assert maps.shape == (3, 2, 4, 4)

@@ -307,6 +307,9 @@ def test_the_papers_protocol_is_the_papers():
         {"batch_norm": ()},
         {"head": "cls"},
         {"patience": 0},
+        {"epochs": 2.5},
+        {"learning_rates": 0.01},
+        {"batch_norm": True},
         {"label_smoothing": 1.0},
         {"unknown": 1},
     ],
@@ -314,6 +317,11 @@ def test_the_papers_protocol_is_the_papers():
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(UsageError):
         protocol("fast", **wrong)
+
+
+def test_what_is_tried_may_be_given_as_lists():
+    found = protocol("fast", learning_rates=[0.01], batch_norm=[True])
+    assert found == protocol("fast", learning_rates=(0.01,), batch_norm=(True,))
 
 
 def test_the_loss_of_balanced_classes_weighs_each_class_the_same():

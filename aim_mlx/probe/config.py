@@ -21,13 +21,18 @@ class GridPoint:
     batch_norm: bool
 
 
+_SEVERAL = ("learning_rates", "weight_decays", "batch_norm")
+_WHOLE = ("queries", "epochs", "batch_size", "patience", "seed")
+
+
 def _check(name: str, value: Any, low: float, high: float) -> None:
     """Raises UsageError for a number, or one of several, that is out of range."""
-    for each in value if isinstance(value, tuple) else (value,):
-        real = isinstance(each, (int, float)) and not isinstance(each, bool)
+    kinds, what = (int, "a whole number ") if name in _WHOLE else ((int, float), "")
+    for each in value if name in _SEVERAL else (value,):
+        real = isinstance(each, kinds) and not isinstance(each, bool)
         if not real or not low <= each <= high or not math.isfinite(each):
             words = name.replace("_", " ")
-            raise UsageError(f"{words} must be from {low:g} to {high:g}, got {each!r}")
+            raise UsageError(f"{words} must be {what}from {low:g} to {high:g}, got {each!r}")
 
 
 def _option(default: Any, help: str) -> Any:
@@ -58,6 +63,12 @@ class ProbeConfig:
     def __post_init__(self):
         if self.head not in KINDS:
             raise UsageError(f"head must be one of {', '.join(KINDS)}, got {self.head!r}")
+        for name in _SEVERAL:
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)):
+                words = name.replace("_", " ")
+                raise UsageError(f"{words} must be a list, such as [{value!r:.40}], got no list")
+            object.__setattr__(self, name, tuple(value))
         for name, low, high in (
             ("queries", 1, 1024),
             ("learning_rates", 0, 10),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.backend import mx
-from aim_mlx.embed import Embedded, Encoder
+from aim_mlx.embed import Embedded, Encoder, listed
 from aim_mlx.errors import CheckpointError, ImageError, UsageError
 from aim_mlx.images import ImageSource
 from aim_mlx.models.vision import block_indices
@@ -19,13 +19,13 @@ from aim_mlx.probe.config import protocol
 from aim_mlx.probe.fit import Report, fit
 from aim_mlx.probe.head_files import load_head, read_probe, write_probe
 from aim_mlx.probe.heads import Head
+from aim_mlx.probe.labels import as_labels, classes_of, held_out, paired
 from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.passes import logits_of
 from aim_mlx.probe.training import GridTrainer, Labelled
 from aim_mlx.tokens import TokenSource, frozen_tokens, token_identity, token_shape
 
 _AT_ONCE = 32  # images whose tokens are held while they wait for the head
-_HELD_OUT = 0.2  # of each class, where no validation images are given
 
 
 @dataclass
@@ -70,12 +70,14 @@ class AttentiveProbe:
         an image that cannot be decoded.
         """
         config = protocol(protocol_name, **options)
-        images, labels = list(images), list(labels)
+        images, labels = paired(listed(images), labels)
         if validation is None:
-            kept, held = _held_out(labels, config.seed)
+            kept, held = held_out(labels, config.seed)
             validation = [images[i] for i in held], [labels[i] for i in held]
             images, labels = [images[i] for i in kept], [labels[i] for i in kept]
-        classes, multi_label = _classes(labels)
+        else:
+            validation = paired(listed(validation[0]), validation[1])
+        classes, multi_label = classes_of(labels)
         parts = [
             Labelled(_InMemory.of(encoder, part, layers), as_labels(names, classes, multi_label))
             for part, names in ((images, labels), validation)
@@ -222,6 +224,7 @@ class AttentiveProbe:
 
         They sum to one, or with several labels each stands for itself.
         """
+        images = listed(images)
         with closing(self.predict_stream(images)) as rows:
             found = [_vector(row, images) for row in rows]
         return np.stack(found) if found else np.empty((0, len(self.classes)), np.float32)
@@ -231,7 +234,7 @@ class AttentiveProbe:
 
         An image that cannot be decoded is a row with its failure.
         """
-        for rows, tokens in self._token_batches(images):
+        for rows, tokens in self._token_batches(listed(images)):
             vectors = iter(() if tokens is None else self._probabilities(tokens))
             for row in rows:
                 vector, failure = None if row.vector is None else next(vectors), row.failure
@@ -249,7 +252,7 @@ class AttentiveProbe:
 
         Raises UsageError for a head that does not attend, and as predict().
         """
-        side = self.encoder.model.config.grid or 0
+        images, side = listed(images), self.encoder.model.config.grid or 0
         found = []
         for rows, tokens in self._token_batches(images):
             for row in rows:
@@ -302,49 +305,6 @@ class _InMemory:
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         return self._tokens[np.asarray(indices, np.int64)]
-
-
-def as_labels(labels: Sequence[Any], classes: Sequence[str], multi_label: bool) -> np.ndarray:
-    """Names as numbers: int64 (n,), or 0 and 1 (n, C); raises UsageError for an unknown name."""
-    place = {name: number for number, name in enumerate(classes)}
-    rows = [tuple(each) if multi_label else (each,) for each in labels]
-    for name in (name for row in rows for name in row):
-        if name not in place:
-            raise UsageError(f"the label {name!r:.80} is none of the {len(classes)} trained on")
-    if not multi_label:
-        return np.array([place[row[0]] for row in rows], np.int64)
-    found = np.zeros((len(rows), len(classes)), np.float32)
-    for number, row in enumerate(rows):
-        found[number, [place[name] for name in row]] = 1
-    return found
-
-
-def _classes(labels: Sequence[Any]) -> tuple[tuple[str, ...], bool]:
-    """All names, sorted by bytes, and whether an image may have several."""
-    several = [not isinstance(each, str) for each in labels]
-    if any(several) != all(several):
-        raise UsageError("labels must all be names, or all be lists of names")
-    multi_label = bool(several) and several[0]
-    names = {name for each in labels for name in (each if multi_label else (each,))}
-    if len(names) < (1 if multi_label else 2):
-        raise UsageError(f"a probe tells classes apart: expected 2 or more, got {len(names)}")
-    return tuple(sorted(names, key=os.fsencode)), multi_label
-
-
-def _held_out(labels: Sequence[Any], seed: int) -> tuple[list[int], list[int]]:
-    """Rows to train on and a fifth, at least one, of each class to choose by."""
-    groups: dict[Any, list[int]] = {}
-    for row, label in enumerate(labels):
-        groups.setdefault(label if isinstance(label, str) else tuple(label), []).append(row)
-    rng, kept, held = np.random.default_rng(seed), [], []
-    for rows in groups.values():
-        aside = max(1, round(_HELD_OUT * len(rows))) if len(rows) > 1 else 0
-        order = [rows[i] for i in rng.permutation(len(rows))]
-        held += order[:aside]
-        kept += order[aside:]
-    if not held:
-        raise UsageError("no class has two images: give images to choose by as validation=")
-    return sorted(kept), sorted(held)
 
 
 def _vector(row: Embedded, images: Sequence[ImageSource]) -> np.ndarray:
