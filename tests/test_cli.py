@@ -263,7 +263,7 @@ def test_a_closed_pipe_ends_quietly(model):
 def test_ctrl_c_ends_with_130_and_leaves_no_file(model, tmp_path):
     folder = many_photos(tmp_path / "many", 500)
     out = tmp_path / "o.npz"
-    process = start("embed", folder, "-o", out, "--model", model)
+    process = start("embed", folder, "-o", out, "--model", model, "--batch-size", 2)
     wait_for(tmp_path / ".o.npz.aim-mlx" / "files.jsonl")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)

@@ -90,7 +90,8 @@ def test_a_working_folder_that_cannot_be_written_or_is_gone_does_not_matter(one,
 
 def test_a_second_interrupt_ends_soon_without_a_traceback(one, model):
     many_photos(one, 500)
-    process = start("embed", one, "-o", one.parent / "o.npz", "--model", model)
+    out = one.parent / "o.npz"
+    process = start("embed", one, "-o", out, "--model", model, "--batch-size", 2)
     wait_for(one.parent / ".o.npz.aim-mlx" / "files.jsonl")
     for _ in range(2):
         process.send_signal(signal.SIGINT)
@@ -99,7 +100,7 @@ def test_a_second_interrupt_ends_soon_without_a_traceback(one, model):
     # The second may come when Python is already leaving: the signal then ends it, 130 in a shell.
     assert process.returncode in (130, -signal.SIGINT), stderr
     assert "interrupted" in stderr and "Traceback" not in stderr
-    assert not (one.parent / "o.npz").exists()
+    assert not out.exists()
 
 
 def test_an_interrupt_that_a_compiled_module_turned_into_another_error_is_one(capsys, monkeypatch):

@@ -110,18 +110,18 @@ def test_every_finite_float16_is_converted_exactly():
     np.testing.assert_array_equal(np.signbit(converted), np.signbit(finite))
 
 
-def test_training_tells_classes_apart_and_a_seed_gives_the_same_bits():
-    config = protocol("fast", epochs=15, batch_size=8)
-    runs = [trainer(config) for _ in range(2)]
+def test_training_tells_classes_apart():
+    found = trainer(protocol("fast", epochs=15, batch_size=8))
+    fit(found)
+    assert found.best is not None and found.best.metric > 0.8  # four classes
+
+
+def test_a_seed_gives_the_same_bits():
+    runs = [trainer(replace(QUICK, seed=seed)) for seed in (0, 0, 1)]
     for run in runs:
         fit(run)
-    best = runs[0].best
-    assert best is not None and best.metric > 0.8  # four classes
-    assert runs[0].history == runs[1].history
+    assert runs[0].history == runs[1].history != runs[2].history
     np.testing.assert_array_equal(logits(runs[0]), logits(runs[1]))
-    other = trainer(replace(config, seed=1))
-    fit(other)
-    assert other.history != runs[0].history
 
 
 def test_the_best_head_is_that_of_its_epoch_and_its_metric_is_true():

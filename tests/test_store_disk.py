@@ -26,12 +26,6 @@ def photos(tmp_path) -> Path:
     return make(tmp_path / "photos", FILES)
 
 
-@pytest.fixture
-def store(photos) -> Path:
-    run(photos, photos.parent / "out")
-    return photos.parent / "out"
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return save(tmp_path_factory.mktemp("model") / "m")
