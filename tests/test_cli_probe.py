@@ -235,7 +235,7 @@ def test_options_that_cannot_be_are_refused(capsys, tmp_path, options, line):
 def test_another_configuration_on_the_same_folder_is_refused(capsys, probe, digits, model):
     given = ["probe", "train", digits, "-o", probe, "--model", model, *FAST, "--seed", "1"]
     code, _, talk = run(capsys, *given)
-    assert code == 5 and "a run with another seed, 0 and not 1" in talk
+    assert code == 5 and "holds another run (its seed: 0, not 1)" in talk
 
 
 def started(digits, out, model, epochs: int) -> subprocess.Popen:

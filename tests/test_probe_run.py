@@ -178,7 +178,7 @@ def test_another_configuration_on_the_same_folder_is_refused(
     tmp_path, digits, model, trained, options, name
 ):
     before = weights(trained[0])
-    with pytest.raises(OutputError, match=f"a run with another {name}"):
+    with pytest.raises(OutputError, match=f"holds another run .its {name}: "):
         train(digits, trained[0], model, **options)
     assert weights(trained[0]) == before
 
@@ -186,9 +186,9 @@ def test_another_configuration_on_the_same_folder_is_refused(
 def test_other_images_or_another_encoder_on_the_same_folder_are_refused(
     tmp_path, digits, model, trained
 ):
-    with pytest.raises(OutputError, match="a run with another data set"):
+    with pytest.raises(OutputError, match="another run .its data set: "):
         train(write_digits(tmp_path / "few", 20), trained[0], model)
-    with pytest.raises(OutputError, match="a run with another weights"):
+    with pytest.raises(OutputError, match="another run .its weights: "):
         train(digits, trained[0], encoder(seed=1))
 
 

@@ -1,6 +1,8 @@
 """The state of a run on disk: one safetensors file, always complete."""
 
 import json
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +15,7 @@ from aim_mlx.weights.safety import TensorReader, check_file
 from aim_mlx.weights.writer import SafetensorsWriter
 
 NAME = "checkpoint.safetensors"
+_RECORD, _CHECKSUM = "aim_mlx_training", "aim_mlx_crc32"
 _DTYPES = {"float32": "F32", "uint64": "U64", "uint32": "U32", "int32": "I32"}
 
 
@@ -36,9 +39,10 @@ def save_state(folder: Path, trainer: Trainer) -> None:
     state = {name: np.asarray(value) for name, value in trainer.state().items()}
     specs = {name: (_DTYPES[str(value.dtype)], value.shape) for name, value in state.items()}
     record = json.dumps({"step": trainer.step, "history": trainer.history})
+    about = {_RECORD: record, _CHECKSUM: _checksum(record, state)}
 
     def write(file) -> None:
-        writer = SafetensorsWriter(file, specs, {"aim_mlx_training": record})
+        writer = SafetensorsWriter(file, specs, about)
         for name, value in state.items():
             writer.write(name, value)
         writer.finish()
@@ -56,15 +60,28 @@ def load_state(folder: Path, trainer: Trainer) -> bool:
         return False
     try:
         checked = check_file(path)
-        record = json.loads(checked.metadata["aim_mlx_training"])
         with TensorReader(checked) as reader:
-            state = {name: mx.array(reader.read(name)) for name in checked.tensors}
+            state = {name: reader.read(name) for name in checked.tensors}
+        record = checked.metadata[_RECORD]
+        if checked.metadata[_CHECKSUM] != _checksum(record, state):
+            raise ValueError("it is not as it was written")
         expected = {name: value.shape for name, value in trainer.state().items()}
         if {name: value.shape for name, value in state.items()} != expected:
             raise ValueError("its tensors are another model's")
-        trainer.restore(state, record["step"], record["history"])
+        about = json.loads(record)
+        tensors = {name: mx.array(value) for name, value in state.items()}
+        trainer.restore(tensors, about["step"], about["history"])
     except (CheckpointError, ValueError, KeyError) as error:
         raise OutputError(
             f"{str(path)!r} cannot be taken up ({error}): remove it to start again"
         ) from error
     return True
+
+
+def _checksum(record: str, state: Mapping[str, np.ndarray]) -> str:
+    """CRC-32 over the record and all tensors: a damaged state would go on to other numbers."""
+    total = zlib.crc32(record.encode())
+    for name in sorted(state):
+        data = np.ascontiguousarray(state[name]).reshape(-1).view(np.uint8)
+        total = zlib.crc32(data.data, zlib.crc32(name.encode(), total))
+    return f"{total:08x}"

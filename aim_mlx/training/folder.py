@@ -1,6 +1,7 @@
 """The folder of a training run, which says what the run is, so that it never goes on as another."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,18 +24,20 @@ def check_output(folder: Path) -> None:
 def check_same_run(work: Path, facts: Mapping[str, Any]) -> None:
     """Raises OutputError, naming what differs, where a folder holds another run."""
     path = work / RUN
-    try:
-        there = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return
-    except (OSError, ValueError) as error:
+    try:
+        if not path.is_file():  # reading a pipe would wait for ever
+            raise ValueError("not a regular file")
+        there = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{str(path)!r} cannot be read: choose another folder") from error
     there = there if isinstance(there, dict) else {}
     for name, value in facts.items():
         if (found := there.get(name)) != value:
             raise OutputError(
-                f"{str(work.parent)!r} holds a run with another {name}, {_short(found)} and not "
-                f"{_short(value)}: choose another folder, or give the same command"
+                f"{str(work.parent)!r} holds another run (its {name}: {_short(found)}, not "
+                f"{_short(value)}): choose another folder, or give the same command"
             )
 
 

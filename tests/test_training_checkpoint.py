@@ -1,0 +1,72 @@
+"""States of training runs on disk, and the folder that says which run it is."""
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aim_mlx.backend import mx
+from aim_mlx.errors import OutputError
+from aim_mlx.training.checkpoint import NAME, load_state, save_state
+from aim_mlx.training.folder import RUN, check_same_run
+
+
+class Trainer:
+    """A state of a few tensors."""
+
+    def __init__(self, step: int = 0):
+        self.step, self.history = step, [{"epoch": i} for i in range(step)]
+        rng = np.random.default_rng(step)
+        self.tensors = {"w": mx.array(rng.normal(size=(5, 7)).astype(np.float32))}
+        self.tensors["count"] = mx.array(step, dtype=mx.uint64)
+
+    def state(self) -> dict[str, mx.array]:
+        return self.tensors
+
+    def restore(self, state: dict[str, mx.array], step: int, history: list[dict[str, Any]]) -> None:
+        self.tensors, self.step, self.history = state, step, history
+
+
+def test_a_state_comes_back_to_the_bit(tmp_path):
+    kept, found = Trainer(3), Trainer()
+    save_state(tmp_path, kept)
+    assert load_state(tmp_path, found) and found.step == 3 and found.history == kept.history
+    for name, value in kept.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name], value)
+    assert not load_state(tmp_path / "elsewhere", Trainer())
+
+
+def test_one_changed_bit_anywhere_is_refused_and_nothing_is_taken_up(tmp_path):
+    save_state(tmp_path, Trainer(3))
+    path = tmp_path / NAME
+    sound = path.read_bytes()
+    for place in range(8, len(sound)):
+        damaged = bytearray(sound)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        found = Trainer()
+        try:
+            load_state(tmp_path, found)
+        except OutputError as error:
+            assert "cannot be taken up" in str(error) and found.step == 0
+        else:  # white space of the header
+            assert found.step == 3 and damaged[place] ^ 1 in b" \t\n\r"
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "no JSON", None])
+def test_a_run_that_cannot_be_read_is_refused(tmp_path, content):
+    if content is None:
+        os.mkfifo(tmp_path / RUN)
+    else:
+        (tmp_path / RUN).write_text(content)
+    with pytest.raises(OutputError, match="cannot be read: choose another folder"):
+        check_same_run(tmp_path, {"seed": 0})
+
+
+def test_another_run_is_named_by_the_first_thing_that_differs(tmp_path):
+    (tmp_path / RUN).write_text(json.dumps({"seed": 0, "epochs": 2}))
+    check_same_run(tmp_path, {"seed": 0, "epochs": 2})
+    with pytest.raises(OutputError, match=r"holds another run \(its epochs: 2, not 3\)"):
+        check_same_run(tmp_path, {"seed": 0, "epochs": 3})
