@@ -221,7 +221,7 @@ def test_a_folder_without_a_probe_is_refused(capsys, tmp_path, digits):
         (["--max-cache-gb", "-1"], "--max-cache-gb must be from 0"),
         (["--val", "0"], "--val must be from"),
         (["--layers", "a"], "layers must be whole numbers"),
-        (["--epochs", "0"], "epochs must be from 1"),
+        (["--epochs", "0"], "epochs must be a whole number from 1"),
         (["--head", "big"], "head must be one of"),
     ],
 )
