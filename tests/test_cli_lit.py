@@ -124,7 +124,7 @@ def test_a_wrong_argument_is_one_line(capsys, table, model, tmp_path, more, code
 def test_another_configuration_on_the_same_folder_is_refused(capsys, table, model, tmp_path):
     assert run(capsys, *arguments(table, model, tmp_path / "lit"))[0] == 0
     code, _, stderr = run(capsys, *arguments(table, model, tmp_path / "lit", "--seed", 1))
-    assert code == 5 and "another seed, 0 and not 1" in stderr
+    assert code == 5 and "another run (its seed: 0, not 1)" in stderr
 
 
 def test_a_missing_parent_is_said_before_any_work(capsys, table, model, tmp_path):

@@ -353,7 +353,7 @@ def test_another_run_on_the_same_folder_is_refused(table, tmp_path, change):
     else:
         table.write_text(table.read_text().replace("by hand 1", "by foot"))
     named = {"option": "epochs", "encoder": "weights", "pairs": "pairs"}[change]
-    with pytest.raises(OutputError, match=f"another {named}"):
+    with pytest.raises(OutputError, match=f"another run .its {named}: "):
         train_lit(table, tmp_path / "out", lambda: encoder(seed=seed), config)
     assert weights(tmp_path / "out") == before
 
