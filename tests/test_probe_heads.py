@@ -9,7 +9,8 @@ import safetensors.numpy
 
 from aim_mlx.backend import mx, nn
 from aim_mlx.errors import CheckpointError, UsageError
-from aim_mlx.models.folded import attend
+from aim_mlx.models import folded
+from aim_mlx.models.folded import attend, query_gradient
 from aim_mlx.probe.head_files import load_head
 from aim_mlx.probe.heads import KINDS, HeadConfig, flat, new_head
 from aim_mlx.probe.moments import measure
@@ -69,6 +70,36 @@ def test_attention_has_a_gradient_for_tokens_and_weights_too():
     for which in (0, 1):
         found = (mx.grad(each, which)(tokens, queries) for each in (ours, automatic))
         assert_close(*found)
+
+
+@pytest.mark.parametrize("of", ["means", "weights", "both"])
+def test_products_divided_into_some_tokens_at_a_time_give_the_same(monkeypatch, of):
+    rng = np.random.default_rng(0)
+    tokens, queries, of_means, of_weights = (
+        mx.array(rng.normal(size=shape).astype(np.float32))
+        for shape in ((3, 6, 8), (4, 8), (3, 4, 8), (3, 6, 4))
+    )
+
+    def loss(tokens, queries):
+        means, weights = attend(tokens, queries)
+        parts = {"means": (means * of_means).sum(), "weights": (weights * of_weights).sum()}
+        return sum(parts.values()) if of == "both" else parts[of]
+
+    found = []
+    for rows in (6, 2):
+        monkeypatch.setattr(folded, "_rows_at_once", lambda shape, K, rows=rows: rows)
+        found.append([*attend(tokens, queries), *mx.grad(loss, (0, 1))(tokens, queries)])
+        found[-1].append(query_gradient(tokens, found[-1][1], of_means))
+    assert all(float(mx.abs(each).max()) > 0.1 for each in found[0])
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize(("tokens", "K"), [(256, 8), (196, 8), (251, 8), (256, 9), (729, 2)])
+def test_tokens_are_divided_evenly_and_never_into_crumbs(tokens, K):
+    rows = folded._rows_at_once((2, tokens, 1024), K)
+    assert tokens % rows == 0 and rows >= 32
+    assert rows * K * 1024 <= 10**6 or rows == tokens
 
 
 def test_large_scores_do_not_overflow():

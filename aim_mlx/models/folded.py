@@ -10,9 +10,13 @@ what is averaged.
 """
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
-from aim_mlx.backend import mx, on_gpu
+from aim_mlx.backend import BLAS, mx, on_gpu
+
+# Products up to which OpenBLAS copies nothing, and for how many vectors that gains something.
+_SMALL_PRODUCT, _FEW_VECTORS, _FEWEST_ROWS = 10**6, 8, 32
 
 
 def folded_queries(queries: mx.array, keys: mx.array, heads: int) -> mx.array:
@@ -41,17 +45,29 @@ def query_gradient(tokens: mx.array, weights: mx.array, averaged: mx.array) -> m
 
 def project(averaged: mx.array, values: mx.array) -> mx.array:
     """Averaged tokens (heads, B, D), one for each head, and W_v (D, D) -> values (B, D)."""
+    return cast(mx.array, _project_with_gradient(averaged, values))
+
+
+def _project(averaged: mx.array, values: mx.array) -> mx.array:
     heads, B, D = averaged.shape
     split = values.reshape(heads, D // heads, D)
-    # In this order the gradient of W_v comes out as it lies in memory.
-    return (split @ averaged.swapaxes(1, 2)).reshape(D, B).T
+    return (averaged @ split.swapaxes(1, 2)).swapaxes(0, 1).reshape(B, D)
+
+
+def _projection_gradient(
+    primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Written out, so that both gradients come out as they are to lie in memory."""
+    averaged, values = primals
+    heads, B, D = averaged.shape
+    split = cotangent.reshape(B, heads, D // heads).swapaxes(0, 1)
+    of_averaged = split @ values.reshape(heads, D // heads, D)
+    return of_averaged, (split.swapaxes(1, 2) @ averaged).reshape(D, D)
 
 
 def _attend(tokens: mx.array, queries: mx.array) -> tuple[mx.array, mx.array]:
-    B, N, D = tokens.shape
-    scores = (tokens.reshape(B * N, D) @ queries.T).reshape(B, N, -1).astype(mx.float32)
-    weights = _softmax(scores)
-    return weights.astype(tokens.dtype).swapaxes(1, 2) @ tokens, weights
+    weights = _softmax(_products(tokens, queries[None]).astype(mx.float32))
+    return _weighted_sums(tokens, weights.astype(tokens.dtype)), weights
 
 
 def _gradient(
@@ -74,19 +90,59 @@ def _of_scores(
     tokens: mx.array, weights: mx.array, averaged: mx.array, of_weights: mx.array | None = None
 ) -> mx.array:
     """The gradient of the scores (B, N, K)."""
-    total = (tokens @ averaged.swapaxes(1, 2)).astype(mx.float32)
+    total = _products(tokens, averaged).astype(mx.float32)
     total = total if of_weights is None else total + of_weights
     found = weights * (total - (weights * total).sum(axis=1, keepdims=True))
     return found.astype(tokens.dtype)
 
 
 def _of_queries(tokens: mx.array, of_scores: mx.array) -> mx.array:
+    if _rows_at_once(tokens.shape, of_scores.shape[-1]) < tokens.shape[1]:
+        return _weighted_sums(tokens, of_scores).sum(axis=0)
     flat = of_scores.reshape(-1, of_scores.shape[-1])
     return flat.T @ tokens.reshape(-1, tokens.shape[-1])
 
 
+def _products(tokens: mx.array, vectors: mx.array) -> mx.array:
+    """Tokens (B, N, D) times vectors (B, K, D), or (1, K, D) for all -> (B, N, K)."""
+    (B, N, D), K = tokens.shape, vectors.shape[1]
+    rows = _rows_at_once(tokens.shape, K)
+    if rows < N:
+        some = tokens.reshape(B, N // rows, rows, D)
+        return (vectors[:, None] @ some.swapaxes(2, 3)).swapaxes(2, 3).reshape(B, N, K)
+    if len(vectors) == 1:
+        return (tokens.reshape(B * N, D) @ vectors[0].T).reshape(B, N, K)
+    return tokens @ vectors.swapaxes(1, 2)
+
+
+def _weighted_sums(tokens: mx.array, weights: mx.array) -> mx.array:
+    """Tokens (B, N, D), weights (B, N, K) -> (B, K, D)."""
+    (B, N, D), K = tokens.shape, weights.shape[2]
+    rows = _rows_at_once(tokens.shape, K)
+    if rows == N:
+        return weights.swapaxes(1, 2) @ tokens
+    some = weights.reshape(B, N // rows, rows, K).swapaxes(2, 3)
+    return (some @ tokens.reshape(B, N // rows, rows, D)).sum(axis=1)
+
+
+def _rows_at_once(shape: Sequence[int], K: int) -> int:
+    """Into how many tokens a product of K vectors with tokens (B, N, D) is best divided.
+
+    OpenBLAS copies what it multiplies, which for a few vectors takes longer than the product; a
+    small product it does without.
+    """
+    _, N, D = shape
+    if BLAS.library is None or on_gpu() or K > _FEW_VECTORS:
+        return N
+    largest = _SMALL_PRODUCT // (K * D)
+    rows = max((r for r in range(1, min(N, largest) + 1) if N % r == 0), default=N)
+    return rows if rows >= _FEWEST_ROWS else N
+
+
 _attend_with_gradient = mx.custom_function(_attend)
 _attend_with_gradient.vjp(_gradient)
+_project_with_gradient = mx.custom_function(_project)
+_project_with_gradient.vjp(_projection_gradient)
 
 
 def _softmax(scores: mx.array) -> mx.array:
