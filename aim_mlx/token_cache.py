@@ -204,12 +204,10 @@ class CachedTokens:
         self._shards = shards
         self._places = places  # (images, 2): shard and row
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The tokens of images by their place in the list, float16 (B, N, D)."""
-        tokens = np.empty((len(indices), *self.shape), np.float16)
-        for place, (shard, row) in enumerate(self._places[np.asarray(indices, np.int64)]):
-            tokens[place] = self._shards[shard][row]
-        return tokens
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Sequence[np.ndarray]:
+        """The tokens of images by their place in the list, float16 (N, D) each, still on disk."""
+        places = self._places[np.asarray(indices, np.int64)]
+        return [self._shards[shard][row] for shard, row in places]
 
 
 class _Shard:

@@ -23,8 +23,8 @@ class TokenSource(Protocol):
 
     shape: tuple[int, int]
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The tokens of images by their place in the list, float16 (B, N, D)."""
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Sequence[np.ndarray]:
+        """The tokens of images by their place in the list, float16 (N, D) each."""
         ...
 
 
@@ -48,7 +48,7 @@ class StreamedTokens:
         self._layers = layers
         self._images = images
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Sequence[np.ndarray]:
         paths = [self._paths[i] for i in indices]
         images = None if self._images is None else _Chosen(self._images, indices)
         tokens = np.empty((len(paths), *self.shape), np.float16)
@@ -59,7 +59,7 @@ class StreamedTokens:
                     "put it back, or take it out of the table"
                 )
             tokens[row.index] = row.vector
-        return tokens
+        return list(tokens)
 
 
 def token_shape(encoder: Encoder) -> tuple[int, int]:

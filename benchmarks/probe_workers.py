@@ -111,7 +111,7 @@ def _theirs(folder: str, batch: int, steps: int, classes: int, normalised: bool)
 
     def step() -> None:
         rows = rng.permutation(len(labels))[:batch] if losses else np.arange(batch)
-        x = torch.from_numpy(tokens.batch(rows)).float()
+        x = torch.from_numpy(tokens.gathered(rows)).float()
         loss = functional.cross_entropy(model(x), torch.from_numpy(labels[rows]))
         optimizer.zero_grad()
         loss.backward()
@@ -125,23 +125,16 @@ def _theirs(folder: str, batch: int, steps: int, classes: int, normalised: bool)
 
 def tokens_alone(folder: str, batch: int, steps: int, classes: int) -> dict[str, Any]:
     """The tokens read and converted as ours are, and nothing else."""
-    from aim_mlx.backend import BLAS, cpu_streams, mx
-    from aim_mlx.probe import passes
-    from aim_mlx.probe.heads import HeadConfig, new_head
+    from aim_mlx.probe.lanes import over_chunks, rounds
 
     tokens, rng = _Mapped(folder), np.random.default_rng(0)
-    heads = [new_head(HeadConfig(_D, classes, _HEADS), seed=0)]
 
     def step() -> None:
         rows = rng.permutation(len(tokens.tokens))[:batch]
-        with cpu_streams(BLAS.threads) as streams:
-            parts = passes._parts(heads, tokens.batch(rows), streams)
-            for together in passes._by_chunk(parts):
-                converted = []
-                for part, number in together:
-                    with mx.stream(part.stream):
-                        converted.append(passes._floats(part.chunks[number]))
-                mx.eval(converted)
+        with rounds(tokens.batch(rows)) as work:
+            for together in work:
+                for _ in over_chunks(together, lambda part, places, wide: wide):
+                    pass
 
     return _result(_timed(step, steps), batch, 0.0)
 
@@ -156,7 +149,10 @@ class _Mapped:
     def for_epoch(self, epoch: int) -> "_Mapped":
         return self
 
-    def batch(self, indices: Any) -> np.ndarray:
+    def batch(self, indices: Any) -> list[np.ndarray]:
+        return [self.tokens[row] for row in indices]
+
+    def gathered(self, indices: Any) -> np.ndarray:
         found = np.empty((len(indices), _N, _D), np.float16)
         for place, row in enumerate(indices):
             found[place] = self.tokens[row]

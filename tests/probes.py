@@ -43,8 +43,8 @@ class ArrayTokens:
     def for_epoch(self, epoch: int) -> "ArrayTokens":
         return self
 
-    def batch(self, indices) -> np.ndarray:
-        return self.tokens[np.asarray(indices)]
+    def batch(self, indices) -> list[np.ndarray]:
+        return list(self.tokens[np.asarray(indices)])
 
 
 def labelled(count: int, seed: int = 0, classes: int = 4, strength: float = 4.0) -> Labelled:

@@ -48,7 +48,7 @@ def size(folder) -> int:
 
 def all_tokens(features: Features, data: DataSet, name: str, epoch: int = 0) -> np.ndarray:
     part = data.parts[name]
-    return features.tokens(name, part).for_epoch(epoch).batch(range(len(part)))
+    return np.stack(features.tokens(name, part).for_epoch(epoch).batch(range(len(part))))
 
 
 def test_the_size_is_said_before_it_starts_and_each_part_is_cached(tmp_path, data):

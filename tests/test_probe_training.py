@@ -1,6 +1,7 @@
 """A grid of heads trained together: each as if alone, reproducible, safe from the others."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -8,14 +9,16 @@ import pytest
 
 from aim_mlx.backend import mx, nn, optim
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
-from aim_mlx.probe import passes
+from aim_mlx.probe import image_moments, lanes
 from aim_mlx.probe.config import PROTOCOLS, GridPoint, ProbeConfig, protocol
 from aim_mlx.probe.fit import Silent, fit
 from aim_mlx.probe.heads import KINDS, flat
+from aim_mlx.probe.image_moments import ImageMoments, measured
 from aim_mlx.probe.losses import loss_sum, probabilities, targets_of, total_weight
 from aim_mlx.probe.metrics import balanced_accuracy, mean_average_precision
 from aim_mlx.probe.passes import batch_gradients, logits_of
 from aim_mlx.probe.training import GridTrainer, Labelled, epoch_rows
+from aim_mlx.probe.widening import widen, widened
 from tests.probes import ArrayTokens, labelled, noisy_head, noisy_tokens, plain
 
 QUICK = protocol("fast", epochs=4, batch_size=16, patience=None)
@@ -61,7 +64,7 @@ def test_the_state_after_a_step_is_that_of_mlx_adamw_on_the_plain_head():
     for rows in epoch_rows(60, config, 0):
         rate = ours._rate(1e-2)
         ours.run_step()
-        tokens = mx.array(TRAIN.tokens.for_epoch(0).batch(rows)).astype(mx.float32)
+        tokens = mx.array(np.stack(TRAIN.tokens.for_epoch(0).batch(rows))).astype(mx.float32)
         targets = targets_of(TRAIN.labels[rows], 4)
 
         def mean_loss(tokens=tokens, targets=targets):
@@ -77,16 +80,16 @@ def test_the_state_after_a_step_is_that_of_mlx_adamw_on_the_plain_head():
         assert float(apart) < 1e-4, name
 
 
-@pytest.mark.parametrize("parts", [1 << 28, 1 << 11], ids=["whole", "in_parts"])
+@pytest.mark.parametrize("images", [100, 2], ids=["whole", "in_parts"])
 @pytest.mark.parametrize("several", [False, True], ids=["one_label", "several_labels"])
-def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch, parts, several):
-    monkeypatch.setattr(passes, "_PART_BYTES", parts)
-    monkeypatch.setattr(passes, "_CPU_CHUNK", parts)
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch, images, several):
+    monkeypatch.setattr(lanes, "_IMAGES_IN_PART", images)
+    monkeypatch.setattr(lanes, "_CPU_CHUNK", images * 6 * 32 * 4)
     heads = [noisy_head(seed, batch_norm=bool(seed % 2)) for seed in range(3)]
     rng = np.random.default_rng(0)
     labels = rng.random((11, 5)) < 0.4 if several else rng.integers(0, 5, 11)
     targets = targets_of(labels, 5, smoothing=0.1, balanced=True)
-    found = batch_gradients(heads, noisy_tokens(), targets)
+    found = batch_gradients(heads, list(noisy_tokens()), targets)
     tokens = mx.array(noisy_tokens()).astype(mx.float32)
     for place, head in enumerate(heads):
 
@@ -103,11 +106,39 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch, parts, se
 
 def test_every_finite_float16_is_converted_exactly():
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    finite = every[np.isfinite(every)]
-    converted = np.array(passes._floats(finite))
-    assert converted.dtype == np.float32
+    finite = every[np.isfinite(every)][None, :, None]
+    converted = np.empty(finite.shape, np.float32)
+    widen(list(finite), converted)
     np.testing.assert_array_equal(converted, finite.astype(np.float32))
     np.testing.assert_array_equal(np.signbit(converted), np.signbit(finite))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_chunks_come_widened_in_the_order_of_the_plan(count):
+    rng = np.random.default_rng(0)
+    sizes = (2, 1, 2, 1, 1, 2, 1)
+    plan = [list(rng.normal(size=(size, 3, 2)).astype(np.float16)) for size in sizes]
+    with ThreadPoolExecutor(1) as pool:
+        found = [np.array(tokens) for tokens in widened(plan[:count], pool)]
+    assert len(found) == count
+    for tokens, chunk in zip(found, plan, strict=False):
+        np.testing.assert_array_equal(tokens, np.stack(chunk).astype(np.float32))
+
+
+def test_the_moments_of_batches_are_those_of_their_tokens_and_each_image_is_read_once(monkeypatch):
+    tokens = noisy_tokens(count=9).astype(np.float32) + 100
+    moments = ImageMoments(9, tokens.shape[1:])
+    read = []
+    monkeypatch.setattr(
+        image_moments, "measured", lambda new: read.append(len(new)) or measured(new)
+    )
+    for rows in ([4, 1, 7], [1, 2], [7, 4, 1, 2], list(range(9))):
+        found = moments.of(np.array(rows), [tokens[row] for row in rows])
+        assert found.count == 6 * len(rows)
+        wide = tokens[rows].astype(np.float64)
+        np.testing.assert_allclose(found.mean, wide.mean((0, 1)), atol=1e-4)
+        np.testing.assert_allclose(found.variance, wide.var((0, 1)), atol=1e-4)
+    assert read == [3, 1, 5]
 
 
 def test_training_tells_classes_apart():

@@ -55,7 +55,7 @@ def test_cached_tokens_are_those_of_the_model_in_the_order_asked_for(tmp_path, i
     assert cache.fill(images) == []
     digests = list(images)
     rows = cache.rows(digests[::-1])
-    batch = rows.batch([0, 4, 4])
+    batch = np.stack(rows.batch([0, 4, 4]))
     assert rows.shape == SHAPE and batch.dtype == np.float16
     # float16 keeps 11 bits; the tokens after the final norm are within about 4.
     np.testing.assert_allclose(batch, wanted(model, images)[[4, 0, 0]], atol=4e-3)

@@ -18,7 +18,7 @@ def evaluate(model: LiTModel, held_out: Split, batch_size: int) -> dict[str, flo
     images = [
         np.array(normalized(model.project_tokens(mx.array(tokens).astype(mx.float32))))
         for rows in _parts(len(pairs.paths), batch_size)
-        for tokens in [held_out.tokens.batch(rows)]
+        for tokens in [np.stack(held_out.tokens.batch(rows))]
     ]
     texts = [
         np.array(normalized(model.encode_text(ids)))

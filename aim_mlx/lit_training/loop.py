@@ -32,7 +32,7 @@ class Split:
     def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (B, N, D) float16 and ids (B, L) of some pairs."""
         ids = trimmed(self.texts.ids[rows], self.texts.lengths[rows])
-        return self.tokens.batch(self.pairs.images[rows]), ids
+        return np.stack(self.tokens.batch(self.pairs.images[rows])), ids
 
 
 @dataclass

@@ -1,32 +1,28 @@
 """A batch of tokens through many heads at once: the tokens are read once for all of them.
 
 In small chunks, the queries of all heads make one matrix product with the tokens; what that leaves
-is a vector for each query, with which the heads go on by themselves, some chunks at a time; with
-its gradient the chunks are gone through again. Tokens are converted to float32 chunk by chunk, each
-time anew: whatever is larger than the processor's cache, or than what the C library hands out
-again, costs more than converting twice. As many parts run together as there are cores.
+is a vector for each query, with which the heads go on by themselves, a part of the batch at a time;
+with its gradient the chunks are gone through again. Tokens are converted to float32 both times: to
+read a part's back from the memory costs more.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, cast
 
 import numpy as np
 
-from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu, tree_map, tree_unflatten
+from aim_mlx.backend import mx, tree_map, tree_unflatten
 from aim_mlx.models.folded import attend, query_gradient
 from aim_mlx.models.pooling import pool
-from aim_mlx.probe.heads import Head, flat, normalised_input
+from aim_mlx.probe.heads import Head, flat
+from aim_mlx.probe.image_moments import ImageMoments
+from aim_mlx.probe.lanes import Part, over_chunks, rounds
 from aim_mlx.probe.losses import Targets, loss_sum, total_weight
 from aim_mlx.probe.moments import Moments, Normalisation, measure
 from aim_mlx.tokens import TokenSource
 
 _FOLDED = ("cls_token", "k.weight", "q.weight")  # what `Head.queries` is made of
-_CPU_CHUNK, _GPU_CHUNK = 2 << 20, 256 << 20  # bytes of a chunk's tokens in float32
-_PART_BYTES = 256 << 20  # of the vectors of all queries, and their gradient
-_MOST_IN_PART = 128  # images: more gain nothing
-_NOT_REPEATED_SIGN = ~0x70000000  # three of the bits that widening to 32 filled with the sign
 
 Tree = dict[str, Any]
 
@@ -40,56 +36,46 @@ class Gradients:
     moments: Moments | None
 
 
-def batch_gradients(heads: Sequence[Head], tokens: np.ndarray, targets: Targets) -> Gradients:
-    """Tokens (B, N, D) and their targets -> the gradient of each head's mean loss.
+def batch_gradients(
+    heads: Sequence[Head],
+    tokens: Sequence[np.ndarray],
+    targets: Targets,
+    moments: Moments | None = None,
+) -> Gradients:
+    """Images, (N, D) each, and their targets -> the gradient of each head's mean loss.
 
-    Heads of one kind and size. Those with batch normalisation take the batch's moments. A head
-    whose numbers are not finite leaves the others as they are.
+    Heads of one kind and size. Those with batch normalisation take the batch's moments; if those of
+    the tokens are known, they may be given. A head whose numbers are not finite leaves the others
+    as they are.
     """
-    with cpu_streams(BLAS.threads) as streams:
-        parts = _parts(heads, tokens, streams)
-        moments = _moments(heads, parts)
-        norms = [_norm(head, moments) for head in heads]
-        queries = [head.queries(norm) for head, norm in zip(heads, norms, strict=True)]
-        every = mx.concatenate(queries)
-        tails = [_only(head.trainable_parameters(), folded=False) for head in heads]
-        total = total_weight(targets)
-        sums: dict[int, Any] = {}
-        of_queries: dict[int, mx.array] = {}
-
-        def loss(tails: list[Tree], found: list[mx.array], part: _Part) -> tuple[mx.array, list]:
-            losses = []
-            for head, tail, each, norm in zip(heads, tails, found, norms, strict=True):
-                head.update(tail)
-                losses.append(loss_sum(head.classify(each, norm), targets.of(part.rows)) / total)
-            return sum(losses[1:], losses[0]), losses
-
-        differentiate = mx.value_and_grad(loss, argnums=(0, 1))
-        for together in _rounds(parts, streams):
-            _gather(heads, together, every)
-            for part in together:
-                with mx.stream(part.stream):
-                    (_, losses), (of_tails, part.gradients) = differentiate(tails, part.found, part)
-                    sums[part.place] = _added(sums.get(part.place), (losses, of_tails))
-            mx.eval(sums, [part.gradients for part in together])
-            for part in together:
-                part.found = []
-            for chunks in _by_chunk(together) if heads[0].config.attends else ():
-                for part, number in chunks:
-                    more = part.query_gradient(number)
-                    of_queries[part.place] = _added(of_queries.get(part.place), more)
-                mx.eval(of_queries)
-        for head, tail in zip(heads, tails, strict=True):
-            head.update(tail)
-        losses, of_tails = _total(sums)
-        gradients = of_tails
-        if heads[0].config.attends:
-            each = mx.split(_total(of_queries), len(heads))
-            gradients = []
-            for place, parts_of in enumerate(zip(heads, norms, each, of_tails, strict=True)):
-                head, norm, query, tail = parts_of
-                with mx.stream(streams[place % len(streams)]):
-                    gradients.append(_nested(flat(_unfolded(head, norm, query)) | flat(tail)))
+    if not heads[0].config.attends:
+        return _pooled_gradients(heads, tokens, targets)
+    if moments is None and _any_normalises(heads):
+        moments = ImageMoments(len(tokens), tokens[0].shape).of(np.arange(len(tokens)), tokens)
+    norms = [_norm(head, moments) for head in heads]
+    queries, total = _queries(heads, norms), total_weight(targets)
+    of_tails: list[dict[int, Any]] = [{} for _ in heads]  # by lane
+    of_queries: dict[int, mx.array] = {}
+    with rounds(tokens, times=2) as work:
+        for together in work:
+            read = _average(together, queries, len(heads))
+            for index, (head, norm) in enumerate(zip(heads, norms, strict=True)):
+                for each in read:
+                    more = each.differentiate(index, head, norm, targets.of(each.part.rows), total)
+                    _add(of_tails[index], each.part, more)
+                mx.eval(of_tails[index], [each.gradients for each in read])
+            _go_back(read, of_queries)
+        streams = [part.stream for part in work[0]]
+        losses, gradients = [], []
+        of_heads = mx.split(_total(of_queries), len(heads))
+        for index, (head, norm) in enumerate(zip(heads, norms, strict=True)):
+            with mx.stream(streams[index % len(streams)]):
+                loss, of_tail = _total(of_tails[index])
+                of_folded = _unfolded(head, norm, of_heads[index])
+            losses.append(loss)
+            gradients.append(_nested(flat(of_folded) | flat(of_tail)))
+            if (index + 1) % len(streams) == 0:
+                mx.eval(gradients[-len(streams) :])
         mx.eval(losses, gradients)
     return Gradients(np.array([float(each) for each in losses], np.float32), gradients, moments)
 
@@ -99,154 +85,169 @@ def logits_of(
 ) -> np.ndarray:
     """The logits (heads, n, C) float32 of images `rows` of a source, by the running moments."""
     logits = np.empty((len(heads), len(rows), heads[0].config.classes), np.float32)
-    norms = [head.bn.normalisation if head.config.batch_norm else None for head in heads]
-    queries = [head.queries(norm) for head, norm in zip(heads, norms, strict=True)]
-    every = mx.concatenate(queries)
-    with cpu_streams(BLAS.threads) as streams:
-        for start in range(0, len(rows), batch_size):
-            tokens = source.batch(rows[start : start + batch_size])
-            for together in _rounds(_parts(heads, tokens, streams), streams):
-                _gather(heads, together, every)
-                computed = []
-                for part in together:
-                    with mx.stream(part.stream):
-                        each = zip(heads, part.found, norms, strict=True)
-                        computed.append([head.classify(found, norm) for head, found, norm in each])
-                mx.eval(computed)
-                for part, found in zip(together, computed, strict=True):
-                    logits[:, start + part.rows] = [np.array(each) for each in found]
+    for start in range(0, len(rows), batch_size):
+        tokens = source.batch(rows[start : start + batch_size])
+        here = logits[:, start : start + len(tokens)]
+        if heads[0].config.attends:
+            _attentive_logits(heads, tokens, here)
+        else:
+            _pooled_logits(heads, tokens, here)
     return logits
 
 
 @dataclass
-class _Part:
-    """Some images of a batch, with the tokens of its chunks, and the stream they run in.
+class _Read:
+    """A part of a batch whose tokens were read.
 
-    `weights` and `found` are what `_gather` leaves: of each chunk the attention, of each head what
-    it goes on with; `gradients` are those of `found`.
+    `averaged` are for each head the means by its queries (K, B, D), `weights` the attention that
+    made them, by where a chunk starts; `gradients` are those of `averaged`.
     """
 
-    rows: np.ndarray
-    chunks: list[np.ndarray]
-    place: int
-    stream: mx.Stream
-    weights: list[mx.array] = field(default_factory=list)
-    found: list[mx.array] = field(default_factory=list)
+    part: Part
+    weights: dict[int, mx.array] = field(default_factory=dict)
+    averaged: list[mx.array] = field(default_factory=list)
     gradients: list[mx.array] = field(default_factory=list)
 
-    def attend(self, number: int, queries: mx.array) -> tuple[mx.array, mx.array]:
-        """A chunk's means by the queries (K, B, D), and the weights."""
-        with mx.stream(self.stream):
-            averaged, weights = attend(_floats(self.chunks[number]), queries)
-            return averaged.swapaxes(0, 1), weights
+    def differentiate(
+        self, index: int, head: Head, norm: Normalisation | None, targets: Targets, total: float
+    ) -> tuple[mx.array, Tree]:
+        """A head's share in its loss, and in the gradient of what comes after the averaging."""
+        tail = _only(head.trainable_parameters(), folded=False)
 
-    def query_gradient(self, number: int) -> mx.array:
+        def loss(tail: Tree, averaged: mx.array) -> mx.array:
+            head.update(tail)
+            return loss_sum(head.classify(averaged, norm), targets) / total
+
+        with mx.stream(self.part.stream):
+            differentiate = mx.value_and_grad(loss, argnums=(0, 1))
+            value, (of_tail, of_averaged) = differentiate(tail, self.averaged[index])
+        head.update(tail)
+        self.gradients.append(of_averaged)
+        return value, of_tail
+
+    def of_queries(self, places: slice, tokens: mx.array) -> mx.array:
         """A chunk's share in the gradient of the queries of all heads, (K, D)."""
-        start = sum(map(len, self.chunks[:number]))
-        here = slice(start, start + len(self.chunks[number]))
-        with mx.stream(self.stream):
-            averaged = mx.concatenate([each[:, here] for each in self.gradients]).swapaxes(0, 1)
-            return query_gradient(_floats(self.chunks[number]), self.weights[number], averaged)
+        averaged = mx.concatenate([each[:, places] for each in self.gradients])
+        return query_gradient(tokens, self.weights[places.start], averaged.swapaxes(0, 1))
 
 
-def _parts(heads: Sequence[Head], tokens: np.ndarray, streams: Sequence[mx.Stream]) -> list[_Part]:
-    """The batch in parts of nearly one size, as many for each stream; each in chunks."""
-    B, N, D = tokens.shape
-    config = heads[0].config
-    K = len(heads) * config.heads * config.queries if config.attends else 1
-    most = max(1, min(_MOST_IN_PART, _PART_BYTES // (8 * K * D)))
-    count = min(B, -(-B // (most * len(streams))) * len(streams))
-    chunk = max(1, (_GPU_CHUNK if on_gpu() else _CPU_CHUNK) // (4 * N * D))
-    parts = []
-    for number, rows in enumerate(np.array_split(np.arange(B), count)):
-        inside = np.array_split(rows, -(-len(rows) // chunk))
-        chunks = [tokens[each[0] : each[-1] + 1] for each in inside]
-        place = number % len(streams)
-        parts.append(_Part(rows, chunks, place, streams[place]))
-    return parts
+def _average(parts: Sequence[Part], queries: mx.array, heads: int) -> list[_Read]:
+    """Reads the tokens of parts: the means by all queries."""
+    read = {part.lane: _Read(part) for part in parts}
+    averaged: dict[int, list[mx.array]] = {part.lane: [] for part in parts}
+    for part, places, found in over_chunks(parts, lambda _, __, tokens: attend(tokens, queries)):
+        averaged[part.lane].append(found[0].swapaxes(0, 1))
+        read[part.lane].weights[places.start] = found[1]
+    for lane, each in read.items():
+        with mx.stream(each.part.stream):
+            each.averaged = list(mx.split(mx.concatenate(averaged[lane], axis=1), heads))
+    mx.eval([each.averaged for each in read.values()])
+    return list(read.values())
 
 
-def _rounds(parts: Sequence[_Part], streams: Sequence[mx.Stream]) -> Iterator[list[_Part]]:
-    """As many parts at a time as there are streams."""
-    left = iter(parts)
-    while together := list(islice(left, len(streams))):
-        yield together
+def _go_back(read: Sequence[_Read], of_queries: dict[int, mx.array]) -> None:
+    """Adds the gradient of the queries by parts to that of their lanes."""
+    by_lane = {each.part.lane: each for each in read}
+    for each in read:
+        each.averaged.clear()
+
+    def more(part: Part, places: slice, tokens: mx.array) -> mx.array:
+        _add(of_queries, part, by_lane[part.lane].of_queries(places, tokens))
+        return of_queries[part.lane]
+
+    for _ in over_chunks([each.part for each in read], more):
+        pass
 
 
-def _by_chunk(parts: Sequence[_Part]) -> Iterator[list[tuple[_Part, int]]]:
-    """The first chunks of all parts, the second ones, and so on.
-
-    Evaluated so, their tokens take memory that the C library still has from the last ones.
-    """
-    for number in range(max(len(part.chunks) for part in parts)):
-        yield [(part, number) for part in parts if number < len(part.chunks)]
-
-
-def _gather(heads: Sequence[Head], parts: Sequence[_Part], queries: mx.array) -> None:
-    """Reads the tokens of parts: for each head the means by its queries, or the pooled token."""
-    config = heads[0].config
-    computed: dict[int, list[Any]] = {part.place: [] for part in parts}
-    for together in _by_chunk(parts):
-        for part, number in together:
-            if config.attends:
-                computed[part.place].append(part.attend(number, queries))
-            else:
-                with mx.stream(part.stream):
-                    computed[part.place].append(pool(_floats(part.chunks[number]), config.kind))
-        mx.eval([computed[part.place][number] for part, number in together])
-    for part in parts:
-        with mx.stream(part.stream):
-            chunks = computed[part.place]
-            if config.attends:
-                part.weights = [weights for _, weights in chunks]
-                every = mx.concatenate([averaged for averaged, _ in chunks], axis=1)
-                part.found = list(mx.split(every, len(heads)))
-            else:
-                part.found = [mx.concatenate(chunks)] * len(heads)
+def _attentive_logits(
+    heads: Sequence[Head], tokens: Sequence[np.ndarray], logits: np.ndarray
+) -> None:
+    """Writes the logits (heads, B, C) of images, (N, D) each."""
+    norms = [_running_norm(head) for head in heads]
+    queries = _queries(heads, norms)
+    with rounds(tokens) as work:
+        for together in work:
+            for each in _average(together, queries, len(heads)):
+                found = zip(heads, each.averaged, norms, strict=True)
+                computed = [head.classify(averaged, norm) for head, averaged, norm in found]
+                mx.eval(computed)
+                logits[:, each.part.rows] = [np.array(some) for some in computed]
 
 
-def _floats(chunk: np.ndarray) -> mx.array:
-    """Finite float16 tokens as float32."""
-    if on_gpu() or chunk.dtype != np.float16:
-        return mx.array(chunk).astype(mx.float32)
-    # In MLX's x86 build that takes longer than a matrix product with eight queries. Instead: sign,
-    # exponent and fraction to where float32 has them, then the exponent's other bias, exactly.
-    bits = mx.left_shift(mx.array(chunk.view(np.int16)).astype(mx.int32), 13)
-    return mx.bitwise_and(bits, _NOT_REPEATED_SIGN).view(mx.float32) * 2.0**112
+def _pooled_gradients(
+    heads: Sequence[Head], tokens: Sequence[np.ndarray], targets: Targets
+) -> Gradients:
+    """Of heads that see the tokens of an image pooled."""
+    pooled = _pooled(tokens, heads[0].config.kind)
+    moments = measure([pooled]) if _any_normalises(heads) else None
+    total = total_weight(targets)
+    losses, gradients = [], []
+    for head in heads:
+        before = head.trainable_parameters()
+
+        def loss(parameters: Tree, head: Head = head) -> mx.array:
+            head.update(parameters)
+            return loss_sum(head.classify(pooled, _norm(head, moments)), targets) / total
+
+        value, gradient = mx.value_and_grad(loss)(before)
+        head.update(before)
+        losses.append(float(value))
+        gradients.append(gradient)
+    mx.eval(gradients)
+    return Gradients(np.array(losses, np.float32), gradients, moments)
 
 
-def _moments(heads: Sequence[Head], parts: Sequence[_Part]) -> Moments | None:
-    """Those of the whole batch, if any head needs them."""
-    if not any(head.config.batch_norm for head in heads):
-        return None
-    found = []
-    for part in parts:
-        with mx.stream(part.stream):
-            inputs = (normalised_input(heads[0].config, _floats(chunk)) for chunk in part.chunks)
-            found.append(measure(inputs))
-    mx.eval([(each.mean, each.variance) for each in found])
-    moments = found[0]
-    for each in found[1:]:
-        moments = moments.merged(each)
-    mx.eval(moments.mean, moments.variance)
-    return moments
+def _pooled_logits(heads: Sequence[Head], tokens: Sequence[np.ndarray], logits: np.ndarray) -> None:
+    """Writes the logits (heads, B, C) of images, (N, D) each."""
+    pooled = _pooled(tokens, heads[0].config.kind)
+    for head, into in zip(heads, logits, strict=True):
+        into[:] = np.array(head.classify(pooled, _running_norm(head)))
+
+
+def _pooled(tokens: Sequence[np.ndarray], kind: str) -> mx.array:
+    """Images, (N, D) each -> (B, D)."""
+    pooled = np.empty((len(tokens), tokens[0].shape[1]), np.float32)
+    with rounds(tokens) as work:
+        for together in work:
+            for part, places, found in over_chunks(together, lambda _, __, each: pool(each, kind)):
+                pooled[part.rows[places]] = np.array(found)
+    return mx.array(pooled)
+
+
+def _any_normalises(heads: Sequence[Head]) -> bool:
+    return any(head.config.batch_norm for head in heads)
 
 
 def _norm(head: Head, moments: Moments | None) -> Normalisation | None:
     return moments.normalisation if moments is not None and head.config.batch_norm else None
 
 
-def _added(total: Any, more: Any) -> Any:
-    """Trees of equal structure, summed leaf by leaf."""
-    return more if total is None else tree_map(lambda a, b: a + b, total, more)
+def _running_norm(head: Head) -> Normalisation | None:
+    return head.bn.normalisation if head.config.batch_norm else None
+
+
+def _queries(heads: Sequence[Head], norms: Sequence[Normalisation | None]) -> mx.array:
+    """Those of all heads, (K, D)."""
+    return mx.concatenate([head.queries(norm) for head, norm in zip(heads, norms, strict=True)])
+
+
+def _add(sums: dict[int, Any], part: Part, more: Any) -> None:
+    """Adds a tree to the sum of its lane, leaf by leaf."""
+    with mx.stream(part.stream):
+        sums[part.lane] = _added(sums[part.lane], more) if part.lane in sums else more
 
 
 def _total(sums: dict[int, Any]) -> Any:
-    """The sum over the streams, in their order."""
-    total = None
-    for place in sorted(sums):
-        total = _added(total, sums[place])
+    """The sum over the lanes, in their order."""
+    total, *others = (sums[lane] for lane in sorted(sums))
+    for each in others:
+        total = _added(total, each)
     return total
+
+
+def _added(one: Any, other: Any) -> Any:
+    """The sum of two trees."""
+    return tree_map(lambda a, b: a + b, one, other)
 
 
 def _only(tree: Tree, folded: bool) -> Tree:
@@ -257,8 +258,6 @@ def _only(tree: Tree, folded: bool) -> Tree:
 def _unfolded(head: Head, norm: Normalisation | None, of_folded: mx.array) -> Tree:
     """The gradient of what the queries are made of, from that of the folded queries."""
     before = _only(head.trainable_parameters(), folded=True)
-    if not before:
-        return {}
 
     def along(tree: Tree) -> mx.array:
         head.update(tree)
@@ -271,4 +270,4 @@ def _unfolded(head: Head, norm: Normalisation | None, of_folded: mx.array) -> Tr
 
 def _nested(named: dict[str, mx.array]) -> Tree:
     """The inverse of `flat`."""
-    return cast(Tree, tree_unflatten(list(named.items()))) if named else {}
+    return cast(Tree, tree_unflatten(list(named.items())))

@@ -303,8 +303,8 @@ class _InMemory:
     def for_epoch(self, epoch: int) -> "_InMemory":
         return self
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        return self._tokens[np.asarray(indices, np.int64)]
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Sequence[np.ndarray]:
+        return [self._tokens[row] for row in indices]
 
 
 def _vector(row: Embedded, images: Sequence[ImageSource]) -> np.ndarray:

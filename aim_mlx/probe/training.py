@@ -15,6 +15,7 @@ from aim_mlx.backend import BLAS, cpu_streams, mx, optim, tree_unflatten
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.probe.config import FINAL_RATE, GridPoint, ProbeConfig
 from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
+from aim_mlx.probe.image_moments import ImageMoments
 from aim_mlx.probe.losses import loss_sum, targets_of, total_weight
 from aim_mlx.probe.metrics import measured
 from aim_mlx.probe.moments import Moments
@@ -92,6 +93,7 @@ class GridTrainer:
         self._alive = np.ones(len(self._heads), np.int32)
         self._losses = np.zeros(len(self._heads), np.float32)  # of this epoch, summed over steps
         self._kept = self._parameters(0)  # of the best head so far
+        self._measured: tuple[TokenSource, ImageMoments] | None = None
 
     @property
     def multi_label(self) -> bool:
@@ -144,21 +146,30 @@ class GridTrainer:
         """
         epoch, number = divmod(self.step, self.steps_in_epoch)
         rows = epoch_rows(len(self._targets), self.config, epoch)[number]
-        tokens = self._train.tokens.for_epoch(epoch).batch(rows)
+        source = self._train.tokens.for_epoch(epoch)
+        tokens = source.batch(rows)
         alive = np.flatnonzero(self._alive)
-        found = batch_gradients([self._heads[i] for i in alive], tokens, self._targets.of(rows))
+        heads = [self._heads[index] for index in alive]
+        moments = self._moments(source, rows, tokens)
+        found = batch_gradients(heads, tokens, self._targets.of(rows), moments)
         with cpu_streams(min(BLAS.threads, len(alive))) as streams:
-            norms = _clip(found.gradients, self.config.clip_norm, streams)
-            updated = []
-            for place, index in enumerate(alive):
-                if not (math.isfinite(found.losses[place]) and math.isfinite(norms[place])):
-                    self._drop(int(index))
-                    continue
-                self._losses[index] += found.losses[place]
-                with mx.stream(streams[place % len(streams)]):
-                    self._update(int(index), found.gradients[place], found.moments)
-                updated += [self._heads[index].parameters(), self._optimizers[index].state]
-            mx.eval(updated)
+            # A few heads at a time, while what belongs to them is in the processor's cache.
+            for start in range(0, len(alive), len(streams)):
+                here = range(start, min(start + len(streams), len(alive)))
+                norms = _clip(
+                    [found.gradients[place] for place in here], self.config.clip_norm, streams
+                )
+                updated = []
+                for place, norm, stream in zip(here, norms, streams, strict=False):
+                    index = int(alive[place])
+                    if not (math.isfinite(found.losses[place]) and math.isfinite(norm)):
+                        self._drop(index)
+                        continue
+                    self._losses[index] += found.losses[place]
+                    with mx.stream(stream):
+                        self._update(index, found.gradients[place], found.moments)
+                    updated += [self._heads[index].parameters(), self._optimizers[index].state]
+                mx.eval(updated)
         self.step += 1
         return self._end_epoch(epoch) if self.step % self.steps_in_epoch == 0 else None
 
@@ -187,6 +198,16 @@ class GridTrainer:
         self._alive, self._losses = np.array(state["alive"]), np.array(state["losses"])
         self._kept = dict(named["kept"])
         self.step, self.history = step, history
+
+    def _moments(
+        self, source: TokenSource, rows: np.ndarray, tokens: Sequence[np.ndarray]
+    ) -> Moments | None:
+        """Those of a batch's tokens, if heads need them; an image is measured once."""
+        if not any(head.config.attends and head.config.batch_norm for head in self._heads):
+            return None
+        if self._measured is None or self._measured[0] is not source:
+            self._measured = source, ImageMoments(len(self._targets), source.shape)
+        return self._measured[1].of(rows, tokens)
 
     def _update(self, index: int, gradient: dict[str, Any], moments: Moments | None) -> None:
         """One step of one head, not yet computed."""

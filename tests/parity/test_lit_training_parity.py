@@ -69,8 +69,8 @@ class Given:
         self.tokens = tokens
         self.shape = (tokens.shape[1], tokens.shape[2])
 
-    def batch(self, indices) -> np.ndarray:
-        return self.tokens[np.asarray(indices)]
+    def batch(self, indices) -> list[np.ndarray]:
+        return list(self.tokens[np.asarray(indices)])
 
 
 def our_trainer(lit: LiT, pixels: np.ndarray, texts: TokenIds) -> Trainer:
@@ -129,7 +129,7 @@ def test_gradients_and_losses_over_steps_equal_pytorchs(reference, tmp_path):
     trainer = our_trainer(lit, pixels, texts)
     left_out = np.zeros((len(TEXTS), len(TEXTS)), bool)
     streams = [mx.default_stream(mx.default_device())]
-    tokens = mx.array(trainer.train.tokens.batch(range(len(TEXTS))))
+    tokens = mx.array(np.stack(trainer.train.tokens.batch(range(len(TEXTS)))))
     _, gradient = trainer._loss_and_gradient(tokens, texts.ids, left_out, streams)
     ours = dict(tree_flatten(gradient))
     losses = [trainer.run_step()["loss"] for _ in range(CONFIG.epochs)]

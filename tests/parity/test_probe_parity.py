@@ -151,7 +151,8 @@ def test_a_grid_trains_as_pytorch_trains_each_head_alone():
         for step, rows in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = warm_cosine(step, 6, 3, point.learning_rate, 1e-5)
-            tokens = torch.from_numpy(train.tokens.for_epoch(0).batch(rows)).float()
+            batch = np.stack(train.tokens.for_epoch(0).batch(rows))
+            tokens = torch.from_numpy(batch).float()
             loss = torch.nn.functional.cross_entropy(
                 model(tokens), torch.from_numpy(train.labels[rows]), label_smoothing=0.1
             )
@@ -160,7 +161,7 @@ def test_a_grid_trains_as_pytorch_trains_each_head_alone():
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
         model.eval()
-        tokens = validation.tokens.for_epoch(0).batch(np.arange(20))
+        tokens = np.stack(validation.tokens.for_epoch(0).batch(np.arange(20)))
         expected = model(torch.from_numpy(tokens).float())
         # Adam divides by the gradient's size: where that is near zero, rounding shows.
         assert_close(head.eval()(mx.array(tokens)), expected, f"{point}", 1e-3)

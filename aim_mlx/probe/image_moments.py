@@ -1,0 +1,50 @@
+"""Mean and variance of each channel over the tokens of an image: of frozen tokens, they stay."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from aim_mlx.backend import mx
+from aim_mlx.probe.lanes import Part, over_chunks, rounds
+from aim_mlx.probe.moments import Moments
+
+
+class ImageMoments:
+    """Those of `count` images with tokens (N, D), each measured when it is first asked for.
+
+    They take 8 bytes x D an image.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, int]):
+        self._tokens, D = shape
+        self._measured = np.zeros(count, bool)
+        self._values = np.empty((2, count, D), np.float32)
+
+    def of(self, rows: np.ndarray, tokens: Sequence[np.ndarray]) -> Moments:
+        """The moments of a batch: images `rows`, whose tokens are (N, D) each."""
+        new = np.flatnonzero(~self._measured[rows])
+        if len(new):
+            self._values[:, rows[new]] = measured([tokens[int(place)] for place in new])
+            self._measured[rows] = True
+        means, variances = (mx.array(each) for each in self._values[:, rows])
+        mean = means.mean(axis=0)
+        apart = means - mean
+        moments = Moments(len(rows) * self._tokens, mean, (variances + apart * apart).mean(axis=0))
+        mx.eval(moments.mean, moments.variance)
+        return moments
+
+
+def measured(tokens: Sequence[np.ndarray]) -> np.ndarray:
+    """Means and biased variances, float32 (2, B, D), of images with tokens (N, D) each."""
+    values = np.empty((2, len(tokens), tokens[0].shape[1]), np.float32)
+    with rounds(tokens) as work:
+        for together in work:
+            for part, places, found in over_chunks(together, _of_chunk):
+                values[:, part.rows[places]] = np.array(found)
+    return values
+
+
+def _of_chunk(part: Part, places: slice, tokens: mx.array) -> mx.array:
+    mean = tokens.mean(axis=1, keepdims=True)
+    apart = tokens - mean
+    return mx.stack([mean[:, 0], (apart * apart).mean(axis=1)])
