@@ -37,6 +37,7 @@ body { max-width: 1120px }
 .card h3 { font-size: .95rem; margin: 0 0 .5rem; overflow-wrap: anywhere }
 .scroll { overflow: auto; max-height: 32rem; background: var(--card);
   border: 1px solid var(--line); border-radius: .6rem; margin-top: .8rem }
+.pair > .scroll { margin-top: 0; align-self: start }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line) }
