@@ -287,9 +287,11 @@ def test_a_class_that_cannot_be_read_at_all_is_refused(tmp_path):
         if name != "owl":
             (tmp_path / path).write_text(path)
     refused(
-        "train has no images of 'owl' that can be read",
+        r"no images of 'owl' that can be read.*\(5 cannot be used, the first '.*owl0.jpg'",
         write(tmp_path / "data.csv", ("path", "label"), rows),
     )
+    (tmp_path / "owl3.jpg").write_text("owl")
+    refused(r"'owl' has 1 images .* \(4 cannot be used", tmp_path / "data.csv")
 
 
 @pytest.mark.parametrize("names", [("Cat", "cat"), ("caf\u00e9", "cafe\u0301"), ("a", "\uff41")])

@@ -79,8 +79,8 @@ def knn(
     report.told(found.data)
     if not as_json:
         for k, score in found.scores.items():
-            taken = ", taken" if k == found.k else ""
-            print(f"k={k}\t{score:.2%}\ton val{taken}")
+            best = ", the best" if k == found.k else ""
+            print(f"k={k}\t{score:.2%}\ton val{best}")
     chosen = {"k": found.k, "val": {str(k): score for k, score in found.scores.items()}}
     report.figures(found.measured_on, found.figures, found.exit_code, chosen)
     return found.exit_code

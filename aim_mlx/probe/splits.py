@@ -78,9 +78,9 @@ def divided(
             raise UsageError("no image is in train: the splits are train, val and test")
         parts = {name: [each for each in images if each.split == name] for name in SPLITS}
         if not parts["val"]:
-            parts["train"], parts["val"], _ = _cut(parts["train"], labelled, val, 0.0, seed)
+            parts["train"], parts["val"], _ = _cut(parts["train"], labelled, val, 0.0, seed, skips)
     else:
-        parts = dict(zip(SPLITS, _cut(images, labelled, val, test, seed), strict=True))
+        parts = dict(zip(SPLITS, _cut(images, labelled, val, test, seed, skips), strict=True))
     built = {
         name: as_part(group, labelled.classes, labelled.multi_label)
         for name, group in parts.items()
@@ -92,7 +92,12 @@ def divided(
 
 
 def _cut(
-    images: Sequence[Image], labelled: Labelled, val: float, test: float, seed: int
+    images: Sequence[Image],
+    labelled: Labelled,
+    val: float,
+    test: float,
+    seed: int,
+    skips: Sequence[Skip],
 ) -> tuple[list[Image], list[Image], list[Image]]:
     """Train, val and test of each stratum, by seed and content alone.
 
@@ -112,7 +117,7 @@ def _cut(
             raise UsageError(
                 f"class {name!r} has {len(members)} images that can be read: at least {least} are "
                 f"needed to split; add some, or give splits of your own"
-                f"{', or --test 0' * (len(members) == least - 1 and test > 0)}"
+                f"{', or --test 0' * (len(members) == least - 1 and test > 0)}{_left_out(skips)}"
             )
         members.sort(key=lambda image: _rank(seed, image))
         aside = max(1, round(val * len(members)))
@@ -155,8 +160,15 @@ def _check_present(found: DataSet) -> None:
             hint = "" if name == "train" else ", or allow that with --allow-empty"
             raise UsageError(
                 f"{name} has no images of {quoted(lacking)} that can be read: every split needs "
-                f"the same classes; add some{hint}"
+                f"the same classes; add some{hint}{_left_out(found.skips)}"
             )
+
+
+def _left_out(skips: Sequence[Skip]) -> str:
+    """What to add to a complaint about too few images."""
+    if not skips:
+        return ""
+    return f" ({len(skips)} cannot be used, the first {skips[0].path!r}: {skips[0].detail})"
 
 
 def _leaks(found: DataSet) -> list[str]:

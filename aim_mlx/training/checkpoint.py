@@ -63,7 +63,7 @@ def load_state(folder: Path, trainer: Trainer) -> bool:
         with TensorReader(checked) as reader:
             state = {name: reader.read(name) for name in checked.tensors}
         record = checked.metadata[_RECORD]
-        if checked.metadata[_CHECKSUM] != _checksum(record, state):
+        if checked.metadata.get(_CHECKSUM) != _checksum(record, state):
             raise ValueError("it is not as it was written")
         expected = {name: value.shape for name, value in trainer.state().items()}
         if {name: value.shape for name, value in state.items()} != expected:
