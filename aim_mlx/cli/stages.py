@@ -2,11 +2,14 @@
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Self
 
 from aim_mlx.cli.terminal import escaped, on_terminal
+
+_SILENCE = 60.0  # seconds without a line, where no bar is drawn, before one says how far it is
 
 
 class Stages:
@@ -25,6 +28,7 @@ class Stages:
             redirect_stdout=on_terminal(sys.stdout),
         )
         self._stages: dict[str, Any] = {}
+        self._said = time.monotonic()
         self.skips = 0  # told so far
 
     def __enter__(self) -> Self:
@@ -50,8 +54,11 @@ class Stages:
         if what not in self._stages:
             self._stages[what] = self._bar.add_task(what)
         self._bar.update(self._stages[what], completed=done, total=total)
+        if self._bar.disable and time.monotonic() - self._said >= _SILENCE:
+            self.say(f"{what}: {done:,} of {total:,}")
 
     def say(self, line: str) -> None:
+        self._said = time.monotonic()
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def emit(self, event: str, record: Mapping[str, Any]) -> None:
