@@ -118,6 +118,7 @@ def test_a_second_interrupt_ends_at_once_and_costs_no_block_that_was_kept(home, 
     assert process.returncode in (130, -signal.SIGINT), stderr
     assert "interrupted" in stderr and "Traceback" not in stderr and "terminate" not in stderr
     kept = len(EmbeddingStore(tmp_path / "out"))
-    assert kept >= 2 * BLOCK - 1
+    # The file of the second shard was seen; the journal, by which it is kept, comes after it.
+    assert kept >= BLOCK
     assert resume(home, tmp_path / "out").summary["unchanged"] == kept
     check_same(home, tmp_path / "out")
