@@ -9,6 +9,7 @@ which the softmax does not see, and weights that sum to one let the average be n
 what is averaged.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -134,9 +135,13 @@ def _rows_at_once(shape: Sequence[int], K: int) -> int:
     _, N, D = shape
     if BLAS.library is None or on_gpu() or K > _FEW_VECTORS:
         return N
-    largest = _SMALL_PRODUCT // (K * D)
-    rows = max((r for r in range(1, min(N, largest) + 1) if N % r == 0), default=N)
+    rows = _largest_divisor(N, _SMALL_PRODUCT // (K * D))
     return rows if rows >= _FEWEST_ROWS else N
+
+
+@functools.cache
+def _largest_divisor(number: int, most: int) -> int:
+    return max((each for each in range(1, min(number, most) + 1) if number % each == 0), default=1)
 
 
 _attend_with_gradient = mx.custom_function(_attend)

@@ -40,7 +40,8 @@ def rounds(tokens: Sequence[np.ndarray], times: int = 1) -> Iterator[list[list[P
 
     The chunks are to be gone over in order, those of a part so many times before the next part.
     """
-    with cpu_streams(BLAS.threads) as streams, ThreadPoolExecutor(len(streams)) as pool:
+    # One thread widens tokens for all lanes: several would wait for each other's interpreter lock.
+    with cpu_streams(BLAS.threads) as streams, ThreadPoolExecutor(1) as pool:
         parts = _parts(tokens, streams)
         for lane in range(len(streams)):
             mine = [part for part in parts if part.lane == lane]
