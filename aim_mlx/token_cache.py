@@ -1,18 +1,21 @@
 """Tokens of a frozen trunk on disk, computed once: float16 shards, known by the images' content.
 
-FOLDER/KEY/tokens-000000.npy ... are arrays of records (digest, tokens), each written whole by one
-rename and never changed; KEY stands for the encoder, its preprocessing and the layers, which
-FOLDER/KEY/identity.json states. What is there is never computed again, whatever its name.
+FOLDER/KEY/tokens-000000.npy ... are arrays of records (digest, sum, tokens), each written whole by
+one rename and never changed; the sum is the tokens' SHA-256. KEY stands for the encoder, its
+preprocessing and the layers, which FOLDER/KEY/identity.json states. What is there is never computed
+again, whatever its name.
 """
 
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from aim_mlx.tokens import frozen_tokens, token_identity, token_shape
 
 _SHARD_BYTES = 64 << 20
 _SHARD_SECONDS = 60.0  # the most work that a kill can cost
+_READERS = 2  # threads that read tokens for the first time
 _HEADER_BYTES = 256  # at most, of a shard; reckoned for every image, as time may close a shard
 
 Progress = Callable[[int, int], None]  # images done, images to do
@@ -54,8 +58,8 @@ class TokenCache:
         self._encoder, self._layers = encoder, tuple(layers)
         self._root = Path(folder)
         self._folder = self._root / hashlib.sha256(_text(self.identity)).hexdigest()[:32]
-        self._record = np.dtype([("digest", "u1", (32,)), ("tokens", "<f2", self.shape)])
-        self._shards: list[np.ndarray] = []
+        self._record = record_of(self.shape)
+        self._shards: list[tuple[Path, np.ndarray]] = []
         self._where: dict[bytes, tuple[int, int]] = {}
         with _storage(self._root):
             self._open_shards()
@@ -108,7 +112,7 @@ class TokenCache:
     def rows(self, digests: Sequence[str]) -> "CachedTokens":
         """The tokens of a list of images, to be read by their place in it."""
         places = np.array([self._where[_key(digest)] for digest in digests], np.int64)
-        return CachedTokens([shard["tokens"] for shard in self._shards], places.reshape(-1, 2))
+        return CachedTokens(self._shards, places.reshape(-1, 2))
 
     def _compute(
         self, images: Sequence[tuple[str, Content]], progress: Progress | None, view: View | None
@@ -186,7 +190,7 @@ class TokenCache:
             return False
         for row, digest in enumerate(_digests(path, records)):
             self._where[digest] = (len(self._shards), row)
-        self._shards.append(records)
+        self._shards.append((path, records))
         return True
 
     def _files(self) -> list[Path]:
@@ -199,15 +203,33 @@ class TokenCache:
 class CachedTokens:
     """Memory-mapped tokens of a list of images."""
 
-    def __init__(self, shards: Sequence[np.ndarray], places: np.ndarray):
-        self.shape: tuple[int, int] = shards[0].shape[1:] if shards else (0, 0)
-        self._shards = shards
+    def __init__(self, shards: Sequence[tuple[Path, np.ndarray]], places: np.ndarray):
+        self._files = [path for path, _ in shards]
+        self._tokens = [np.asarray(records["tokens"]) for _, records in shards]
+        self._sums = [np.asarray(records["sum"]) for _, records in shards]
+        self.shape: tuple[int, int] = self._tokens[0].shape[1:] if shards else (0, 0)
         self._places = places  # (images, 2): shard and row
+        self._sound = np.zeros(len(places), bool)  # those that were read once
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Sequence[np.ndarray]:
-        """The tokens of images by their place in the list, float16 (N, D) each, still on disk."""
-        places = self._places[np.asarray(indices, np.int64)]
-        return [self._shards[shard][row] for shard, row in places]
+        """The tokens of images by their place in the list, float16 (N, D) each, still on disk.
+
+        Raises OutputError, naming the file, where they are not what was written.
+        """
+        indices = np.asarray(indices, np.int64)
+        new = np.unique(indices[~self._sound[indices]])
+        with ThreadPoolExecutor(_READERS) as pool:
+            for shard in itertools.compress(self._places[new, 0], pool.map(self._damaged, new)):
+                raise OutputError(
+                    f"{str(self._files[shard])!r} is damaged: remove it, and the same command "
+                    "computes its tokens again"
+                )
+        self._sound[new] = True
+        return [self._tokens[shard][row] for shard, row in self._places[indices]]
+
+    def _damaged(self, index: int) -> bool:
+        shard, row = self._places[index]
+        return _sum(self._tokens[shard][row]) != self._sums[shard][row].tobytes()
 
 
 class _Shard:
@@ -221,6 +243,9 @@ class _Shard:
     def add(self, digest: bytes, tokens: np.ndarray | None) -> None:
         self._records[self._count]["digest"] = np.frombuffer(digest, np.uint8)
         self._records[self._count]["tokens"] = tokens
+        self._records[self._count]["sum"] = np.frombuffer(
+            _sum(self._records[self._count]["tokens"]), np.uint8
+        )
         self._count += 1
 
     @property
@@ -232,6 +257,15 @@ class _Shard:
         records, self._count = self._records[: self._count], 0
         self._started = time.monotonic()
         return records
+
+
+def record_of(shape: tuple[int, int]) -> np.dtype:
+    """What a shard holds of an image whose tokens are (N, D)."""
+    return np.dtype([("digest", "u1", (32,)), ("sum", "u1", (32,)), ("tokens", "<f2", shape)])
+
+
+def _sum(tokens: np.ndarray) -> bytes:
+    return hashlib.sha256(tokens.data).digest()
 
 
 def _digests(path: Path, records: np.ndarray) -> Iterator[bytes]:

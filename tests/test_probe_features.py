@@ -15,7 +15,7 @@ from aim_mlx.probe.features import Augmentation, Features
 from aim_mlx.probe.splits import DataSet, divided
 from tests.small import encoder, photo, save
 
-RECORD = 32 + 2 * 16 * 64 + 256  # of SMALL, with what is reckoned for a header
+RECORD = 64 + 2 * 16 * 64 + 256  # of SMALL, with what is reckoned for a header
 
 
 class Listener:
@@ -177,8 +177,7 @@ def test_a_cache_killed_while_it_is_filled_goes_on_and_stays_within_its_limit(tm
     command = [sys.executable, "-c", _PREPARE, *folders]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    while process.stdout.readline() != "computing the tokens of train 3\n":
-        pass
+    assert "computing the tokens of train 3\n" in process.stdout
     process.kill()
     process.communicate()
     kept = {path: path.stat().st_mtime_ns for path in cache.glob("*/tokens-*.npy")}

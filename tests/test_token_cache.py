@@ -23,7 +23,7 @@ from tests.small import NATIVE, SMALL, encoder, photo, save
 from tests.weights_files import PEAK
 
 SHAPE = (16, 64)  # of SMALL: (N, D)
-RECORD = 32 + 2 * 16 * 64
+RECORD = 64 + 2 * 16 * 64
 WIDE = VisionConfig(1024, 176, 1, 8, 14, 224)  # tokens of the size of the large model's
 
 
@@ -165,7 +165,7 @@ print(len(cache._shards), peak() - before)
 
 def test_opening_a_large_cache_takes_no_memory_for_its_tokens(tmp_path):
     """1.3 GB of shards, all holes; mapped, 0.3 MB around each digest would be read and kept."""
-    record = np.dtype([("digest", "u1", (32,)), ("tokens", "<f2", (256, 1024))])
+    record = token_cache.record_of((256, 1024))
     cache = TokenCache(tmp_path / "cache", encoder(WIDE))
     cache._folder.mkdir(parents=True)
     for number in range(20):
@@ -223,6 +223,26 @@ def test_one_image_beyond_float16_is_named(images, monkeypatch):
 def test_the_native_resolution_model_is_refused(tmp_path):
     with pytest.raises(UsageError, match="one image size"):
         TokenCache(tmp_path / "cache", encoder(NATIVE))
+
+
+def test_tokens_that_changed_on_the_disk_are_never_used(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(token_cache, "_SHARD_BYTES", 2 * RECORD)
+    folder, model = tmp_path / "cache", encoder()
+    TokenCache(folder, model).fill(images)
+    sound = np.stack(TokenCache(folder, model).rows(list(images)).batch(range(5)))
+    damaged = shards(folder)[1]
+    bits = bytearray(damaged.read_bytes())
+    bits[-100] ^= 1
+    damaged.write_bytes(bits)
+    rows = TokenCache(folder, model).rows(list(images))
+    np.testing.assert_array_equal(np.stack(rows.batch([4, 0, 1, 2])), sound[[4, 0, 1, 2]])
+    for _ in range(2):
+        with pytest.raises(OutputError, match=f"{damaged.name}' is damaged: remove it"):
+            rows.batch([2, 3])
+    damaged.unlink()
+    cache = TokenCache(folder, model)
+    cache.fill(images)
+    np.testing.assert_array_equal(np.stack(cache.rows(list(images)).batch(range(5))), sound)
 
 
 def test_a_damaged_shard_is_computed_again_and_the_others_are_kept(tmp_path, images, monkeypatch):
