@@ -42,6 +42,8 @@ def write_encoder(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("expected two folders to write: python examples/digits.py DIGITS ENCODER")
     write_digits(Path(sys.argv[1]))
     write_encoder(Path(sys.argv[2]))
     print(f"1,797 digits in {sys.argv[1]}, an untrained encoder in {sys.argv[2]}")

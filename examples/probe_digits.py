@@ -43,6 +43,8 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or Path(sys.argv[1]).exists():
+        sys.exit("expected one folder, not there yet: python examples/probe_digits.py DIR")
     target = Path(sys.argv[1])
     target.mkdir(parents=True)
     main(target)

@@ -174,7 +174,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     arguments = parser.parse_args()
-    arguments.folder.mkdir()
+    if arguments.folder.exists():
+        parser.error(f"{str(arguments.folder)!r} is there already: name a new folder")
+    arguments.folder.mkdir(parents=True)
     started = time.monotonic()
     table = draw_pairs(arguments.folder / "pictures", arguments.each, arguments.seed)
     tower = image_tower(arguments.folder / "tower", arguments.seed)
