@@ -121,7 +121,7 @@ class Head(nn.Module):
         tokens = tokens.astype(mx.float32)
         norm = None
         if self._config.batch_norm and self.training:
-            moments = measure([normalised_input(self._config, tokens)])
+            moments = measure(normalised_input(self._config, tokens))
             self.bn.follow(moments)
             norm = moments.normalisation
         elif self._config.batch_norm:

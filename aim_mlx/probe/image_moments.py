@@ -29,6 +29,7 @@ class ImageMoments:
         means, variances = (mx.array(each) for each in self._values[:, rows])
         mean = means.mean(axis=0)
         apart = means - mean
+        # Those of equally many tokens each (Chan et al. 1979), without sums of squares that cancel.
         moments = Moments(len(rows) * self._tokens, mean, (variances + apart * apart).mean(axis=0))
         mx.eval(moments.mean, moments.variance)
         return moments

@@ -179,7 +179,7 @@ def _pooled_gradients(
 ) -> Gradients:
     """Of heads that see the tokens of an image pooled."""
     pooled = _pooled(tokens, heads[0].config.kind)
-    moments = measure([pooled]) if _any_normalises(heads) else None
+    moments = measure(pooled) if _any_normalises(heads) else None
     total = total_weight(targets)
     losses, gradients = [], []
     for head in heads:
