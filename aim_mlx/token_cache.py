@@ -8,7 +8,6 @@ again, whatever its name.
 
 import fcntl
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -59,7 +58,7 @@ class TokenCache:
         self._root = Path(folder)
         self._folder = self._root / hashlib.sha256(_text(self.identity)).hexdigest()[:32]
         self._record = record_of(self.shape)
-        self._shards: list[tuple[Path, np.ndarray]] = []
+        self._shards: list[_OpenShard] = []
         self._where: dict[bytes, tuple[int, int]] = {}
         with _storage(self._root):
             self._open_shards()
@@ -190,7 +189,7 @@ class TokenCache:
             return False
         for row, digest in enumerate(_digests(path, records)):
             self._where[digest] = (len(self._shards), row)
-        self._shards.append((path, records))
+        self._shards.append(_OpenShard(path, records))
         return True
 
     def _files(self) -> list[Path]:
@@ -200,36 +199,45 @@ class TokenCache:
         return sum(path.stat().st_size for path in self._root.glob("*/tokens-*.npy"))
 
 
+class _OpenShard:
+    """A mapped shard, which remembers whose tokens were compared with their sum."""
+
+    def __init__(self, path: Path, records: np.ndarray):
+        self.path = path
+        self.tokens = np.asarray(records["tokens"])
+        self._sums = np.asarray(records["sum"])
+        self.compared = np.zeros(len(records), bool)
+
+    def compare(self, row: int) -> None:
+        """Raises OutputError for tokens that are not what was written."""
+        if _sum(self.tokens[row]) != self._sums[row].tobytes():
+            raise OutputError(
+                f"{str(self.path)!r} is damaged: remove it, and the same command computes its "
+                "tokens again"
+            )
+        self.compared[row] = True
+
+
 class CachedTokens:
     """Memory-mapped tokens of a list of images."""
 
-    def __init__(self, shards: Sequence[tuple[Path, np.ndarray]], places: np.ndarray):
-        self._files = [path for path, _ in shards]
-        self._tokens = [np.asarray(records["tokens"]) for _, records in shards]
-        self._sums = [np.asarray(records["sum"]) for _, records in shards]
-        self.shape: tuple[int, int] = self._tokens[0].shape[1:] if shards else (0, 0)
+    def __init__(self, shards: Sequence[_OpenShard], places: np.ndarray):
+        self.shape: tuple[int, int] = shards[0].tokens.shape[1:] if shards else (0, 0)
+        self._shards = list(shards)
         self._places = places  # (images, 2): shard and row
-        self._sound = np.zeros(len(places), bool)  # those that were read once
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Sequence[np.ndarray]:
         """The tokens of images by their place in the list, float16 (N, D) each, still on disk.
 
         Raises OutputError, naming the file, where they are not what was written.
         """
-        indices = np.asarray(indices, np.int64)
-        new = np.unique(indices[~self._sound[indices]])
-        with ThreadPoolExecutor(_READERS) as pool:
-            for shard in itertools.compress(self._places[new, 0], pool.map(self._damaged, new)):
-                raise OutputError(
-                    f"{str(self._files[shard])!r} is damaged: remove it, and the same command "
-                    "computes its tokens again"
-                )
-        self._sound[new] = True
-        return [self._tokens[shard][row] for shard, row in self._places[indices]]
-
-    def _damaged(self, index: int) -> bool:
-        shard, row = self._places[index]
-        return _sum(self._tokens[shard][row]) != self._sums[shard][row].tobytes()
+        places = self._places[np.asarray(indices, np.int64)]
+        chosen = [(self._shards[shard], row) for shard, row in places]
+        new = [(shard, row) for shard, row in chosen if not shard.compared[row]]
+        if new:
+            with ThreadPoolExecutor(_READERS) as pool:
+                list(pool.map(lambda each: each[0].compare(each[1]), new))
+        return [shard.tokens[row] for shard, row in chosen]
 
 
 class _Shard:
