@@ -92,12 +92,12 @@ class Images:
         with closing(self.lit.embed_stream(paths, self._options)) as rows:
             for row in rows:
                 path = paths[row.index]
-                if row.vector is not None:
+                if row.failure is not None:
+                    skipped(Skip(path, row.failure.reason, row.failure.detail))
+                else:
                     scores = head.scores(row.vector[None], choice.multi_label)[0]
                     labels = choice.of(head.labels, scores)
                     yield Classified(path, labels, row.index, row.multi_frame)
-                elif row.failure is not None:
-                    skipped(Skip(path, row.failure.reason, row.failure.detail))
 
     def locate(self, row: Classified) -> Path:
         """Where the photo is."""

@@ -1,6 +1,6 @@
 """Images to vectors: the main job."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from aim_mlx.backend import mx, nn
@@ -32,6 +33,7 @@ class Encoder:
 
     @property
     def dtype(self) -> mx.Dtype:
+        """What the weights and the tokens are in: mx.float32, mx.float16 or mx.bfloat16."""
         return self.model.trunk.post_trunk_norm.weight.dtype
 
     @property
@@ -62,7 +64,7 @@ class Encoder:
         check_pooling(self.pooling(options), self.poolings)
         block_indices(options.layers, self.model.config.num_blocks)
 
-    def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
+    def preprocess(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
         """Images -> normalised pixels, float32 (B, H, W, 3).
 
         Raises ImageError for an image that cannot be decoded, UsageError where a native-resolution
@@ -77,26 +79,26 @@ class Encoder:
 
     def features(
         self,
-        pixels: np.ndarray | mx.array,
+        pixels: NDArray[Any] | mx.array,
         layers: Sequence[int] = (),
-        final: bool = True,
         interpolate_positions: bool = False,
     ) -> Features:
         """Normalised pixels (B, H, W, 3) -> Features: tokens (B, N, D), grid (h, w), layers.
 
-        Raises UsageError for sizes or layers that the model does not have.
+        All in the encoder's dtype, and computed when they are read. `layers` names blocks, -1 the
+        last one. Raises UsageError for sizes or layers that the model does not have.
         """
-        return self.model(mx.array(pixels).astype(self.dtype), layers, final, interpolate_positions)
+        return self.model(mx.array(pixels).astype(self.dtype), layers, interpolate_positions)
 
     def embed(
         self,
-        images: Sequence[ImageSource],
+        images: Iterable[ImageSource],
         *,
         pooling: str | None = None,
         layers: Sequence[int] = (),
         normalize: bool = True,
         batch_size: int | None = None,
-    ) -> np.ndarray:
+    ) -> NDArray[np.float32]:
         """Images -> vectors, float32 (n, D), row i for image i, of length 1 if `normalize`.
 
         Images are paths, encoded bytes, PIL images or uint8 arrays (H, W, 3). Raises ImageError,
@@ -107,18 +109,16 @@ class Encoder:
         vectors = np.empty((len(images), self.dim(options)), np.float32)
         with closing(self.embed_stream(images, options)) as rows:
             for row in rows:
-                if row.failure is not None or row.vector is None:
-                    raise _named(row, images[row.index])
-                vectors[row.index] = row.vector
+                vectors[row.index] = vector_of(row, images)
         return vectors
 
     def embed_stream(
         self,
-        images: Sequence[ImageSource | Omitted],
+        images: Iterable[ImageSource | Omitted],
         options: EmbedOptions | None = None,
         block: int | None = None,
     ) -> Generator[Embedded, None, None]:
-        """Yields one row for each image, in order; an image that fails is a row with its failure.
+        """Yields one row for each image, in order, with its vector (D,) float32 or its failure.
 
         With `block`, no batch reaches over a multiple of that many images: a run that starts at
         one gives the same bits as a run that came to it. Raises CheckpointError if every vector of
@@ -138,12 +138,9 @@ class Encoder:
 
     def _vectors(self, pixels: mx.array, options: EmbedOptions) -> mx.array:
         """Pixels (B, H, W, 3) -> vectors (B, D) float32, not yet computed."""
-        features = self.features(pixels, options.layers, final=not options.layers)
-        if features.tokens is not None:
-            tokens = features.tokens
-        else:
-            outputs = [output.astype(mx.float32) for output in features.layers.values()]
-            tokens = mx.stack(outputs).mean(axis=0)
+        features = self.features(pixels, options.layers)
+        outputs = [output.astype(mx.float32) for output in features.layers.values()]
+        tokens = mx.stack(outputs).mean(axis=0) if outputs else features.tokens
         vectors = self._pool(tokens, options)
         return normalized(vectors) if options.normalize else vectors
 
@@ -160,7 +157,10 @@ def listed(images: Any) -> Sequence[ImageSource]:
     return images if isinstance(images, Sequence) else list(images)
 
 
-def _named(row: Embedded, image: ImageSource) -> ImageError:
-    failure = row.failure or ImageError("non_finite", "no vector")
+def vector_of(row: Embedded, images: Sequence[ImageSource]) -> NDArray[np.float32]:
+    """The vector of a row; raises its failure with the image's place and name."""
+    if row.failure is None:
+        return row.vector
+    image = images[row.index]
     name = f" ({image!s:.200})" if isinstance(image, (str, Path)) else ""
-    return ImageError(failure.reason, f"image {row.index}{name}: {failure.detail}")
+    raise ImageError(row.failure.reason, f"image {row.index}{name}: {row.failure.detail}")

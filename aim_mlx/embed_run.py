@@ -113,7 +113,7 @@ class EmbedRun:
             if row.failure.reason != "unreadable":  # that was the disk
                 self._failed[content.digest] = row.failure
             self._skip(path, row.failure, content)
-        elif row.vector is not None:
+        else:
             facts = (content.digest, content.size, content.mtime_ns, row.width, row.height)
             self._add(Row(path, *facts), row.vector, row.multi_frame)
             self.computed += 1

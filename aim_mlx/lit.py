@@ -99,14 +99,13 @@ class LiT(Encoder):
                     vectors[rows] = np.array(computing)
         return mx.array(vectors)
 
-    def text_features(
-        self, texts: Texts, layers: Sequence[int] = (), final: bool = True
-    ) -> TextFeatures:
+    def text_features(self, texts: Texts, layers: Sequence[int] = ()) -> TextFeatures:
         """Texts or ids -> tokens (B, L, D), the place of each text's end, and outputs of blocks.
 
-        Raises what `encode_text` raises, and UsageError for layers that do not exist.
+        All in the model's dtype, and computed when they are read. Raises what `encode_text` raises,
+        and UsageError for layers that do not exist.
         """
-        return self.lit.text_encoder.features(self._ids(texts), layers, final)
+        return self.lit.text_encoder.features(self._ids(texts), layers)
 
     def logits(self, pixels: np.ndarray | mx.array, texts: Texts) -> mx.array:
         """Pixels (n, H, W, 3) and texts or ids (C, L) -> scaled cosines (n, C) in float32."""
@@ -152,7 +151,7 @@ class LiT(Encoder):
     def similarity_maps(self, pixels: np.ndarray | mx.array, vectors: np.ndarray) -> np.ndarray:
         """Pixels of one image (1, H, W, 3), text vectors (C, P) -> maps (C, h, w), as above."""
         features = self.features(pixels)
-        patches = self.lit.project_each(cast(mx.array, features.tokens))[0]
+        patches = self.lit.project_each(features.tokens)[0]
         maps = normalized(mx.array(vectors)) @ normalized(patches).T
         return np.array(maps).reshape(len(vectors), *features.grid)
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aim_mlx.backend import cpu_streams, mx, on_gpu
 from aim_mlx.batching import batches
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import AimError, CheckpointError, ImageError, UsageError
-from aim_mlx.images import ImageSource, Omitted, Sample, stream
+from aim_mlx.images import OMITTED, ImageSource, Omitted, Sample, stream
 
 # Patches in a batch where no size is asked for: 32 images of 224 x 224 on a GPU, four on a CPU,
 # where every core has a batch of its own and larger ones gain little.
@@ -26,20 +27,31 @@ _MOST_AHEAD = 64  # decoded samples that wait, 0.6 MB each at 224 x 224
 
 @dataclass(frozen=True)
 class Embedded:
-    """One image's row: `vector` is float32 (D,), or None where `failure` says why there is none.
+    """One image's row: its vector, or why it has none.
 
-    Both are None for a source that was OMITTED: it keeps its place and is not computed.
-
-    `width` and `height` are those of the upright original, 0 on failure; `multi_frame` is True
-    where only the first of several frames or pages was read.
+    `outcome` is the vector, the failure, or OMITTED for a source that keeps its place and is not
+    computed. `width` and `height` are those of the upright original, 0 where it was not decoded;
+    `multi_frame` is True where only the first of several frames or pages was read.
     """
 
     index: int
-    vector: np.ndarray | None
-    width: int
-    height: int
-    failure: ImageError | None = None
+    outcome: NDArray[np.float32] | ImageError | Omitted
+    width: int = 0
+    height: int = 0
     multi_frame: bool = False
+
+    @property
+    def failure(self) -> ImageError | None:
+        """Why the image has no vector; None where it has one."""
+        return self.outcome if isinstance(self.outcome, ImageError) else None
+
+    @property
+    def vector(self) -> NDArray[np.float32]:
+        """The vector (D,), float32; raises ImageError, the failure, where there is none."""
+        if isinstance(self.outcome, np.ndarray):
+            return self.outcome
+        failure = self.failure or ImageError("omitted", "this source was left out")
+        raise ImageError(failure.reason, failure.detail)
 
 
 @dataclass(frozen=True)
@@ -162,7 +174,7 @@ def _check_finite(rows: list[Embedded]) -> bool:
 
     One image may overflow half precision; where none gives a number, the weights are at fault.
     """
-    good = sum(row.vector is not None for row in rows)
+    good = sum(isinstance(row.outcome, np.ndarray) for row in rows)
     bad = sum(row.failure is not None and row.failure.reason == "non_finite" for row in rows)
     if bad and not good:
         raise CheckpointError(
@@ -174,18 +186,11 @@ def _check_finite(rows: list[Embedded]) -> bool:
 
 def _row(sample: Sample, vectors: Iterator[np.ndarray]) -> Embedded:
     if sample.pixels is None:
-        return Embedded(sample.index, None, 0, 0, sample.failure)
-    vector, failure = next(vectors), None
-    if not np.isfinite(vector).all():
-        failure = ImageError("non_finite", "the embedding of this image is not finite")
-    return Embedded(
-        sample.index,
-        None if failure else vector,
-        sample.width,
-        sample.height,
-        failure,
-        sample.multi_frame,
-    )
+        return Embedded(sample.index, sample.failure or OMITTED)
+    outcome = next(vectors)
+    if not np.isfinite(outcome).all():
+        outcome = ImageError("non_finite", "the embedding of this image is not finite")
+    return Embedded(sample.index, outcome, sample.width, sample.height, sample.multi_frame)
 
 
 @contextmanager

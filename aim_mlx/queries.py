@@ -83,6 +83,6 @@ def check_words(store: "EmbeddingStore") -> None:
 
 
 def _vector(row: "Embedded", path: str) -> np.ndarray:
-    if row.vector is None:
+    if row.failure is not None:
         raise UsageError(f"cannot search for {path!r}: {row.failure}")
     return row.vector

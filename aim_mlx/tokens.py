@@ -53,7 +53,7 @@ class StreamedTokens:
         images = None if self._images is None else _Chosen(self._images, indices)
         tokens = np.empty((len(paths), *self.shape), np.float16)
         for row in frozen_tokens(self._encoder, paths, self._layers, images, alike=True):
-            if row.vector is None:
+            if row.failure is not None:
                 raise AimError(
                     f"{paths[row.index]!r} could be read before and cannot now ({row.failure}): "
                     "put it back, or take it out of the table"

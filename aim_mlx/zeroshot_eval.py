@@ -83,11 +83,11 @@ def evaluate(
     scores, truth = np.empty((len(items), len(classes)), np.float32), []
     with closing(lit.embed_stream(paths, options)) as rows:
         for row in rows:
-            if row.vector is not None:
+            if row.failure is not None:
+                skipped(Skip(paths[row.index], row.failure.reason, row.failure.detail))
+            else:
                 scores[len(truth)] = head.scores(row.vector[None])[0]
                 truth.append(place[items[row.index].labels[0]])
-            elif row.failure is not None:
-                skipped(Skip(paths[row.index], row.failure.reason, row.failure.detail))
             done(paths[row.index])
     if not truth:
         raise AimError(f"none of {len(items)} images could be read: nothing to evaluate")

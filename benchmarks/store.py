@@ -166,7 +166,7 @@ def _stub() -> Any:
     from aim_mlx.backend import mx
     from aim_mlx.config import PreprocessConfig
     from aim_mlx.embed import Embedded, Encoder
-    from aim_mlx.images import Omitted
+    from aim_mlx.images import OMITTED, Omitted
     from aim_mlx.registry import MODELS
 
     class Stub(Encoder):
@@ -174,11 +174,11 @@ def _stub() -> Any:
         def dtype(self):
             return mx.float32
 
-        def embed_stream(self, images, options=None, block=None):  # pyright: ignore
+        def embed_stream(self, images: Any, options=None, block=None):
             vector = np.ones(1024, np.float32)
             for index in range(len(images)):
                 needed = not isinstance(images[index], Omitted)
-                yield Embedded(index, vector if needed else None, 1, 1)
+                yield Embedded(index, vector if needed else OMITTED, 1, 1)
 
     model: Any = SimpleNamespace(config=MODELS["aimv2-large-patch14-224"].config)
     stub = Stub(model, PreprocessConfig.hub(224), identity={"model": "stub", "path": "-"})

@@ -56,7 +56,7 @@ def alone(encoder: Encoder, folder: str) -> None:
     """Every vector of a folder, kept nowhere."""
     files, block = discover([folder]).files, block_size(encoder.model, None)
     with closing(encoder.embed_stream(files, EmbedOptions(), block)) as rows:
-        assert all(row.vector is not None for row in rows)
+        assert all(row.failure is None for row in rows)
 
 
 def store(encoder: Encoder, folder: str) -> None:
@@ -68,7 +68,7 @@ def store(encoder: Encoder, folder: str) -> None:
 
 def free(images, options=None, block=None):
     """Rows with vectors that cost nothing."""
-    vector = np.ones(1024, np.float32) / 32
+    vector = np.full(1024, 1 / 32, np.float32)
     for index in range(len(images)):
         images[index]  # waits for the digest
         yield Embedded(index, vector, 1, 1)

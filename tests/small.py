@@ -66,6 +66,23 @@ def save_lit(
     )
 
 
+COSTLY = 64 * 2**20
+
+
+def costly() -> mx.array:
+    """One, not yet computed: whoever does so needs COSTLY bytes for a moment."""
+    each = mx.arange(4096, dtype=mx.float32)
+    return (each[:, None] - each[None]).max() / 4095
+
+
+def peak_bytes(array: mx.array) -> int:
+    """The memory that computing an array takes at most."""
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(array)
+    return mx.get_peak_memory() - before
+
+
 def photo(seed: int, height: int = 60, width: int = 80) -> np.ndarray:
     """A smooth random picture, uint8 (H, W, 3)."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3))

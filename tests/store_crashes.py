@@ -62,14 +62,14 @@ class StubEncoder(Encoder):
     def dim(self, options: EmbedOptions) -> int:
         return DIM
 
-    def embed_stream(self, images, options=None, block=None):  # pyright: ignore
+    def embed_stream(self, images: Any, options=None, block=None):
         block = block or len(images)
         for start in range(0, len(images), block):
             part = range(start, min(start + block, len(images)))
             rows = [_embedded(index, images[index]) for index in part]
-            together = sum(row.vector is not None for row in rows)
+            together = sum(isinstance(row.outcome, np.ndarray) for row in rows)
             for row in rows:
-                if row.vector is not None:
+                if isinstance(row.outcome, np.ndarray):
                     row.vector[-1] = together
             yield from rows
 
@@ -79,15 +79,15 @@ STUB = StubEncoder()
 
 def _embedded(index: int, source: Any) -> Embedded:
     if isinstance(source, Omitted):
-        return Embedded(index, None, 0, 0)
+        return Embedded(index, source)
     try:
         with regular_file(source) as (file, _):
             data = file.read()
         if data.startswith(b"bad"):
             raise ImageError("not_image", "it begins with bad")
     except ImageError as failure:
-        return Embedded(index, None, 0, 0, failure)
-    return Embedded(index, vector_of(data), len(data), 1, None, data.startswith(b"film"))
+        return Embedded(index, failure)
+    return Embedded(index, vector_of(data), len(data), 1, data.startswith(b"film"))
 
 
 def vector_of(data: bytes) -> np.ndarray:

@@ -65,7 +65,7 @@ def test_an_image_that_fails_leaves_the_other_rows_unharmed():
     assert [row.failure.reason if row.failure else None for row in rows] == [
         "empty", None, None, "not_image", None, None, "empty",
     ]  # fmt: skip
-    vectors = [row.vector for row in rows if row.vector is not None]
+    vectors = [row.vector for row in rows if row.failure is None]
     np.testing.assert_allclose(np.stack(vectors), model.embed(good), atol=SAME)
 
 
@@ -74,9 +74,13 @@ def test_embed_names_the_image_that_failed():
         encoder().embed([photo(0), b"not an image"])
 
 
-def test_nothing_but_failures_gives_rows_of_failures():
+def test_a_row_without_a_vector_raises_its_failure_where_one_is_read():
     rows = list(encoder().embed_stream([b"", b"x"]))
-    assert [row.vector for row in rows] == [None, None]
+    for row, reason in zip(rows, ("empty", "not_image"), strict=True):
+        with pytest.raises(ImageError) as raised:
+            _ = row.vector
+        assert raised.value.reason == reason and row.failure is not None
+        assert raised.value.detail == row.failure.detail
 
 
 def test_no_image_gives_no_row():
@@ -143,7 +147,7 @@ def test_one_image_without_a_finite_vector_is_a_failure_of_its_own(monkeypatch):
     monkeypatch.setattr(Encoder, "_vectors", overflow_on_black)
     rows = list(model.embed_stream([good[0], np.zeros((60, 80, 3), np.uint8), good[1]]))
     assert rows[1].failure is not None and rows[1].failure.reason == "non_finite"
-    vectors = [row.vector for row in rows if row.vector is not None]
+    vectors = [row.vector for row in rows if row.failure is None]
     np.testing.assert_allclose(np.stack(vectors), expected, atol=SAME)
 
 

@@ -14,7 +14,7 @@ from aim_mlx import lit as lit_module
 from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
 from aim_mlx.lit import LiT
 from aim_mlx.weights.convert import convert_checkpoint
-from tests.small import SMALL_LIT, TOKENIZER, photo, save_lit
+from tests.small import COSTLY, SMALL_LIT, TOKENIZER, costly, peak_bytes, photo, save_lit
 
 TEXTS = ["a photo of a cat", "two dogs", "", "it's the dog's 2nd ball, isn't it", "x", "two dogs"]
 CLOSE = 2e-6  # the same sums over batches of another shape
@@ -105,18 +105,16 @@ def test_text_features_are_those_that_the_vector_is_made_of(lit):
     np.testing.assert_allclose(np.array(normed), np.array(features.tokens), atol=CLOSE)
 
 
-def test_text_features_stop_after_the_last_block_asked_for(lit, monkeypatch):
-    tower = lit.lit.text_encoder
-    blocks = [tower.trunk.blocks[0], lambda *_: pytest.fail("a block too many")]
-    monkeypatch.setitem(tower.trunk, "blocks", blocks)  # modules are dictionaries
-    features = lit.text_features(["cat"], layers=[0], final=False)
-    assert features.tokens is None and list(features.layers) == [0]
+def test_no_text_block_after_the_last_one_that_is_read_is_computed(lit, monkeypatch):
+    last = lit.lit.text_encoder.trunk.blocks[1].mlp.fc2  # modules are dictionaries
+    monkeypatch.setitem(last, "weight", last.weight * costly())
+    features = lit.text_features(["cat"], layers=[0])
+    assert peak_bytes(features.layers[0]) < COSTLY <= peak_bytes(features.tokens)
 
 
-@pytest.mark.parametrize(("layers", "final"), [([2], True), ([], False)])
-def test_text_layers_that_do_not_exist_are_refused(lit, layers, final):
-    with pytest.raises(UsageError, match=r"layer|nothing to compute"):
-        lit.text_features(["cat"], layers, final)
+def test_a_text_layer_that_does_not_exist_is_refused(lit):
+    with pytest.raises(UsageError, match="layer must be"):
+        lit.text_features(["cat"], layers=[2])
 
 
 @pytest.mark.parametrize("texts", ["cat", ["cat", 3], [[1384], [5, 1384]], [["cat"]], [3.0]])

@@ -12,7 +12,7 @@ from aim_mlx.config import VisionConfig
 from aim_mlx.errors import UsageError
 from aim_mlx.models import layers
 from aim_mlx.models.vision import VisionEncoder
-from tests.small import SMALL, noisy
+from tests.small import COSTLY, SMALL, costly, noisy, peak_bytes
 
 DATA = Path(__file__).parent / "data"
 # float32 sums of a few hundred terms in another order than PyTorch's.
@@ -78,26 +78,17 @@ def test_layers_are_returned_under_the_index_asked_for():
     assert_close(features.layers[-1], features.layers[2], 0)
 
 
-def test_without_final_tokens_no_later_block_is_computed(monkeypatch):
-    model = noisy(SMALL)
-    calls = []
-    original = layers.Block.__call__
-    monkeypatch.setattr(
-        layers.Block, "__call__", lambda self, x: calls.append(self) or original(self, x)
-    )
-    features = model(pixels_of(SMALL), layers=[1], final=False)
-    assert features.tokens is None and len(calls) == 2
+def test_no_block_after_the_last_one_that_is_read_is_computed():
+    model, pixels = noisy(SMALL), pixels_of(SMALL)
+    model.trunk.blocks[2].mlp.fc2.weight *= costly()
+    features = model(pixels, layers=[1])
+    assert peak_bytes(features.layers[1]) < COSTLY <= peak_bytes(features.tokens)
 
 
 @pytest.mark.parametrize("layer", [3, -4])
 def test_a_layer_out_of_range_is_refused(layer):
     with pytest.raises(UsageError, match="from -3 to 2"):
         noisy(SMALL)(pixels_of(SMALL), layers=[layer])
-
-
-def test_asking_for_nothing_is_refused():
-    with pytest.raises(UsageError, match="nothing to compute"):
-        noisy(SMALL)(pixels_of(SMALL), final=False)
 
 
 @pytest.mark.parametrize("size", [(70, 56), (56, 42)])

@@ -1,7 +1,6 @@
 """LiT: a vision encoder with attention pooling and a text tower, projected into one space."""
 
 import math
-from typing import cast
 
 import numpy as np
 
@@ -46,7 +45,7 @@ class LiTModel(nn.Module):
 
     def encode_image(self, pixels: mx.array) -> mx.array:
         """Normalised pixels (B, H, W, 3) -> (B, P), not normalised."""
-        return self.project_tokens(cast(mx.array, self.image_encoder(pixels).tokens))
+        return self.project_tokens(self.image_encoder(pixels).tokens)
 
     def encode_text(self, ids: np.ndarray, shared: int = 0) -> mx.array:
         """Token ids (B, L) -> (B, P), not normalised; raises UsageError for impossible ids.

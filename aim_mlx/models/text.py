@@ -19,14 +19,14 @@ from aim_mlx.models.vision import block_indices
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What the tower makes of a batch of texts.
+    """What the tower makes of a batch of texts; nothing is computed before it is read.
 
-    tokens: (B, L, D) after the final norm, None if they were not asked for
+    tokens: (B, L, D) after the final norm, in the tower's dtype
     ends:   (B,) the place of each text's first end token; what is behind it belongs to no text
     layers: index as asked for -> that block's output (B, L, D), before the final norm
     """
 
-    tokens: mx.array | None
+    tokens: mx.array
     ends: np.ndarray
     layers: dict[int, mx.array] = field(default_factory=dict)
 
@@ -79,26 +79,21 @@ class TextEncoder(nn.Module):
         x = x[mx.arange(len(ids)), mx.array(ends - shared)]
         return self.trunk.post_trunk_norm(x)
 
-    def features(
-        self, ids: np.ndarray, layers: Sequence[int] = (), final: bool = True
-    ) -> TextFeatures:
-        """Token ids (B, L) -> TextFeatures; `layers` and `final` as for the vision encoder.
+    def features(self, ids: np.ndarray, layers: Sequence[int] = ()) -> TextFeatures:
+        """Token ids (B, L) -> TextFeatures; `layers` as for the vision encoder.
 
         Raises UsageError as a call does, and for layers that do not exist.
         """
         ends = self.ends(ids)
         wanted = block_indices(layers, self._config.num_blocks)
-        if not final and not wanted:
-            raise UsageError("nothing to compute: ask for layers or for the final tokens")
-        depth = self._config.num_blocks if final else max(wanted.values()) + 1
         x = self.preprocessor(mx.array(ids.astype(np.int32)))
         causal = mx.array(np.tri(ids.shape[1], dtype=bool))
         outputs = {}
-        for i, block in enumerate(self.trunk.blocks[:depth]):
+        for i, block in enumerate(self.trunk.blocks):
             x = block(x, causal)
             if i in wanted.values():
                 outputs[i] = x
-        tokens = self.trunk.post_trunk_norm(x) if final else None
+        tokens = self.trunk.post_trunk_norm(x)
         return TextFeatures(tokens, ends, {asked: outputs[i] for asked, i in wanted.items()})
 
     def ends(self, ids: np.ndarray) -> np.ndarray:

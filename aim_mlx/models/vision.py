@@ -18,14 +18,14 @@ from aim_mlx.models.positions import resize_positions, sincos_positions
 
 @dataclass(frozen=True)
 class Features:
-    """What the encoder makes of a batch.
+    """What the encoder makes of a batch; nothing is computed before it is read.
 
-    tokens: (B, N, D) after the final norm, None if they were not asked for
+    tokens: (B, N, D) after the final norm, in the encoder's dtype
     grid:   (h, w) patches, N = h * w in raster order
     layers: index as asked for -> that block's output (B, N, D), before the final norm
     """
 
-    tokens: mx.array | None
+    tokens: mx.array
     grid: tuple[int, int]
     layers: dict[int, mx.array] = field(default_factory=dict)
 
@@ -101,28 +101,24 @@ class VisionEncoder(nn.Module):
         self,
         pixels: mx.array,
         layers: Sequence[int] = (),
-        final: bool = True,
         interpolate_positions: bool = False,
     ) -> Features:
         """Normalised pixels (B, H, W, 3) -> Features.
 
-        `layers` names blocks (negative from the end); with `final=False` the final tokens are left
-        out and no block after the last one named is computed. A fixed-size model takes another
-        size only with `interpolate_positions`. Raises UsageError for sizes or layers that do not
-        exist.
+        `layers` names blocks (negative from the end). MLX computes what is read: where only
+        `layers` are, no block after the last of them costs anything. A fixed-size model takes
+        another size only with `interpolate_positions`. Raises UsageError for sizes or layers that
+        do not exist.
         """
         grid = self._grid(pixels, interpolate_positions)
         wanted = block_indices(layers, self._config.num_blocks)
-        if not final and not wanted:
-            raise UsageError("nothing to compute: ask for layers or for the final tokens")
-        depth = self._config.num_blocks if final else max(wanted.values()) + 1
         x = self.preprocessor(pixels, grid)
         outputs = {}
-        for i, block in enumerate(self.trunk.blocks[:depth]):
+        for i, block in enumerate(self.trunk.blocks):
             x = block(x)
             if i in wanted.values():
                 outputs[i] = x
-        tokens = self.trunk.post_trunk_norm(x) if final else None
+        tokens = self.trunk.post_trunk_norm(x)
         return Features(tokens, grid, {asked: outputs[i] for asked, i in wanted.items()})
 
     def _grid(self, pixels: mx.array, interpolate: bool) -> tuple[int, int]:

@@ -97,11 +97,11 @@ def _probabilities(
     found, skips = [], []
     with closing(probe.predict_stream(part.paths)) as rows:
         for row in rows:
-            if row.vector is not None:
-                found.append(row.vector)
-            elif row.failure is not None:
+            if row.failure is not None:
                 path = part.paths[row.index]
                 skips.append(Skip(path, row.failure.reason, row.failure.detail))
+            else:
+                found.append(row.vector)
             progress(row.index + 1, len(part))
     if not found:
         raise AimError(f"none of the {len(part)} images can be decoded: {skips[0].detail}")

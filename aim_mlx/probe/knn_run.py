@@ -93,10 +93,10 @@ def _vectors(
     vectors, skips = [], []
     with closing(encoder.embed_stream(part.paths, options)) as rows:
         for row in rows:
-            if row.vector is not None:
-                vectors.append(row.vector)
-            elif row.failure is not None:
+            if row.failure is not None:
                 path = part.paths[row.index]
                 skips.append(Skip(path, row.failure.reason, row.failure.detail))
+            else:
+                vectors.append(row.vector)
             progress(row.index + 1, len(part))
     return np.array(vectors, np.float32).reshape(len(vectors), encoder.dim(options)), skips

@@ -25,11 +25,11 @@ class Predicted:
         with closing(self.probe.predict_stream(paths)) as rows:
             for row in rows:
                 path = paths[row.index]
-                if row.vector is not None:
+                if row.failure is not None:
+                    skipped(Skip(path, row.failure.reason, row.failure.detail))
+                else:
                     labels = choice.of(self.probe.classes, row.vector)
                     yield Classified(path, labels, row.index, row.multi_frame)
-                elif row.failure is not None:
-                    skipped(Skip(path, row.failure.reason, row.failure.detail))
 
     def locate(self, row: Classified) -> Path:
         """Where the photo is."""

@@ -1,9 +1,9 @@
 """AttentiveProbe: a trained head with its classes and the encoder that it belongs to."""
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.backend import mx
-from aim_mlx.embed import Embedded, Encoder, listed
+from aim_mlx.embed import Embedded, Encoder, listed, vector_of
 from aim_mlx.errors import CheckpointError, ImageError, UsageError
 from aim_mlx.images import ImageSource
 from aim_mlx.models.vision import block_indices
@@ -206,7 +206,7 @@ class AttentiveProbe:
             raise UsageError("this probe has no encoder: load it with one")
         return self._encoder
 
-    def predict(self, images: Sequence[ImageSource]) -> list[Any]:
+    def predict(self, images: Iterable[ImageSource]) -> list[Any]:
         """The class of each image, or with several labels the tuple of those likelier than not.
 
         Raises ImageError, naming the image, for one that cannot be decoded.
@@ -219,17 +219,17 @@ class AttentiveProbe:
             ]
         return [self.classes[each] for each in found.argmax(axis=1)]
 
-    def predict_proba(self, images: Sequence[ImageSource]) -> np.ndarray:
+    def predict_proba(self, images: Iterable[ImageSource]) -> np.ndarray:
         """Probabilities, float32 (n, C), row i for image i; raises as predict().
 
         They sum to one, or with several labels each stands for itself.
         """
         images = listed(images)
         with closing(self.predict_stream(images)) as rows:
-            found = [_vector(row, images) for row in rows]
+            found = [vector_of(row, images) for row in rows]
         return np.stack(found) if found else np.empty((0, len(self.classes)), np.float32)
 
-    def predict_stream(self, images: Sequence[ImageSource]) -> Generator[Embedded, None, None]:
+    def predict_stream(self, images: Iterable[ImageSource]) -> Generator[Embedded, None, None]:
         """Yields a row for each image, in order, whose `vector` is its probabilities (C,).
 
         An image that cannot be decoded is a row with its failure.
@@ -237,17 +237,17 @@ class AttentiveProbe:
         for rows, tokens in self._token_batches(listed(images)):
             vectors = iter(() if tokens is None else self._probabilities(tokens))
             for row in rows:
-                vector, failure = None if row.vector is None else next(vectors), row.failure
-                if vector is not None and not np.isfinite(vector).all():
-                    vector, failure = None, ImageError("non_finite", "the head gives no number")
-                yield Embedded(row.index, vector, row.width, row.height, failure, row.multi_frame)
+                outcome = row.failure or next(vectors)
+                if isinstance(outcome, np.ndarray) and not np.isfinite(outcome).all():
+                    outcome = ImageError("non_finite", "the head gives no number")
+                yield replace(row, outcome=outcome)
 
     def token_probabilities(self, tokens: TokenSource, count: int) -> np.ndarray:
         """Probabilities, float32 (count, C), of the first `count` images of a source of tokens."""
         logits = logits_of([self.head], tokens, np.arange(count), _AT_ONCE)[0]
         return probabilities(logits, self.multi_label)
 
-    def attention_maps(self, images: Sequence[ImageSource]) -> np.ndarray:
+    def attention_maps(self, images: Iterable[ImageSource]) -> np.ndarray:
         """Where the head looks: float32 (n, queries * heads, h, w), each map summing to one.
 
         Raises UsageError for a head that does not attend, and as predict().
@@ -256,7 +256,7 @@ class AttentiveProbe:
         found = []
         for rows, tokens in self._token_batches(images):
             for row in rows:
-                _vector(row, images)
+                vector_of(row, images)
             if tokens is not None:
                 found.append(np.array(self.head.attention(mx.array(tokens))))
         K = self.head.config.heads * self.head.config.queries
@@ -270,7 +270,7 @@ class AttentiveProbe:
         names = [str(each) if isinstance(each, (str, Path)) else "an image" for each in images]
         with closing(frozen_tokens(self.encoder, names, self.layers, images)) as stream:
             while rows := list(islice(stream, _AT_ONCE)):
-                tokens = [row.vector for row in rows if row.vector is not None]
+                tokens = [row.vector for row in rows if row.failure is None]
                 yield rows, np.stack(tokens) if tokens else None
 
     def _probabilities(self, tokens: np.ndarray) -> np.ndarray:
@@ -297,7 +297,7 @@ class _InMemory:
         names = [str(each)[:200] for each in images]
         with closing(frozen_tokens(encoder, names, layers, images)) as rows:
             for row in rows:
-                tokens[row.index] = _vector(row, images)
+                tokens[row.index] = vector_of(row, images)
         return cls(tokens)
 
     def for_epoch(self, epoch: int) -> "_InMemory":
@@ -305,13 +305,3 @@ class _InMemory:
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Sequence[np.ndarray]:
         return [self._tokens[row] for row in indices]
-
-
-def _vector(row: Embedded, images: Sequence[ImageSource]) -> np.ndarray:
-    """What a row holds; raises its failure with the image's place and name."""
-    if row.vector is not None:
-        return row.vector
-    failure = row.failure or ImageError("non_finite", "no tokens")
-    image = images[row.index]
-    name = f" ({image!s:.200})" if isinstance(image, (str, Path)) else ""
-    raise ImageError(failure.reason, f"image {row.index}{name}: {failure.detail}")

@@ -72,8 +72,7 @@ def _compared(
     row: SampledRow, again: Embedded, failure: ImageError | None, least: float
 ) -> Recomputed:
     failure = failure or again.failure
-    if failure is not None or again.vector is None:
-        failure = failure or ImageError("non_finite", "no vector")
+    if failure is not None:
         return Recomputed(row.path, failure.reason, detail=failure.detail)
     old, new = row.vector.astype(np.float64), again.vector.astype(np.float64)
     cosine = float(old @ new / (np.linalg.norm(old) * np.linalg.norm(new) or 1.0))
