@@ -8,11 +8,16 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
 
 BLOCK = 2**18
 
@@ -33,9 +38,10 @@ class Fault:
     matches: str  # "METHOD path" must hold this text
     status: int = 0  # answer with it, and with this code
     code: str = ""
-    cut: int | None = None  # close the connection after so many bytes of the body
+    cut: int | None = None  # close the connection after so many bytes of the body, from its start
     pause: float = 0.0  # seconds before each block of the body
-    change: Callable[[bytes], bytes] | None = None  # other bytes of the same size
+    change: Callable[[bytes], bytes] | None = None  # other bytes
+    answer: Callable[[BaseHTTPRequestHandler], object] | None = None  # say something else
     times: int = 10**9
 
 
@@ -47,9 +53,10 @@ class HubServer:
         self.faults: list[Fault] = []
         self.log: list[str] = []
         self.listing_only: dict[str, int] = {}  # more names for every listing, with their sizes
+        self.precious = ""  # a path that answers may name
         self._lock = threading.Lock()
         handler = type("BoundHandler", (_Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         port = self._server.server_address[1]
@@ -81,12 +88,44 @@ class HubServer:
         return [line.rsplit("/", 1)[1] for line in marked]
 
 
+@contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[HubServer]:
+    """A Hub that the client of this process and of others uses, with its cache under `home`."""
+    server = HubServer()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_VERBOSITY", "error")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    verbosity = huggingface_hub.logging.get_verbosity()
+    huggingface_hub.logging.set_verbosity_error()
+    try:
+        yield server
+    finally:
+        huggingface_hub.logging.set_verbosity(verbosity)
+        server.close()
+
+
 def is_lfs(name: str) -> bool:
     return name.endswith((".safetensors", ".bin"))
 
 
 def git_sha1(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Prints nothing: clients leave in the middle of an answer."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -104,6 +143,10 @@ class _Handler(BaseHTTPRequestHandler):
         request = f"{self.command} {path}"
         self.hub.log.append(request)
         fault = self.hub.fault(request)
+        if fault and fault.answer:
+            with suppress(OSError):  # the client has enough
+                fault.answer(self)
+            return None
         if fault and fault.status:
             return self._refuse(fault.status, fault.code)
         parts = path.strip("/").split("/")
@@ -165,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The bytes, or the range asked for, block by block and with the fault there is."""
         if fault and fault.change:
             data = fault.change(data)
-        wanted = self.headers.get("Range")
+        wanted = self.headers.get("Range") if fault is None or fault.cut is None else None
         start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
         self.send_response(206 if wanted else 200)
         for key, value in headers.items():

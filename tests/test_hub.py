@@ -21,7 +21,7 @@ from aim_mlx.registry import MODELS
 from aim_mlx.weights import hub as hub_module
 from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.hub import cached, fetch, fetch_model, is_repo_id
-from tests.hub_server import Fault, HubServer
+from tests.hub_server import Fault, serving
 
 DATA = Path(__file__).parent / "data"
 REPO = "owner/model"
@@ -43,28 +43,9 @@ def noise(size: int, seed: int = 0) -> bytes:
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A Hub with a small real checkpoint; the client of this process and of others use it."""
-    server = HubServer()
-    server.add(REPO, files_of("vision_absolute/ml_aim_mlx"))
-    home = tmp_path / "home"
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("HF_HOME", str(home))
-    monkeypatch.setenv("HF_HUB_VERBOSITY", "error")
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    verbosity = huggingface_hub.logging.get_verbosity()
-    huggingface_hub.logging.set_verbosity_error()
-    yield server
-    huggingface_hub.logging.set_verbosity(verbosity)
-    server.close()
+    with serving(monkeypatch, tmp_path / "home") as server:
+        server.add(REPO, files_of("vision_absolute/ml_aim_mlx"))
+        yield server
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -133,9 +114,9 @@ def test_only_needed_files_are_asked_for(hub):
     needed = files_of("vision_absolute/transformers") | {name: name.encode() for name in tokenizer}
     hub.add(REPO, needed | {name: name.encode() for name in more})
     assert names(fetch(REPO)) == set(needed)
-    assert sorted(hub.paths("HEAD")) == sorted(needed)
-    assert hub.paths("HEAD")[-1] == "model.safetensors"  # last: with it, all is there
-    assert len(hub.log) == 1 + 2 * len(needed)  # the listing; for each file its facts and bytes
+    assert sorted(hub.paths("GET")) == sorted(needed)
+    assert hub.paths("GET")[-1] == "model.safetensors"  # last: with it, all is there
+    assert len(hub.log) == 1 + len(needed) + 1  # the list, the files, and where the weights are
 
 
 def test_the_mlx_file_goes_before_one_file_and_that_before_shards(hub):
@@ -278,7 +259,7 @@ REFUSALS = [
     (Fault("/api/", 404, "RepoNotFound"), ["no model repo owner/model", "correct the name"]),
     (Fault("/api/", 401), ["access token", "hf auth login"]),
     (Fault("/api/", 403, "GatedRepo"), ["gated", "accept its licence", "hf auth login"]),
-    (Fault("HEAD", 403, "GatedRepo"), ["gated", "/owner/model", "hf auth login"]),
+    (Fault("GET /owner", 403, "GatedRepo"), ["gated", "/owner/model", "hf auth login"]),
     (Fault("/api/", 403), ["forbidden", "licence"]),
     (Fault("/api/", 500), ["status 500", "run again later"]),
     (Fault("/api/", 429), ["status 429", "run again later"]),
@@ -286,8 +267,8 @@ REFUSALS = [
     (Fault("/cdn/", 404), ["status 404", "/owner/model"]),
     (Fault("/api/", 418), ["status 418"]),
     (Fault("/api/", cut=20), ["cannot be reached", "run again"]),
-    (Fault("/api/", change=lambda data: b"[" + b"1" * (len(data) - 2) + b"]"), ["not those of"]),
-    (Fault("/api/", change=lambda data: b"<html>" + data[6:]), ["not those of"]),
+    (Fault("/api/", change=lambda data: b"[" + b"1" * (len(data) - 2) + b"]"), ["the Hub's list"]),
+    (Fault("/api/", change=lambda data: b"<html>" + data[6:]), ["the Hub's list"]),
     (Fault("/cdn/", change=spoiled), ["digest", "run again"]),
     (Fault("GET /owner", change=spoiled), ["config.json", "digest"]),
 ]
@@ -331,14 +312,14 @@ def test_a_hub_that_is_not_there_is_one_line(hub, capsys):
 def test_a_repo_without_safetensors_names_its_pickle(hub, capsys):
     hub.add(REPO, {"config.json": b"{}", "pytorch_model.bin": b"x"})
     refused(capsys, "no weights to use", "mlx_model.safetensors", "pytorch_model.bin", "run code")
-    assert hub.paths("HEAD") == []
+    assert hub.paths("GET") == []
 
 
 def test_an_absurdly_large_configuration_is_not_fetched(hub, capsys):
     hub.add(REPO, {"mlx_model.safetensors": b"x"})
     hub.listing_only = {"config.json": 10**11}
     refused(capsys, "config.json", "100000000000 bytes", "at most")
-    assert hub.paths("HEAD") == []
+    assert hub.paths("GET") == []
 
 
 BAD_SHARDS = ["../x.safetensors", "/tmp/x.safetensors", "a/b.safetensors", "a\\b.safetensors",

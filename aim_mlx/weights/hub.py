@@ -1,26 +1,31 @@
-"""Models from the Hugging Face Hub, through its own client and into its own cache.
+"""Models from the Hugging Face Hub, into the cache of its own client.
 
 - Only the files a model needs are asked for: never a pickle, never code.
-- Every file must have the digest that the Hub lists for it; the client itself compares sizes only.
+- Every file must have the size and digest that the Hub lists for it. The list alone decides where
+  a file goes and how many bytes are taken: the client itself lets later answers name the files it
+  writes, and reads whatever comes.
 - Then a record is written beside the files. A folder with a record is complete: a pinned one is
   used again without a request. Weights come last, so that a killed download is never taken for one.
 """
 
 import glob
 import hashlib
+import io
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-from aim_mlx import __version__
+from aim_mlx.durable import temporary
 from aim_mlx.errors import CheckpointError
 from aim_mlx.registry import find_model
 from aim_mlx.weights.files import INDEX_FILE, WEIGHT_FILES
-from aim_mlx.weights.hub_cache import complete, in_cache, record, recorded, remember, shard_names
+from aim_mlx.weights.hub_cache import complete, record, recorded, remember, shard_names
 from aim_mlx.weights.hub_errors import Unreachable, explained
-from aim_mlx.weights.strict_json import LARGEST_JSON, show
+from aim_mlx.weights.hub_transfer import receive
+from aim_mlx.weights.strict_json import LARGEST_JSON, parse_object, show
 
 SMALL_FILES = (
     "config.json",
@@ -32,10 +37,13 @@ SMALL_FILES = (
     "special_tokens_map.json",
 )
 LARGEST_SMALL = 32 * 2**20  # bytes; the tokenizer of the published models has two million
+LARGEST_WEIGHTS = 64 * 2**30  # bytes of one file; the largest published one has 11 billion
+LARGEST_LISTING = 8 * 2**20  # bytes; a repo of ten thousand files needs two million
 
 _REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./+-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ def fetch(
         if folder := cached(repo, revision):
             return folder
         raise
-    folder = recorded(repo, listing.commit) or _download(listing, progress or _silent())
+    folder = recorded(repo, listing.commit) or _download(listing, progress)
     remember(folder, revision)
     return folder
 
@@ -139,47 +147,73 @@ def _offline_everywhere() -> bool:
 def _list(repo: str, revision: str) -> Listing:
     """The repo's files with their sizes and digests, in one request."""
     with explained(repo, revision):
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import constants
 
-        api = HfApi(library_name="aim-mlx", library_version=__version__)
-        info = api.model_info(
-            repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
-        )
-        files = {}
-        for file in info.siblings or []:
-            digest = file.lfs.sha256 if file.lfs else file.blob_id
-            files[file.rfilename] = RemoteFile(file.rfilename, file.size, digest)
-        if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
-            raise ValueError(f"commit {show(info.sha)}")
-        if _COMMIT.fullmatch(revision) and info.sha != revision:
-            raise ValueError(f"commit {info.sha} for {revision}")
-        return Listing(repo, info.sha, files)
+        name = quote(revision, safe="")
+        url = f"{constants.ENDPOINT}/api/models/{repo}/revision/{name}?blobs=true"
+        answer = io.BytesIO()
+        receive(url, answer, LARGEST_LISTING)
+        values = parse_object(answer.getvalue(), f"the Hub's list of {repo}")
+        commit, entries = values.get("sha"), values.get("siblings") or []
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise ValueError(f"commit {show(commit)}")
+        if _COMMIT.fullmatch(revision) and commit != revision:
+            raise ValueError(f"commit {commit} for {revision}")
+        files = [_remote_file(entry) for entry in entries]
+        if len({file.name for file in files}) < len(files):
+            raise ValueError("one file listed twice")
+        return Listing(repo, commit, {file.name: file for file in files})
 
 
-def _download(listing: Listing, progress: type) -> Path:
+def _remote_file(entry: dict[str, Any]) -> RemoteFile:
+    """An entry of the list, whose digest will name a file in the cache; ValueError if unsound."""
+    large = entry.get("lfs") or {}
+    file = RemoteFile(
+        entry["rfilename"], entry.get("size"), large.get("sha256") or entry.get("blobId")
+    )
+    if not isinstance(file.name, str):
+        raise ValueError(f"a file named {show(file.name)}")
+    if file.size is not None and (type(file.size) is not int or file.size < 0):
+        raise ValueError(f"size {show(file.size)} of {show(file.name)}")
+    if file.digest is not None and not _DIGEST.fullmatch(file.digest):
+        raise ValueError(f"digest {show(file.digest)} of {show(file.name)}")
+    return file
+
+
+def _download(listing: Listing, progress: type | None) -> Path:
     """Gets what is missing, small files first, and records that everything is there."""
     weights = _choose_weights(listing)
-    small = [name for name in SMALL_FILES if name in listing.files]
-    limits = {name: LARGEST_SMALL for name in small} | {INDEX_FILE: LARGEST_JSON}
-    names = [*small, weights]
+    names = [*(name for name in SMALL_FILES if name in listing.files), weights]
     for name in names:
-        size = listing.files[name].size
-        if name in limits and size is not None and size > limits[name]:
-            raise CheckpointError(
-                f"{name} of {listing.repo} has {size} bytes, expected at most {limits[name]}: "
-                "not a model for this package"
-            )
+        _check_size(listing, name)
     folder = [_get(listing, name, progress) for name in names][-1].parent
     if weights == INDEX_FILE:
         shards = shard_names(folder / INDEX_FILE)
         for shard in shards:
             if shard not in listing.files:
                 raise CheckpointError(f"{listing.repo} lacks the shard {show(shard)} of its index")
+            _check_size(listing, shard)
         for shard in shards:
             _get(listing, shard, progress)
         names += shards
     record(folder, listing.repo, {name: listing.files[name].digest for name in names})
     return folder
+
+
+def _check_size(listing: Listing, name: str) -> None:
+    """Raises CheckpointError for a file that is listed with more bytes than one of its kind has."""
+    size, most = listing.files[name].size or 0, _largest(name)
+    if size > most:
+        raise CheckpointError(
+            f"{name} of {listing.repo} has {size} bytes, expected at most {most}: "
+            "not a model for this package"
+        )
+
+
+def _largest(name: str) -> int:
+    if name == INDEX_FILE:
+        return LARGEST_JSON
+    return LARGEST_SMALL if name in SMALL_FILES else LARGEST_WEIGHTS
 
 
 def _choose_weights(listing: Listing) -> str:
@@ -195,32 +229,59 @@ def _choose_weights(listing: Listing) -> str:
     )
 
 
-def _get(listing: Listing, name: str, progress: type) -> Path:
-    """One file in the cache with the listed digest; what was there with another is replaced."""
-    with explained(listing.repo, listing.commit):
-        from huggingface_hub import hf_hub_download
+def _get(listing: Listing, name: str, progress: type | None) -> Path:
+    """One file in the cache, as the Hub's client keeps it, with the listed size and digest.
 
-        for _ in range(2 if in_cache(listing.repo, name, listing.commit) else 1):
-            path = Path(
-                hf_hub_download(
-                    listing.repo,
-                    name,
-                    revision=listing.commit,
-                    library_name="aim-mlx",
-                    library_version=__version__,
-                    tqdm_class=progress,
-                )
+    Its place there follows from the list, whose form was checked, and from no other answer.
+    """
+    file = listing.files[name]
+    with explained(listing.repo, listing.commit):
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import WeakFileLock
+
+        cache, repo = Path(constants.HF_HUB_CACHE), f"models--{listing.repo.replace('/', '--')}"
+        path = cache / repo / "snapshots" / listing.commit / name
+        if path.is_file() and _fault(path, file) is None:
+            return path
+        label = file.digest or hashlib.sha1(f"{listing.commit}/{name}".encode()).hexdigest()
+        blob = cache / repo / "blobs" / label
+        lock = cache / ".locks" / repo / f"{label}.lock"
+        for folder in (path.parent, blob.parent, lock.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(lock):  # the client's own: others that fetch the file wait as well
+            if not blob.is_file() or _fault(blob, file) is not None:
+                url = hf_hub_url(listing.repo, name, revision=listing.commit)
+                _fill(blob, url, file, progress)
+            link = temporary(path)
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(blob, path.parent))
+            os.replace(link, path)
+    return path
+
+
+def _fill(blob: Path, url: str, file: RemoteFile, progress: type | None) -> None:
+    """Downloads a file under a name of its own, checks it and gives it its name.
+
+    The lock is held: what else is unfinished was left by killed downloads, which nobody takes up.
+    """
+    for rest in blob.parent.glob(glob.escape(blob.name) + ".*.incomplete"):
+        rest.unlink()
+    unfinished = blob.with_name(f"{blob.name}.{os.getpid()}.incomplete")
+    most = _largest(file.name) if file.size is None else file.size
+    shown = {"total": file.size, "desc": file.name, "unit": "B", "unit_scale": True}
+    bar = progress(**shown, disable=None) if progress else None  # None: off without a terminal
+    try:
+        with open(unfinished, "xb") as stream:
+            receive(url, stream, most, bar.update if bar else lambda count: None)
+        if fault := _fault(unfinished, file):
+            raise CheckpointError(
+                f"{file.name} {fault}: the download was damaged and is removed; run again"
             )
-            if path.parent.name != listing.commit:
-                raise ValueError(f"commit {show(path.parent.name)} for {name}")
-            fault = _fault(path, listing.files[name])
-            if fault is None:
-                _sweep(path)
-                return path
-            _remove(path)
-    raise CheckpointError(
-        f"{name} of {listing.repo} {fault}: the download was damaged and is removed; run again"
-    )
+        os.replace(unfinished, blob)
+    finally:
+        unfinished.unlink(missing_ok=True)
+        if bar:
+            bar.close()
 
 
 def _fault(path: Path, file: RemoteFile) -> str | None:
@@ -237,36 +298,5 @@ def _fault(path: Path, file: RemoteFile) -> str | None:
         while block := stream.read(2**20):
             digest.update(block)
     if digest.hexdigest() != file.digest:
-        return f"came with digest {digest.hexdigest()[:12]}, expected {show(file.digest[:12])}"
+        return f"came with digest {digest.hexdigest()[:12]}, expected {file.digest[:12]}"
     return None
-
-
-def _remove(path: Path) -> None:
-    """Takes a file out of the cache, with the blob its link leads to."""
-    blob = path.resolve()
-    path.unlink()
-    blob.unlink(missing_ok=True)
-
-
-def _sweep(path: Path) -> None:
-    """Deletes what killed downloads of this file left: the client never uses nor removes it.
-
-    The client's lock admits one download of a blob at a time, and this one is finished.
-    """
-    with suppress(OSError):
-        blob = path.parent / os.readlink(path)
-        for rest in blob.parent.glob(glob.escape(blob.name) + ".*.incomplete"):
-            rest.unlink()
-
-
-def _silent() -> type:
-    """A class of bars that show nothing."""
-    from huggingface_hub.utils import tqdm
-
-    class Silent(tqdm):
-        monitor_interval = 0  # no thread for bars that are never drawn
-
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **{**options, "disable": True})
-
-    return Silent
