@@ -188,6 +188,11 @@ def _run(
     skips = sorted(known + run.skipped, key=lambda skip: os.fsencode(skip["path"]))
     if run.first_frames:
         report.noted(f"of {run.first_frames} images with several frames the first was embedded")
+    if run.beyond_times:
+        report.noted(
+            "times of change outside the years 1677 to 2262 were brought within them "
+            f"({run.beyond_times} of the files): there only a new size shows that a file changed"
+        )
     gone, pruned = _close(job, store, listing, skips)
     summary = Summary(
         output=str(job.output),

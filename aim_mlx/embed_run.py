@@ -10,7 +10,7 @@ import numpy as np
 from aim_mlx.backend import BLAS, on_gpu
 from aim_mlx.embed import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, ImageError, Interrupted, OutputError
-from aim_mlx.images import Content, Contents, Listing, Skip, changed
+from aim_mlx.images import Content, Contents, Listing, Skip, changed, is_beyond_times
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.store.plan import facts_of
 from aim_mlx.store.rows import Row
@@ -22,6 +22,8 @@ _GPU_RATE, _CPU_RATE, _SLOW_RATE = 2e12, 1.5e11, 5e9
 _BLOCK_SECONDS = 20.0
 _LARGEST_BLOCK = 1024
 _NATIVE_PATCHES = 1536  # of a photograph of 640 x 480
+# Reasons that lie in a file's place or its disk: another file with this content may do well.
+_OF_THE_PLACE = ("unreadable", "vanished", "changed", "not_regular")
 
 
 class Report(Protocol):
@@ -67,7 +69,7 @@ class EmbedRun:
         self._failed: dict[str, ImageError] = {}  # by the digest of what failed
         self._again: list[str] = []
         self.computed = self.reused = 0
-        self.first_frames = 0
+        self.first_frames = self.beyond_times = 0
         self.skipped: list[dict[str, Any]] = []
 
     def embed(self, paths: Sequence[str], block: int) -> None:
@@ -110,7 +112,7 @@ class EmbedRun:
         elif (change := changed(path, content)) is not None:
             self._skip(path, change, content)
         elif row.failure is not None:
-            if row.failure.reason != "unreadable":  # that was the disk
+            if row.failure.reason not in _OF_THE_PLACE:
                 self._failed[content.digest] = row.failure
             self._skip(path, row.failure, content)
         else:
@@ -133,6 +135,7 @@ class EmbedRun:
     def _add(self, row: Row, vector: np.ndarray, first_frame: bool) -> None:
         self._store.add(row, vector, first_frame)
         self.first_frames += first_frame
+        self.beyond_times += is_beyond_times(row.mtime_ns)
         self._report.embedded(row.path)
 
     def _skip(self, path: str, failure: ImageError, content: Content | None) -> None:

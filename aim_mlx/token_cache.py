@@ -24,7 +24,7 @@ import numpy as np
 from aim_mlx.durable import TEMPORARY, publish
 from aim_mlx.embed import Encoder
 from aim_mlx.errors import OutputError, UsageError
-from aim_mlx.images import Content, ImageSource, Skip, changed
+from aim_mlx.images import Content, ImageSource, Skip
 from aim_mlx.store.lock import locked
 from aim_mlx.tokens import frozen_tokens, token_identity, token_shape
 
@@ -34,7 +34,8 @@ _READERS = 2  # threads that read tokens for the first time
 _HEADER_BYTES = 256  # at most, of a shard; reckoned for every image, as time may close a shard
 
 Progress = Callable[[int, int], None]  # images done, images to do
-View = Callable[[Sequence[str], Sequence[str]], Sequence[ImageSource]]  # of paths and digests
+# Files and what their tokens are known by -> what is decoded in their place.
+View = Callable[[Sequence[ImageSource], Sequence[str]], Sequence[ImageSource]]
 
 
 class TokenCache:
@@ -86,12 +87,12 @@ class TokenCache:
         progress: Progress | None = None,
         view: View | None = None,
     ) -> list[Skip]:
-        """Computes the tokens of images, digest -> (path, content), that are not there yet.
+        """Computes the tokens of images, key -> (path, content), that are not there yet.
 
-        Returns those that could not be decoded, with the reason. `view` gives what is decoded in
-        place of the paths. Whatever ends it early, finished shards stay. Raises UsageError where
-        the limit does not allow it, OutputError where the disk does not, and AimError for tokens
-        that float16 cannot hold.
+        The key is the digest of the content, or of a view of it, which `view` then gives. Returns
+        those that could not be decoded, with the reason. Whatever ends it early, finished shards
+        stay. Raises UsageError where the limit does not allow it, OutputError where the disk does
+        not, and AimError for tokens that float16 cannot hold.
         """
         missing = self.missing(list(images))
         if not missing:
@@ -106,7 +107,7 @@ class TokenCache:
             with locked(self._folder):
                 self._open_shards(clean=True)  # another process may have filled some in
                 missing = self.missing(missing)
-                return self._compute([images[digest] for digest in missing], progress, view)
+                return self._compute({key: images[key] for key in missing}, progress, view)
 
     def rows(self, digests: Sequence[str]) -> "CachedTokens":
         """The tokens of a list of images, to be read by their place in it."""
@@ -114,22 +115,26 @@ class TokenCache:
         return CachedTokens(self._shards, places.reshape(-1, 2))
 
     def _compute(
-        self, images: Sequence[tuple[str, Content]], progress: Progress | None, view: View | None
+        self,
+        images: Mapping[str, tuple[str, Content]],
+        progress: Progress | None,
+        view: View | None,
     ) -> list[Skip]:
         skips = []
         shard = _Shard(self._record)
-        paths = [path for path, _ in images]
-        chosen = view(paths, [content.digest for _, content in images]) if view else None
+        keys = list(images)
+        paths = [path for path, _ in images.values()]
+        files: list[ImageSource] = [content.at(path) for path, content in images.values()]
+        chosen = view(files, keys) if view else files
         try:
             found = frozen_tokens(self._encoder, paths, self._layers, chosen, alike=True)
             with closing(found) as rows:
                 for row in rows:
-                    path, content = images[row.index]
-                    failure = row.failure or changed(path, content)
-                    if failure is not None:
+                    if row.failure is not None:
+                        path, failure = paths[row.index], row.failure
                         skips.append(Skip(path, failure.reason, failure.detail))
                     else:
-                        shard.add(_key(content.digest), row.vector)
+                        shard.add(_key(keys[row.index]), row.vector)
                     if shard.full:
                         self._publish(shard.take())
                     if progress is not None:

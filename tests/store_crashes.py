@@ -81,7 +81,7 @@ def _embedded(index: int, source: Any) -> Embedded:
     if isinstance(source, Omitted):
         return Embedded(index, source)
     try:
-        with regular_file(source) as (file, _):
+        with regular_file(source.path) as (file, _):
             data = file.read()
         if data.startswith(b"bad"):
             raise ImageError("not_image", "it begins with bad")

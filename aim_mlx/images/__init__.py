@@ -3,6 +3,7 @@
 from aim_mlx.images.contents import Content, Contents, changed
 from aim_mlx.images.decode import ImageSource, decode, default_max_pixels
 from aim_mlx.images.discover import Listing, Skip, discover, is_under
+from aim_mlx.images.files import KnownFile, is_beyond_times, size_and_time
 from aim_mlx.images.path_lists import in_share, parse_share, read_paths, split
 from aim_mlx.images.planner import plan_native
 from aim_mlx.images.preprocess import preprocess
@@ -14,6 +15,7 @@ __all__ = [
     "Content",
     "Contents",
     "ImageSource",
+    "KnownFile",
     "Listing",
     "OMITTED",
     "Omitted",
@@ -25,11 +27,13 @@ __all__ = [
     "default_max_pixels",
     "discover",
     "in_share",
+    "is_beyond_times",
     "is_under",
     "parse_share",
     "plan_native",
     "preprocess",
     "read_paths",
+    "size_and_time",
     "split",
     "stream",
     "thumbnail",

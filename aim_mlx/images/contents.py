@@ -5,20 +5,25 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images.files import regular_file, unreadable
+from aim_mlx.images.files import (
+    KnownFile,
+    identity,
+    regular_file,
+    size_and_time,
+    unreadable,
+)
 from aim_mlx.images.stream import OMITTED, Omitted
 
 _THREADS = 2
-_READ_BYTES = 1 << 20
 _AHEAD = 64  # files read before they are decoded; by then they are in the system's cache
 
 
 @dataclass(frozen=True)
 class Content:
-    """A file as it was read: SHA-256 in hex, bytes, time of change in nanoseconds.
+    """A file as it was read: SHA-256 in hex, bytes, time of change in nanoseconds, identity().
 
     `repeats` is True where the same bytes are known already, from before or from an earlier file.
     """
@@ -26,11 +31,16 @@ class Content:
     digest: str
     size: int
     mtime_ns: int
+    identity: tuple[int, ...]
     repeats: bool = False
 
+    def at(self, path: str) -> KnownFile:
+        """The file as a source that gives this content or fails."""
+        return KnownFile(path, self.digest, self.size)
 
-class Contents(Sequence[str | Omitted]):
-    """Paths as sources of `stream`: item i is the path, or OMITTED if it needs no decoding.
+
+class Contents(Sequence[KnownFile | Omitted]):
+    """Paths as sources of `stream`: item i is the file, or OMITTED if it needs no decoding.
 
     It needs none where its content repeats or cannot be read. `known` says whether a digest is
     known from before. Files are read ahead in threads and judged strictly in order, so that the
@@ -57,14 +67,15 @@ class Contents(Sequence[str | Omitted]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> str | Omitted:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: int) -> KnownFile | Omitted:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Waits until file `index` was read and judged."""
         with self._turn:
             while self._next <= index:
                 self._judge_next()
             content = self._judged[index]
-        needed = isinstance(content, Content) and not content.repeats
-        return self._paths[index] if needed else OMITTED
+        if isinstance(content, ImageError) or content.repeats:
+            return OMITTED
+        return content.at(self._paths[index])
 
     def take(self, index: int) -> Content | ImageError:
         """What was found of file `index`, once; it has been asked for before."""
@@ -83,30 +94,30 @@ class Contents(Sequence[str | Omitted]):
         else:
             repeats = content.digest in self._seen or self._known(content.digest)
             self._seen.add(content.digest)
-            self._judged[self._next] = Content(
-                content.digest, content.size, content.mtime_ns, repeats
-            )
+            self._judged[self._next] = replace(content, repeats=repeats)
         self._next += 1
 
 
 def read_content(path: str) -> Content:
     """Reads a file for its digest; raises ImageError for one that is no readable regular file."""
     with regular_file(path) as (file, found):
-        digest = hashlib.sha256()
         try:
-            while data := file.read(_READ_BYTES):
-                digest.update(data)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise unreadable(path, error) from error
-    return Content(digest.hexdigest(), found.st_size, found.st_mtime_ns)
+    return Content(digest, *size_and_time(found), identity(found))
 
 
 def changed(path: str, content: Content) -> ImageError | None:
-    """Why what was decoded may not be the content that was digested; None if it is."""
+    """Why a path no longer has the content that was digested; None where it has."""
     try:
-        found = os.stat(path)
+        if identity(os.stat(path)) == content.identity:
+            return None
+        now = read_content(path)  # linked or touched, or on a disk that numbers files anew
     except OSError as error:
         return unreadable(path, error)
-    if (found.st_size, found.st_mtime_ns) != (content.size, content.mtime_ns):
+    except ImageError as failure:
+        return failure.with_traceback(None)
+    if now.digest != content.digest:
         return ImageError("changed", "the file changed while it was read")
     return None

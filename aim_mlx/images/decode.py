@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images.files import check_pixels, explained, opened
+from aim_mlx.images.files import KnownFile, check_pixels, explained, opened
 
-ImageSource = str | Path | bytes | Image.Image | np.ndarray
+ImageSource = str | Path | KnownFile | bytes | Image.Image | np.ndarray
 
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112
@@ -58,7 +58,7 @@ def decoded(
     """
     limit = default_max_pixels() if max_pixels is None else max_pixels
     with ExitStack() as turn:
-        if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        if isinstance(source, (str, os.PathLike, KnownFile, bytes, bytearray, memoryview)):
             with opened(source, limit, allow_truncated) as encoded:
                 _check(encoded.size, encoded.mode, limit, turn)
                 image = _upright_rgb(encoded.load(), encoded.multi_frame)

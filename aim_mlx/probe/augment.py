@@ -30,24 +30,24 @@ def view_key(digest: str, seed: int, number: int) -> str:
 
 
 class Views(Sequence[ImageSource]):
-    """One view of each path, made in the thread that asks; a path that cannot be decoded as it is.
+    """One view of each file, made in the thread that asks; a file that cannot be decoded as it is.
 
-    Whoever decodes that path again finds the reason.
+    Whoever decodes that file again finds the reason.
     """
 
-    def __init__(self, paths: Sequence[str], keys: Sequence[str], size: int):
-        self._paths, self._keys, self._size = paths, keys, size
+    def __init__(self, files: Sequence[ImageSource], keys: Sequence[str], size: int):
+        self._files, self._keys, self._size = files, keys, size
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
     def __getitem__(self, index: int) -> ImageSource:  # pyright: ignore[reportIncompatibleMethodOverride]
         rng = np.random.default_rng(np.frombuffer(bytes.fromhex(self._keys[index]), np.uint32))
         try:
-            with decoded(self._paths[index]) as image:
+            with decoded(self._files[index]) as image:
                 return augmented(image, self._size, rng)
         except ImageError:
-            return self._paths[index]
+            return self._files[index]
 
 
 def augmented(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:

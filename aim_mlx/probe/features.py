@@ -5,7 +5,7 @@ are smaller. Random views of train are cached as so many fixed ones, or made ane
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -103,14 +103,14 @@ class PartTokens:
     def _wanted(self) -> Mapping[str, tuple[str, Content]]:
         part, views = self._part, self._augmentation.views if self._augmentation else 1
         return {
-            key: (path, replace(content, digest=key))
+            key: (path, content)
             for number in range(views)
             for key, path, content in zip(
                 self._keys(number), part.paths, part.contents, strict=True
             )
         }
 
-    def _views(self, paths: Sequence[str], keys: Sequence[str]) -> Sequence[ImageSource]:
+    def _views(self, paths: Sequence[ImageSource], keys: Sequence[str]) -> Sequence[ImageSource]:
         return Views(paths, keys, self._encoder.preprocessing.crop_size or 0)
 
 

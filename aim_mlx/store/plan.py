@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aim_mlx.errors import UsageError
-from aim_mlx.images import is_under
+from aim_mlx.images import is_under, size_and_time
 from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.journal import State
 
@@ -46,10 +46,9 @@ def make_plan(
 def facts_of(path: str) -> tuple[int, int] | None:
     """Size and time of change in nanoseconds, None for a file that cannot be looked at."""
     try:
-        found = os.stat(path)
+        return size_and_time(os.stat(path))
     except OSError:
         return None  # whoever opens it will say why
-    return found.st_size, found.st_mtime_ns
 
 
 def _stands(skip: dict[str, Any], state: State, retried: Collection[str]) -> bool:

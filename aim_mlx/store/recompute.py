@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aim_mlx.embed import Embedded, Encoder
-from aim_mlx.errors import ImageError
-from aim_mlx.images import changed, default_max_pixels
-from aim_mlx.images.contents import Content, read_content
+from aim_mlx.images import KnownFile, default_max_pixels
 from aim_mlx.store.reading import EmbeddingStore
 from aim_mlx.store.verify import SampledRow
 
@@ -38,40 +36,18 @@ def recompute(
     store: EmbeddingStore, encoder: Encoder, rows: Sequence[SampledRow]
 ) -> Iterator[Recomputed]:
     """Embeds the photos of these rows and compares, in the order of the rows."""
-    contents = [_content(store, row) for row in rows]
-    places = [
-        str(store.locate_path(row.path))
-        for row, content in zip(rows, contents, strict=True)
-        if isinstance(content, Content)
-    ]
+    photos = [KnownFile(str(store.locate_path(r.path)), r.digest, r.size) for r in rows]
     # Whatever was allowed then is allowed now; photos that are whole give the same pixels.
     most = max([default_max_pixels(), *(row.pixels for row in rows)])
     options = replace(store.options, allow_truncated=True, max_pixels=most)
     least = 1 - _MARGIN[store.manifest["dtype"]]
-    with closing(encoder.embed_stream(places, options)) as embedded:
-        for row, content in zip(rows, contents, strict=True):
-            if isinstance(content, ImageError):
-                yield Recomputed(row.path, content.reason, detail=content.detail)
-            else:
-                again = next(embedded)
-                yield _compared(row, again, changed(places[again.index], content), least)
+    with closing(encoder.embed_stream(photos, options)) as embedded:
+        for row, again in zip(rows, embedded, strict=True):
+            yield _compared(row, again, least)
 
 
-def _content(store: EmbeddingStore, row: SampledRow) -> Content | ImageError:
-    """The photo of a row if it is as it was, else what happened to it."""
-    try:
-        content = read_content(str(store.locate_path(row.path)))
-    except ImageError as failure:
-        return failure
-    if content.digest != row.digest:
-        return ImageError("changed", "the file has other content than the one embedded")
-    return content
-
-
-def _compared(
-    row: SampledRow, again: Embedded, failure: ImageError | None, least: float
-) -> Recomputed:
-    failure = failure or again.failure
+def _compared(row: SampledRow, again: Embedded, least: float) -> Recomputed:
+    failure = again.failure
     if failure is not None:
         return Recomputed(row.path, failure.reason, detail=failure.detail)
     old, new = row.vector.astype(np.float64), again.vector.astype(np.float64)

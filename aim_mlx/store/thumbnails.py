@@ -8,8 +8,7 @@ from functools import partial
 import pyarrow as pa
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images import thumbnail
-from aim_mlx.images.contents import read_content
+from aim_mlx.images import KnownFile, thumbnail
 from aim_mlx.store.onefile import Rows
 from aim_mlx.store.reading import EmbeddingStore
 from aim_mlx.store.rows import exact_paths
@@ -46,8 +45,8 @@ class IllustratedRows(Rows):
                     yield self._illustrated(table.slice(start, _AT_ONCE), threads)
 
     def _illustrated(self, rows: pa.Table, threads: ThreadPoolExecutor) -> pa.Table:
-        digests, shown = rows["digest"].to_pylist(), rows["path"].to_pylist()
-        pictures = threads.map(partial(_picture, self._store), exact_paths(rows), digests)
+        digests, sizes, shown = (rows[name].to_pylist() for name in ("digest", "size", "path"))
+        pictures = threads.map(partial(_picture, self._store), exact_paths(rows), digests, sizes)
         images = [
             None if picture is None else {"bytes": picture, "path": path}
             for path, picture in zip(shown, pictures, strict=True)
@@ -56,9 +55,8 @@ class IllustratedRows(Rows):
         return rows.select(_SHOWN).append_column("image", pa.array(images, _IMAGE))
 
 
-def _picture(store: EmbeddingStore, path: str, digest: str) -> bytes | None:
-    place = str(store.locate_path(path))
+def _picture(store: EmbeddingStore, path: str, digest: str, size: int) -> bytes | None:
     try:
-        return thumbnail(place, SIDE) if read_content(place).digest == digest else None
+        return thumbnail(KnownFile(str(store.locate_path(path)), digest, size), SIDE)
     except ImageError:
         return None

@@ -57,6 +57,7 @@ class SampledRow:
 
     path: str
     digest: str
+    size: int
     pixels: int
     vector: np.ndarray
 
@@ -161,9 +162,10 @@ class _Verification:
     ) -> None:
         low, high = np.searchsorted(self.chosen, [start, start + len(paths)])
         for i in (self.chosen[low:high] - start).tolist():
-            width, height = table["width"][i].as_py(), table["height"][i].as_py()
-            digest = table["digest"][i].as_py()
-            row = SampledRow(paths[i], digest, width * height, vectors[i].copy())
+            digest, size, width, height = (
+                table[name][i].as_py() for name in ("digest", "size", "width", "height")
+            )
+            row = SampledRow(paths[i], digest, size, width * height, vectors[i].copy())
             self.findings.sample.append(row)
 
     def _check_account(self) -> None:

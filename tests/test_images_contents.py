@@ -1,0 +1,149 @@
+"""Files read for their digest before they are decoded: what is decoded is what was digested."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from aim_mlx.errors import ImageError
+from aim_mlx.images import changed, decode, is_beyond_times, size_and_time
+from aim_mlx.images.contents import read_content
+from tests.bad_images import PNG, encoded
+from tests.embed_runs import OUTPUTS, embed, make, vectors_of
+from tests.small import photo, save
+
+B = encoded(Image.fromarray(photo(1)), "BMP")
+OTHER = encoded(Image.fromarray(photo(2)), "BMP")  # of the same size
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save(tmp_path_factory.mktemp("model") / "m")
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    """Other bytes in the same file, with its time of change set back."""
+    found = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Another file moved into its place, with its time of change."""
+    found, new = path.stat(), path.with_suffix(".new")
+    new.write_bytes(content)
+    os.utime(new, ns=(found.st_atime_ns, found.st_mtime_ns))
+    new.replace(path)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("change", [replace, rewrite])
+def test_a_copy_of_a_file_that_is_exchanged_before_it_is_decoded_has_its_own_vector(
+    model, tmp_path, monkeypatch, output, change
+):
+    from aim_mlx.images import files
+
+    folder = make(tmp_path / "in", {"a.png": PNG, "b.bmp": B, "c.bmp": B})
+    opener = files.regular_file
+    opened = []
+
+    def exchange(path):  # once to be digested, once to be decoded
+        if str(path).endswith("b.bmp"):
+            opened.append(path)
+            if len(opened) == 2:
+                change(folder / "b.bmp", OTHER)
+        return opener(path)
+
+    monkeypatch.setattr(files, "regular_file", exchange)
+    monkeypatch.setattr("aim_mlx.images.contents.regular_file", exchange)
+    run = embed(folder, "-o", tmp_path / output, "--model", model)
+    assert run.reasons == {"b.bmp": "changed"}
+    make(tmp_path / "alone", {"c.bmp": B})
+    embed(tmp_path / "alone", "-o", tmp_path / ("alone-" + output), "--model", model)
+    (alone,) = vectors_of(tmp_path / ("alone-" + output)).values()
+    # One image in another batch; the vector of the other file is 0.5 away.
+    np.testing.assert_allclose(vectors_of(tmp_path / output)["c.bmp"], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [replace, rewrite])
+def test_bytes_other_than_those_that_were_digested_are_not_decoded(tmp_path, change, monkeypatch):
+    path = tmp_path / "b.bmp"
+    path.write_bytes(B)
+    known = read_content(str(path)).at(str(path))
+    assert np.array_equal(np.asarray(decode(known)), photo(1))
+    change(path, OTHER)
+    for whole in (len(B), 1):  # read at once, and decoded from the open file
+        monkeypatch.setattr("aim_mlx.images.files._READ_WHOLE", whole)
+        with pytest.raises(ImageError, match="other content") as caught:
+            decode(known)
+        assert caught.value.reason == "changed"
+
+
+@pytest.mark.parametrize("change", [replace, rewrite])
+def test_a_file_is_seen_to_change_when_its_size_and_time_stay_the_same(tmp_path, change):
+    path = tmp_path / "b.bmp"
+    path.write_bytes(B)
+    content = read_content(str(path))
+    assert changed(str(path), content) is None
+    change(path, OTHER)
+    failure = changed(str(path), content)
+    assert failure is not None and failure.reason == "changed"
+
+
+def test_a_file_that_is_only_linked_touched_or_copied_over_has_not_changed(tmp_path):
+    path = tmp_path / "b.bmp"
+    path.write_bytes(B)
+    content = read_content(str(path))
+    os.link(path, tmp_path / "link.bmp")
+    assert changed(str(path), content) is None
+    replace(path, B)
+    assert changed(str(path), content) is None
+    os.utime(path, ns=(1, 1))
+    assert changed(str(path), content) is None
+
+
+def test_a_file_rewritten_while_it_is_decoded_is_changed_though_its_size_and_time_are_the_same(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "b.bmp"
+    path.write_bytes(B)
+    load = ImageFile.ImageFile.load
+
+    def meddle(self):
+        rewrite(path, OTHER)
+        return load(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", meddle)
+    with pytest.raises(ImageError, match="changed while it was read"):
+        decode(path)
+
+
+# Times that 64 bits of nanoseconds cannot hold
+
+
+@pytest.mark.parametrize("seconds", [10_413_792_000, -9_300_000_000, -1])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_time_of_any_year_stops_no_run_and_the_file_is_known_again(
+    model, tmp_path, seconds, output
+):
+    folder = make(tmp_path / "in", {"a.png": PNG, "b.bmp": B, "c.png": b"<html>"})
+    for name in ("b.bmp", "c.png"):
+        os.utime(folder / name, (seconds, seconds))
+    call = (folder, "-o", tmp_path / output, "--model", model)
+    run = embed(*call)
+    run.check_account(2, 1, 0)
+    beyond = abs((folder / "b.bmp").stat().st_mtime_ns) >= 2**63  # as far as the disk holds it
+    assert ("times of change outside the years" in run.stderr) == beyond
+    if output == "store":
+        again = embed(*call)
+        assert again.summary["unchanged"] == 2 and again.summary["computed"] == 0
+
+
+@pytest.mark.parametrize("seconds", [2**40, 2**62, -(2**40), 10_413_792_000])
+def test_times_beyond_64_bits_of_nanoseconds_become_the_nearest_that_fits(seconds):
+    found = os.stat_result((0, 0, 0, 0, 0, 0, 5, 0, seconds, 0), {"st_mtime_ns": seconds * 10**9})
+    nearest = 2**63 - 1 if seconds > 0 else -(2**63)
+    assert size_and_time(found) == (5, nearest)
+    assert is_beyond_times(nearest) and not is_beyond_times(0)
