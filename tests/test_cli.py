@@ -49,7 +49,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 def start(*arguments, **options) -> subprocess.Popen:
     """The command in a process of its own."""
-    command = [sys.executable, "-c", "from aim_mlx.cli.main import main; main()"]
+    command = [sys.executable, "-c", "from aim_mlx.cli.start import main; main()"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *map(str, arguments)], **(pipes | options))
 
@@ -221,6 +221,13 @@ def test_init_gives_a_lit_model_a_tokenizer_to_try_words_with(
 def test_inspect_prints_sizes_for_people(capsys, model):
     code, stdout, _ = run(capsys, "inspect", model)
     assert code == 0 and "embed_dim 64" in stdout and "ml-aim-mlx" in stdout
+
+
+@pytest.mark.parametrize("group", [[], ["probe"], ["lit"]], ids=str)
+def test_a_command_without_arguments_prints_its_help(capsys, group):
+    code, stdout, stderr = run(capsys, *group)
+    assert code == 0 and stderr == ""
+    assert stdout.startswith("Usage: ") and "Commands:" in stdout
 
 
 def test_doctor_reports_device_and_versions(capsys):

@@ -14,7 +14,7 @@ import aim_mlx
 from aim_mlx.cli import main as cli
 from tests.small import photo, save
 
-COMMAND = [sys.executable, "-c", "from aim_mlx.cli.main import main; main()"]
+COMMAND = [sys.executable, "-c", "from aim_mlx.cli.start import main; main()"]
 
 
 @pytest.fixture

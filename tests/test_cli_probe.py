@@ -18,7 +18,7 @@ from tests.digits import write_digits
 from tests.small import photo, save, wait_for
 from tests.test_probe_dataset import fill
 
-COMMAND = [sys.executable, "-c", "from aim_mlx.cli.main import main; main()"]
+COMMAND = [sys.executable, "-c", "from aim_mlx.cli.start import main; main()"]
 FAST = ["--learning-rates", "0.01,0.03", "--epochs", "6"]
 
 

@@ -12,7 +12,7 @@ from aim_mlx.cli import main as cli
 from tests.digits import write_digits
 from tests.small import save
 
-COMMAND = [sys.executable, "-c", "from aim_mlx.cli.main import main; main()"]
+COMMAND = [sys.executable, "-c", "from aim_mlx.cli.start import main; main()"]
 FAST = ["--learning-rates", "0.01", "--batch-norm", "off", "--epochs", "1"]
 
 

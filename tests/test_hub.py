@@ -57,7 +57,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 def start(*arguments, **options) -> subprocess.Popen:
     """The command in a process of its own, which finds the Hub by the environment."""
-    command = [sys.executable, "-c", "from aim_mlx.cli.main import main; main()"]
+    command = [sys.executable, "-c", "from aim_mlx.cli.start import main; main()"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *map(str, arguments)], **(pipes | options))
 

@@ -26,7 +26,7 @@ COMMAND = f"""
 from aim_mlx import embed_files
 from aim_mlx.store import writer
 embed_files.block_size, writer._SECONDS = lambda *_: {BLOCK}, 0.0
-from aim_mlx.cli.main import main
+from aim_mlx.cli.start import main
 main()
 """
 
@@ -114,8 +114,7 @@ def test_a_second_interrupt_ends_at_once_and_costs_no_block_that_was_kept(home, 
     time.sleep(0.002 + seconds)
     os.kill(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
-    # The second may come when Python is already leaving: the signal then ends it, 130 in a shell.
-    assert process.returncode in (130, -signal.SIGINT), stderr
+    assert process.returncode == 130, stderr
     assert "interrupted" in stderr and "Traceback" not in stderr and "terminate" not in stderr
     kept = len(EmbeddingStore(tmp_path / "out"))
     # The file of the second shard was seen; the journal, by which it is kept, comes after it.

@@ -2,35 +2,73 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+_asked = _raised = _gentle = False
+
+
+def watch() -> None:
+    """Counts each Ctrl-C in a thread: a second one ends the process at once.
+
+    Python's own handler waits until the main thread is back from compiled code, which may be
+    waiting minutes for a decoder. Where the parent had Ctrl-C ignored, it stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, _raise_once)
+    threading.Thread(target=_count, args=(reader,), name="Ctrl-C", daemon=True).start()
 
 
 @contextmanager
 def gently() -> Iterator[Callable[[], bool]]:
     """Within the block the first Ctrl-C only makes the given function return True."""
-    asked = False
-
-    def ask(*_: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, _stop_now)
-
-    before = signal.signal(signal.SIGINT, ask)
+    global _gentle
+    _gentle = True
     try:
-        yield lambda: asked
+        yield lambda: _asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        _gentle = False
 
 
-def _stop_now(*_: object) -> None:
+def _raise_once(*_: object) -> None:
+    global _raised
+    if not (_gentle or _raised):
+        _raised = True
+        raise KeyboardInterrupt
+
+
+def _count(reader: int) -> None:
+    global _asked
+    while True:
+        for number in os.read(reader, 64):  # each signal that Python handles writes its number
+            if number == signal.SIGINT:
+                if _asked:
+                    _stop_now()
+                _asked = True
+                if _gentle:
+                    _say("finishing what is under way; Ctrl-C again stops now")
+
+
+def _stop_now() -> None:
     """Ends the process without a word to its threads, of which some may be in a decoder.
 
-    What runs under gently() may be killed at any time. An exception would come where it likes, also
-    amid the ending of threads, which then crash the process.
+    Whatever the commands write may be killed at any time. An exception would come where it likes,
+    also amid the ending of threads, which then crash the process.
     """
     with suppress(OSError):
         if os.isatty(2):
-            os.write(2, b"\x1b[?25h\n")  # a bar hides the cursor
-        os.write(2, b"aim-mlx: error: interrupted\n")
+            os.write(2, b"\x1b[?25h")  # a bar hides the cursor
+    _say("error: interrupted")
     os._exit(130)
+
+
+def _say(text: str) -> None:
+    """Past Python's streams, whose locks the main thread may hold."""
+    with suppress(OSError):
+        start = "\n" if os.isatty(2) else ""  # below a bar
+        os.write(2, f"{start}aim-mlx: {text}\n".encode())

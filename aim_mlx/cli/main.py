@@ -39,7 +39,6 @@ _LONGEST_LINE = 2000  # characters of a message, which may quote a checkpoint's 
 
 app = typer.Typer(
     help="Turn photos into embeddings with Apple's AIM vision encoders.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help: importing rich would double the time of --help
     pretty_exceptions_enable=False,
@@ -99,6 +98,8 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments in [[], *([group.name] for group in app.registered_groups)]:
+        arguments = [*arguments, "--help"]
     try:
         result = app(args=arguments, prog_name="aim-mlx", standalone_mode=False)
         if sys.stdout is not None:

@@ -1,13 +1,59 @@
-"""The door to the command line: Ctrl-C while it is still loading ends like any other."""
+"""The door to the command line: what holds before anything is loaded, and the way out."""
 
+import os
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 
-def main() -> None:
-    """Loads the commands and runs one."""
+def main() -> NoReturn:
+    """Loads the commands, runs one and ends the process; Ctrl-C ends it at any time with 130."""
+    code = 1
     try:
+        _open_standard_streams()
+        from aim_mlx.cli import interrupt
+
+        interrupt.watch()
         from aim_mlx.cli.main import main as run
+
+        run()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         print("aim-mlx: error: interrupted", file=sys.stderr)
-        sys.exit(130)
-    run()
+        code = 130
+    except BaseException:  # with --debug
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        _leave(code)
+
+
+def _open_standard_streams() -> None:
+    """Where one is closed, the null device takes its place: else the next file opened would.
+
+    Into that file C libraries would then write their messages. What an encoding cannot express is
+    written as an escape.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    # Without a stream, print() to stderr would write to stdout. Stdin stays None: nothing is there.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process without Python's way out, on which OpenBLAS waits for its threads.
+
+    After an interrupt one of them may never come; and a Ctrl-C on that way gives a traceback.
+    """
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+    finally:
+        os._exit(code)
