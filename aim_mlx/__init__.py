@@ -6,32 +6,53 @@ The public names are imported when they are first used, so that `import aim_mlx`
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Python
+    from aim_mlx.config import LiTConfig as LiTConfig
+    from aim_mlx.config import PreprocessConfig as PreprocessConfig
+    from aim_mlx.config import TextConfig as TextConfig
+    from aim_mlx.config import VisionConfig as VisionConfig
     from aim_mlx.embed import Embedded as Embedded
+    from aim_mlx.embed import EmbedOptions as EmbedOptions
     from aim_mlx.embed import Encoder as Encoder
     from aim_mlx.errors import AimError as AimError
+    from aim_mlx.errors import BackendError as BackendError
+    from aim_mlx.errors import CheckpointError as CheckpointError
+    from aim_mlx.errors import ImageError as ImageError
+    from aim_mlx.errors import Interrupted as Interrupted
+    from aim_mlx.errors import OutputError as OutputError
+    from aim_mlx.errors import TruncatedTextWarning as TruncatedTextWarning
+    from aim_mlx.errors import UntrainedModelWarning as UntrainedModelWarning
+    from aim_mlx.errors import UsageError as UsageError
+    from aim_mlx.images import ImageSource as ImageSource
     from aim_mlx.lit import LiT as LiT
     from aim_mlx.loading import load as load
+    from aim_mlx.loading import load_lit as load_lit
+    from aim_mlx.models.text import TextFeatures as TextFeatures
     from aim_mlx.models.vision import Features as Features
     from aim_mlx.probe.probe import AttentiveProbe as AttentiveProbe
     from aim_mlx.registry import MODELS as MODELS
+    from aim_mlx.registry import ModelSpec as ModelSpec
     from aim_mlx.store.reading import EmbeddingStore as EmbeddingStore
     from aim_mlx.zeroshot import ZeroShotHead as ZeroShotHead
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "AimError": "aim_mlx.errors",
-    "AttentiveProbe": "aim_mlx.probe.probe",
-    "Embedded": "aim_mlx.embed",
-    "Encoder": "aim_mlx.embed",
-    "Features": "aim_mlx.models.vision",
-    "EmbeddingStore": "aim_mlx.store.reading",
-    "LiT": "aim_mlx.lit",
-    "MODELS": "aim_mlx.registry",
-    "ZeroShotHead": "aim_mlx.zeroshot",
-    "load": "aim_mlx.loading",
+_NAMES = {
+    "config": ("LiTConfig", "PreprocessConfig", "TextConfig", "VisionConfig"),
+    "embed": ("EmbedOptions", "Embedded", "Encoder"),
+    "errors": ("AimError", "BackendError", "CheckpointError", "ImageError", "Interrupted")
+    + ("OutputError", "TruncatedTextWarning", "UntrainedModelWarning", "UsageError"),
+    "images": ("ImageSource",),
+    "lit": ("LiT",),
+    "loading": ("load", "load_lit"),
+    "models.text": ("TextFeatures",),
+    "models.vision": ("Features",),
+    "probe.probe": ("AttentiveProbe",),
+    "registry": ("MODELS", "ModelSpec"),
+    "store.reading": ("EmbeddingStore",),
+    "zeroshot": ("ZeroShotHead",),
 }
+_HOME = {name: f"aim_mlx.{module}" for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 

@@ -249,6 +249,6 @@ def plan_files(job: Job) -> tuple[Listing, Plan]:
     catalog, state = Catalog(), State()
     if (job.store / MANIFEST).exists() and not (job.rules.overwrite and not job.is_file):
         store = EmbeddingStore(job.store)
-        state = store.state
+        state = store._state
         load_rows(job.store, state.shards, catalog)
     return listing, make_plan(listing.files, catalog, state, job.retried)

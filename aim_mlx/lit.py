@@ -3,12 +3,13 @@
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
 from aim_mlx.batching import text_batches
@@ -21,7 +22,7 @@ from aim_mlx.models.text import TextFeatures
 from aim_mlx.registry import DEFAULT_LIT
 from aim_mlx.tokenizer import TokenIds, Tokenizer
 
-Texts = Sequence[str] | np.ndarray | Sequence[Sequence[int]]
+Texts = Sequence[str] | NDArray[Any] | Sequence[Sequence[int]]
 
 # Tokens in a batch. On a CPU, where each core has one of its own, 256 to 1024 take equally long.
 _GPU_TOKENS = 32 * 1024
@@ -57,9 +58,13 @@ class LiT(Encoder):
             return self.lit.project_tokens(tokens).astype(mx.float32)
         return super()._pool(tokens, options)
 
-    def encode_image(self, pixels: np.ndarray | mx.array) -> mx.array:
-        """Normalised pixels (B, H, W, 3) -> projected, not normalised (B, P)."""
-        return self.lit.encode_image(mx.array(pixels).astype(self.dtype))
+    def encode_image(self, pixels: NDArray[Any] | mx.array) -> mx.array:
+        """Normalised pixels (B, H, W, 3) -> projected, not normalised (B, P), float32.
+
+        Float32 whatever the model's dtype, as from `encode_text`. Raises UsageError for a size that
+        the model does not take.
+        """
+        return self.lit.encode_image(mx.array(pixels).astype(self.dtype)).astype(mx.float32)
 
     def tokenize(self, texts: Sequence[str]) -> TokenIds:
         """Texts -> token ids, with the rows that were over the context length and are cut.
@@ -107,19 +112,23 @@ class LiT(Encoder):
         """
         return self.lit.text_encoder.features(self._ids(texts), layers)
 
-    def logits(self, pixels: np.ndarray | mx.array, texts: Texts) -> mx.array:
-        """Pixels (n, H, W, 3) and texts or ids (C, L) -> scaled cosines (n, C) in float32."""
+    def logits(self, pixels: NDArray[Any] | mx.array, texts: Texts) -> mx.array:
+        """Normalised pixels (n, H, W, 3), texts or ids (C, L) -> scaled cosines (n, C), float32.
+
+        The scale is exp(log_logit_scale), from 1 to `max_logit_scale` of the config. Raises what
+        `encode_image` and `encode_text` raise.
+        """
         return self.lit.logits(self.encode_image(pixels), self.encode_text(texts))
 
     def classify(
         self,
-        images: Sequence[ImageSource],
+        images: Iterable[ImageSource],
         labels: Sequence[str],
         templates: str | os.PathLike[str] | Sequence[str] = "plain",
         *,
         multi_label: bool = False,
         batch_size: int | None = None,
-    ) -> np.ndarray:
+    ) -> NDArray[np.float32]:
         """Images -> scores (n, C) float32 for the labels: probabilities, which sum to one.
 
         `templates` are "plain", "varied", a file or a list of texts with one `{}`. `multi_label`
@@ -134,7 +143,7 @@ class LiT(Encoder):
         vectors = self.embed(images, pooling="attention", batch_size=batch_size)
         return head.scores(vectors, multi_label)
 
-    def similarity_map(self, image: ImageSource, text: str) -> np.ndarray:
+    def similarity_map(self, image: ImageSource, text: str) -> NDArray[np.float32]:
         """Where an image looks like a text: the cosine of each patch with it, float32 (h, w).
 
         A patch's vector is what the attention pool would give if it attended to that patch alone:
@@ -146,16 +155,29 @@ class LiT(Encoder):
         The map covers what the model sees, after resizing and cropping. Raises what `encode_text`
         and `preprocess` raise.
         """
-        return self.similarity_maps(self.preprocess([image]), np.array(self.encode_text([text])))[0]
+        return self.similarity_maps(self.preprocess([image]), self.encode_text([text]))[0]
 
-    def similarity_maps(self, pixels: np.ndarray | mx.array, vectors: np.ndarray) -> np.ndarray:
-        """Pixels of one image (1, H, W, 3), text vectors (C, P) -> maps (C, h, w), as above."""
+    def similarity_maps(
+        self, pixels: NDArray[Any] | mx.array, vectors: NDArray[Any] | mx.array
+    ) -> NDArray[np.float32]:
+        """Normalised pixels of one image (1, H, W, 3), text vectors (C, P) -> maps (C, h, w).
+
+        Cosines from -1 to 1, float32, as of `similarity_map`; the vectors, such as `encode_text`
+        gives, may be of any length. Raises UsageError for pixels or vectors of another shape.
+        """
+        vectors = mx.array(vectors)
+        expected = self.lit.config.projection_dim
+        if vectors.ndim != 2 or vectors.shape[1] != expected or len(pixels) != 1:
+            raise UsageError(
+                f"expected pixels of one image and text vectors (C, {expected}), got "
+                f"{tuple(pixels.shape)} and {tuple(vectors.shape)}"
+            )
         features = self.features(pixels)
         patches = self.lit.project_each(features.tokens)[0]
-        maps = normalized(mx.array(vectors)) @ normalized(patches).T
+        maps = normalized(vectors) @ normalized(patches).T
         return np.array(maps).reshape(len(vectors), *features.grid)
 
-    def _ids(self, texts: Texts) -> np.ndarray:
+    def _ids(self, texts: Texts) -> NDArray[Any]:
         """The ids (B, L) of texts, or those given."""
         if isinstance(texts, str) or not len(texts) or isinstance(texts[0], str):
             tokens = self.tokenize(cast(Sequence[str], texts))

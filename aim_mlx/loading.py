@@ -4,14 +4,16 @@ import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from aim_mlx.backend import dtype_named, mx
 from aim_mlx.config import LiTConfig, VisionConfig
 from aim_mlx.embed import Encoder
 from aim_mlx.errors import CheckpointError, UntrainedModelWarning, UsageError
-from aim_mlx.lit import LiT
+from aim_mlx.lit import LiT, as_lit
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
+from aim_mlx.registry import DEFAULT_LIT
 from aim_mlx.tokenizer import Tokenizer
 from aim_mlx.weights.checkpoint import Checkpoint, load_into, open_checkpoint
 
@@ -23,17 +25,42 @@ def load(
     revision: str | None = None,
     config: VisionConfig | LiTConfig | None = None,
     offline: bool = False,
-    progress: type | None = None,
+    progress: type[Any] | None = None,
 ) -> Encoder:
     """An encoder from a registry name, a Hub repo id, a folder or a .safetensors file.
 
     A path that exists comes before a name. `dtype` is "float32" (default), "float16" or
     "bfloat16"; `revision` is a repo's commit, branch or tag, pinned for registry names; `config`
     gives the sizes of a bare weight file; `progress` is a class of bars as tqdm's, for downloads.
-    LiT checkpoints give a LiT, with the tokenizer beside the weights if there is one. Raises
-    CheckpointError for weights or a tokenizer that cannot be had or are not sound and complete,
-    UsageError for an unknown name. Warns with UntrainedModelWarning for random weights.
+    LiT checkpoints give a LiT, with the tokenizer beside the weights if there is one: `load_lit`
+    says so to an editor. Raises CheckpointError for weights or a tokenizer that cannot be had or
+    are not sound and complete, UsageError for an unknown name. Warns with UntrainedModelWarning
+    for random weights.
     """
+    return _load(model, dtype, revision, config, offline, progress)
+
+
+def load_lit(
+    model: str | os.PathLike[str] = DEFAULT_LIT,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    config: LiTConfig | None = None,
+    offline: bool = False,
+    progress: type[Any] | None = None,
+) -> LiT:
+    """A LiT, as `load` gives it; raises UsageError, too, for a model without a text tower."""
+    return as_lit(_load(model, dtype, revision, config, offline, progress))
+
+
+def _load(
+    model: str | os.PathLike[str],
+    dtype: str | None,
+    revision: str | None,
+    config: VisionConfig | LiTConfig | None,
+    offline: bool,
+    progress: type[Any] | None,
+) -> Encoder:
     precision = dtype_named(dtype)
     checkpoint = open_checkpoint(_locate(model, revision, offline, progress), config)
     encoder = _encoder(checkpoint, precision)
@@ -42,13 +69,13 @@ def load(
         warnings.warn(
             f"{checkpoint.path} holds untrained, random weights: its vectors mean nothing",
             UntrainedModelWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return encoder
 
 
 def _locate(
-    model: str | os.PathLike[str], revision: str | None, offline: bool, progress: type | None
+    model: str | os.PathLike[str], revision: str | None, offline: bool, progress: type[Any] | None
 ) -> Path:
     """The path of a model on disk, downloaded if it is a name or repo id not yet there."""
     path, text = Path(model), os.fspath(model)

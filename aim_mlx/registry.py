@@ -1,7 +1,9 @@
 """The published AIM models: sizes, preprocessing, where they are and under which licence."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.errors import UsageError
@@ -68,10 +70,8 @@ def _spec(suffix: str, image_size: int | None, top1: float | None, revision: str
     return ModelSpec(name, config, PreprocessConfig.hub(image_size), repo, revision, LICENCE, top1)
 
 
-MODELS: dict[str, ModelSpec] = {
-    spec.name: spec
-    for spec in [*(_spec(*row) for row in _PUBLISHED), _spec("base-patch14-224", 224, None, None)]
-}
+_SPECS = [*(_spec(*row) for row in _PUBLISHED), _spec("base-patch14-224", 224, None, None)]
+MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 DEFAULT_MODEL = "aimv2-large-patch14-224"
 DEFAULT_LIT = "aimv2-large-patch14-224-lit"  # for what words are needed for
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import safetensors.numpy
+from numpy.typing import NDArray
 
 from aim_mlx.durable import publish
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
@@ -42,7 +43,7 @@ class ZeroShotHead:
 
     labels: tuple[str, ...]
     templates: tuple[str, ...]
-    vectors: np.ndarray
+    vectors: NDArray[np.float32]
     scale: float
     weights: str
     model: dict[str, Any]
@@ -101,7 +102,7 @@ class ZeroShotHead:
                 f"not those of {model}: make them again with it"
             )
 
-    def scores(self, vectors: np.ndarray, multi_label: bool = False) -> np.ndarray:
+    def scores(self, vectors: NDArray[Any], multi_label: bool = False) -> NDArray[np.float32]:
         """Image vectors (n, P), of any length -> float32 (n, C).
 
         Probabilities by a softmax over the labels; with `multi_label` the cosine with each label,

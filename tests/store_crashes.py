@@ -246,9 +246,9 @@ def facts(output: Path) -> dict[str, Any]:
         "rows": store.table().to_pylist(),
         "vectors": all_vectors(store).tobytes(),
         "skipped": store.skipped,
-        "first frames": sorted(store.state.first_frames),
+        "first frames": sorted(store._state.first_frames),
         "files": lists.read_files(output),
-        "leftovers": set(os.listdir(output)) - ours - {shard.name for shard in store.state.shards},
+        "leftovers": set(os.listdir(output)) - ours - {shard.name for shard in store._state.shards},
     }
 
 

@@ -192,7 +192,7 @@ def test_names_with_control_characters_are_escaped_on_the_terminal(capsys, model
 def test_init_writes_a_checkpoint_that_says_it_is_untrained(capsys, monkeypatch, tmp_path):
     spec = aim_mlx.MODELS["aimv2-base-patch14-224"]
     small = type(spec)(**{**vars(spec), "config": SMALL})
-    monkeypatch.setitem(aim_mlx.MODELS, spec.name, small)
+    monkeypatch.setattr("aim_mlx.registry.MODELS", {**aim_mlx.MODELS, spec.name: small})
     for folder in ("one", "two"):
         code, _, stderr = run(capsys, "init", spec.name, tmp_path / folder, "--seed", "3")
         assert code == 0 and "UNTRAINED" in stderr
@@ -209,7 +209,7 @@ def test_init_gives_a_lit_model_a_tokenizer_to_try_words_with(
     spec = aim_mlx.MODELS["aimv2-large-patch14-224-lit"]
     config = replace(SMALL_LIT, text=replace(SMALL_LIT.text, context_length=77))
     small = replace(spec, config=config, preprocess=PreprocessConfig.hub(56))
-    monkeypatch.setitem(aim_mlx.MODELS, spec.name, small)
+    monkeypatch.setattr("aim_mlx.registry.MODELS", {**aim_mlx.MODELS, spec.name: small})
     assert run(capsys, "init", spec.name, tmp_path / "lit")[0] == 0
     with pytest.warns(UntrainedModelWarning):
         code, stdout, _ = run(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -150,7 +151,8 @@ def test_a_registry_name_is_its_repo_at_its_pinned_revision(hub, monkeypatch):
     hub.repos[spec.repo].branches = {spec.revision}  # the true commit of other bytes
     with pytest.raises(CheckpointError, match="commit"):
         fetch_model(spec.name)
-    monkeypatch.setitem(MODELS, spec.name, type(spec)(**{**vars(spec), "revision": commit}))
+    pinned = replace(spec, revision=commit)
+    monkeypatch.setattr("aim_mlx.registry.MODELS", {**MODELS, spec.name: pinned})
     assert fetch_model(spec.name).name == commit
 
 

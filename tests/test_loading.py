@@ -63,8 +63,9 @@ def test_a_saved_folder_loads_with_its_preprocessing(tmp_path, config):
 
 def test_untrained_weights_warn_whenever_they_are_loaded(tmp_path):
     folder = save(tmp_path / "m", trained=False)
-    with pytest.warns(UntrainedModelWarning, match="random weights"):
+    with pytest.warns(UntrainedModelWarning, match="random weights") as warned:
         encoder = aim_mlx.load(folder)
+    assert warned[0].filename == __file__  # the caller's line, not ours
     assert not encoder.trained and encoder.identity["trained"] is False
 
 
@@ -123,6 +124,14 @@ def test_a_lit_model_embeds_into_the_space_of_its_texts_by_default():
     assert lit.embed(images, pooling="mean").shape == (2, 64)
     with pytest.raises(UsageError, match="leave out the layers"):
         lit.embed(images, layers=[0])
+
+
+def test_load_lit_gives_what_load_gives_and_refuses_a_model_without_words(tmp_path):
+    folder = DATA / "lit" / "transformers"
+    lit = aim_mlx.load_lit(folder)
+    assert type(lit) is LiT and lit.weights_digest == aim_mlx.load(folder).weights_digest
+    with pytest.raises(UsageError, match="no text tower"):
+        aim_mlx.load_lit(save(tmp_path / "m"))
 
 
 def test_a_misspelt_name_gets_a_suggestion():

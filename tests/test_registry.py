@@ -40,6 +40,11 @@ def test_the_lit_model_has_both_towers():
     assert (config.text.context_length, config.text.vocab_size) == (77, 49_408)
 
 
+def test_nobody_can_change_the_models():
+    with pytest.raises(TypeError):
+        MODELS["mine"] = MODELS[DEFAULT_MODEL]  # pyright: ignore[reportIndexIssue]
+
+
 def test_the_default_model_is_published():
     assert DEFAULT_MODEL in PUBLISHED
 

@@ -100,7 +100,7 @@ def check_recomputed(photos: Path, store: Path, name: str, rows: int) -> None:
 
 
 def test_one_bit_of_damage_anywhere_in_a_shard_costs_that_shard_only(photos, store, tmp_path):
-    shard = EmbeddingStore(store).state.shards[1]
+    shard = EmbeddingStore(store)._state.shards[1]
     data = (store / shard.name).read_bytes()
     for place in range(0, len(data), len(data) // 12):
         copy = shutil.copytree(store, tmp_path / "copies" / str(place))
@@ -112,7 +112,7 @@ def test_one_bit_of_damage_anywhere_in_a_shard_costs_that_shard_only(photos, sto
 
 @pytest.mark.parametrize("length", [None, 0, 10, 1000])
 def test_a_shard_that_was_cut_or_is_gone_costs_that_shard_only(photos, store, length):
-    shard = EmbeddingStore(store).state.shards[0]
+    shard = EmbeddingStore(store)._state.shards[0]
     if length is None:
         (store / shard.name).unlink()
     else:

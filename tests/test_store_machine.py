@@ -132,9 +132,9 @@ class Photos(RuleBasedStateMachine):
                 row = facts[name]
                 assert (row["size"], row["mtime_ns"]) == (found.st_size, found.st_mtime_ns)
                 assert row["digest"] == hashlib.sha256(content).hexdigest()
-                assert (name in store.state.first_frames) == content.startswith(b"film")
+                assert (name in store._state.first_frames) == content.startswith(b"film")
         # Whoever reads the shards as they are gets the same.
-        tables = [pq.read_table(self.out / shard.name) for shard in store.state.shards]
+        tables = [pq.read_table(self.out / shard.name) for shard in store._state.shards]
         read = [row for table in tables for row in table.to_pylist()]
         assert [row["digest"] for row in read] == [row["digest"] for row in self.table(store)]
         vectors = np.array([row["embedding"] for row in read], np.float32)
@@ -190,7 +190,7 @@ def test_a_film_that_became_a_photo_is_no_film_any_more(tmp_path):
     for content, films in ((b"film", 1), (b"a photo", 0), (b"film again", 1)):
         (tmp_path / "in" / "a.jpg").write_bytes(content)
         run(tmp_path / "in", tmp_path / "out")
-        assert len(EmbeddingStore(tmp_path / "out").state.first_frames) == films
+        assert len(EmbeddingStore(tmp_path / "out")._state.first_frames) == films
 
 
 @pytest.mark.parametrize("change", ["rewritten", "deleted"])

@@ -87,12 +87,12 @@ def test_merged_shares_equal_the_store_of_one_machine(capsys, work):
     # Other images share a batch, and so sums are made in another order.
     np.testing.assert_allclose(merged.vectors, whole.vectors, atol=SAME)
     assert merged.table().equals(whole.table())
-    assert merged.skipped == whole.skipped and merged.state.skipped == whole.state.skipped
-    assert merged.state.first_frames == whole.state.first_frames
+    assert merged.skipped == whole.skipped and merged._state.skipped == whole._state.skipped
+    assert merged._state.first_frames == whole._state.first_frames
     summary = json.loads(out)
-    assert whole.state.finished and merged.state.finished
+    assert whole._state.finished and merged._state.finished
     for name in ("listed", "embedded", "skipped", "ignored"):
-        assert summary[name] == whole.state.finished[name] == merged.state.finished[name]
+        assert summary[name] == whole._state.finished[name] == merged._state.finished[name]
     header, files = lists.read_files(work / "merged")
     assert (header, files) == lists.read_files(work / "whole")
     assert verify(merged).complete

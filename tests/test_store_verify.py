@@ -132,7 +132,7 @@ def test_a_listed_file_without_a_row_or_a_reason_is_a_fault(tmp_path):
     path = made.folder / lists.FILES
     path.write_bytes(path.read_bytes().replace(b'"listed": 3', b'"listed": 4') + b'"d"\n')
     written = journal.Journal(made.folder)
-    written.append(finished={**(made.state.finished or {}), "files": lists.digest(made.folder)})
+    written.append(finished={**(made._state.finished or {}), "files": lists.digest(made.folder)})
     found = faults(made)
     assert "journal.jsonl: 1 listed files have neither a row nor a reason" in found[0]
 
@@ -249,9 +249,9 @@ def test_a_list_that_is_not_the_one_written_is_a_fault(store):
 def test_a_skipped_file_has_a_row_only_if_it_vanished(tmp_path, reason, sound):
     skip = {"path": "b", "reason": reason, "detail": "", "size": 1, "mtime_ns": 1}
     made = write_rows(tmp_path / "s", list(map(stores.row, "abc")), unit(3))
-    assert made.state.finished
+    assert made._state.finished
     lists.write_skips(made.folder, [skip])
-    counts = {**made.state.finished, "embedded": 2, "skipped": 1}
+    counts = {**made._state.finished, "embedded": 2, "skipped": 1}
     journal.Journal(made.folder).append(finished=counts)
     found = faults(made)
     assert (found == []) == sound

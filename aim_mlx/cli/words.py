@@ -42,10 +42,9 @@ def load_lit(model: str | None, **options: Any) -> "LiT":
     """The model, which must have a text tower."""
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
-    from aim_mlx.lit import as_lit
-    from aim_mlx.loading import load
+    from aim_mlx import loading
 
-    return as_lit(load(model or DEFAULT_LIT, progress=tqdm, **options))
+    return loading.load_lit(model or DEFAULT_LIT, progress=tqdm, **options)
 
 
 def build_head(

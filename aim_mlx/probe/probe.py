@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aim_mlx.backend import mx
 from aim_mlx.embed import Embedded, Encoder, listed, vector_of
@@ -21,9 +22,8 @@ from aim_mlx.probe.head_files import load_head, read_probe, write_probe
 from aim_mlx.probe.heads import Head
 from aim_mlx.probe.labels import as_labels, classes_of, held_out, paired
 from aim_mlx.probe.losses import probabilities
-from aim_mlx.probe.passes import logits_of
 from aim_mlx.probe.training import GridTrainer, Labelled
-from aim_mlx.tokens import TokenSource, frozen_tokens, token_identity, token_shape
+from aim_mlx.tokens import frozen_tokens, token_identity, token_shape
 
 _AT_ONCE = 32  # images whose tokens are held while they wait for the head
 
@@ -85,31 +85,7 @@ class AttentiveProbe:
         heads = encoder.model.config.num_heads
         trainer = GridTrainer(config, len(classes), parts[0], parts[1], heads)
         fit(trainer, report=report)
-        return cls.of(trainer, encoder, classes, layers)
-
-    @classmethod
-    def of(
-        cls,
-        trainer: GridTrainer,
-        encoder: Encoder,
-        classes: Sequence[str],
-        layers: Sequence[int] = (),
-        metrics: Mapping[str, Any] | None = None,
-    ) -> "AttentiveProbe":
-        """The best head of a trainer; raises AimError where it has none yet."""
-        head, best = trainer.best_head(), trainer.best
-        chosen = {} if best is None else asdict(best)
-        return cls(
-            head,
-            tuple(classes),
-            token_identity(encoder, layers),
-            encoder.identity,
-            tuple(layers),
-            trainer.multi_label,
-            {"validation": chosen, **(metrics or {})},
-            {**asdict(trainer.config), "epochs_done": len(trainer.history)},
-            encoder,
-        )
+        return trained_probe(trainer, encoder, classes, layers)
 
     @classmethod
     def from_head(
@@ -202,6 +178,7 @@ class AttentiveProbe:
 
     @property
     def encoder(self) -> Encoder:
+        """The encoder whose tokens the head reads; raises UsageError where there is none."""
         if self._encoder is None:
             raise UsageError("this probe has no encoder: load it with one")
         return self._encoder
@@ -219,7 +196,7 @@ class AttentiveProbe:
             ]
         return [self.classes[each] for each in found.argmax(axis=1)]
 
-    def predict_proba(self, images: Iterable[ImageSource]) -> np.ndarray:
+    def predict_proba(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
         """Probabilities, float32 (n, C), row i for image i; raises as predict().
 
         They sum to one, or with several labels each stands for itself.
@@ -230,9 +207,10 @@ class AttentiveProbe:
         return np.stack(found) if found else np.empty((0, len(self.classes)), np.float32)
 
     def predict_stream(self, images: Iterable[ImageSource]) -> Generator[Embedded, None, None]:
-        """Yields a row for each image, in order, whose `vector` is its probabilities (C,).
+        """Yields a row for each image, in order, whose `vector` is its probabilities, float32 (C,).
 
-        An image that cannot be decoded is a row with its failure.
+        An image that cannot be decoded is a row with its failure, so is one whose probabilities are
+        no numbers ("non_finite"). Raises UsageError for a probe without an encoder.
         """
         for rows, tokens in self._token_batches(listed(images)):
             vectors = iter(() if tokens is None else self._probabilities(tokens))
@@ -242,12 +220,7 @@ class AttentiveProbe:
                     outcome = ImageError("non_finite", "the head gives no number")
                 yield replace(row, outcome=outcome)
 
-    def token_probabilities(self, tokens: TokenSource, count: int) -> np.ndarray:
-        """Probabilities, float32 (count, C), of the first `count` images of a source of tokens."""
-        logits = logits_of([self.head], tokens, np.arange(count), _AT_ONCE)[0]
-        return probabilities(logits, self.multi_label)
-
-    def attention_maps(self, images: Iterable[ImageSource]) -> np.ndarray:
+    def attention_maps(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
         """Where the head looks: float32 (n, queries * heads, h, w), each map summing to one.
 
         Raises UsageError for a head that does not attend, and as predict().
@@ -280,6 +253,29 @@ class AttentiveProbe:
         found = np.full(logits.shape, np.nan, np.float32)
         found[sound] = probabilities(logits[sound], self.multi_label)
         return found
+
+
+def trained_probe(
+    trainer: GridTrainer,
+    encoder: Encoder,
+    classes: Sequence[str],
+    layers: Sequence[int] = (),
+    metrics: Mapping[str, Any] | None = None,
+) -> AttentiveProbe:
+    """The best head of a trainer as a probe; raises AimError where it has none yet."""
+    head, best = trainer.best_head(), trainer.best
+    chosen = {} if best is None else asdict(best)
+    return AttentiveProbe(
+        head,
+        tuple(classes),
+        token_identity(encoder, layers),
+        encoder.identity,
+        tuple(layers),
+        trainer.multi_label,
+        {"validation": chosen, **(metrics or {})},
+        {**asdict(trainer.config), "epochs_done": len(trainer.history)},
+        encoder,
+    )
 
 
 class _InMemory:

@@ -27,7 +27,9 @@ from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.probe.data import Data
 from aim_mlx.probe.features import Augmentation, Features
 from aim_mlx.probe.fit import fit
-from aim_mlx.probe.probe import AttentiveProbe
+from aim_mlx.probe.losses import probabilities
+from aim_mlx.probe.passes import logits_of
+from aim_mlx.probe.probe import AttentiveProbe, trained_probe
 from aim_mlx.probe.report import write_report
 from aim_mlx.probe.splits import DataSet
 from aim_mlx.probe.summary import Measured, made_report
@@ -38,6 +40,7 @@ from aim_mlx.training.folder import RUN, check_same_run, remove_unfinished, stor
 from aim_mlx.weights.save import WORK_FOLDER
 
 SPLITS_FILE, REPORT_FILE = "splits.jsonl", "report.html"
+_AT_ONCE = 32  # images whose tokens the head is given at a time
 
 
 def never() -> bool:
@@ -141,7 +144,7 @@ def train_probe(
             features = Features(encoder, cache, plan.cache_limit, plan.layers, plan.augmentation)
             found = _told(features.prepare(found, told), encoder, report)
             trainer = _trainer(plan, found, features, encoder)
-            made = partial(AttentiveProbe.of, trainer, encoder, found.classes, plan.layers)
+            made = partial(trained_probe, trainer, encoder, found.classes, plan.layers)
             _fit(trainer, work, told, lambda: made().save(folder, overwrite=True))
             measured = [_measured(made(), features, found, name) for name in _judges(found)]
             probe = made({each.name: each.figures for each in measured})
@@ -264,7 +267,8 @@ def _judges(data: DataSet) -> list[str]:
 def _measured(probe: AttentiveProbe, features: Features, data: DataSet, name: str) -> Measured:
     part = data.parts[name]
     tokens = features.tokens(name, part).for_epoch(0)
-    return Measured.of(name, part, probe.token_probabilities(tokens, len(part)), data.classes)
+    logits = logits_of([probe.head], tokens, np.arange(len(part)), _AT_ONCE)[0]
+    return Measured.of(name, part, probabilities(logits, probe.multi_label), data.classes)
 
 
 def _described(data: Data, found: DataSet, plan: Plan, probe: AttentiveProbe) -> dict[str, str]:

@@ -88,7 +88,7 @@ def merge(folders: Sequence[Path], target: Path) -> Merged:
         facts = {"listed": own + ignored, "ignored": ignored, "share": None}
         writer.start_run({**shares[0].facts, **facts}, files, skips)
         _copy(shares, writer)
-        known = [share.store.state.skipped for share in shares]
+        known = [share.store._state.skipped for share in shares]
         for skip in skips:
             if any(skip["path"] in each for each in known):
                 writer.skip(skip)
@@ -198,7 +198,7 @@ def _appearing(target: Path) -> Iterator[StoreWriter]:
 def _copy(shares: Sequence[_Share], writer: StoreWriter) -> None:
     """All rows into one store, sorted by the bytes of their paths."""
     index = _Index(shares)
-    frames = {path for share in shares for path in share.store.state.first_frames}
+    frames = {path for share in shares for path in share.store._state.first_frames}
     dim = shares[0].store.dim
     part = max(1, min(_PART_ROWS, _PART_BYTES // (4 * dim)))
     for start in range(0, len(index.order), part):
@@ -214,7 +214,7 @@ class _Index:
 
     def __init__(self, shares: Sequence[_Share]):
         self.shards = [
-            (share.store, shard) for share in shares for shard in share.store.state.shards
+            (share.store, shard) for share in shares for shard in share.store._state.shards
         ]
         self._shard_of, self._place = array("q"), array("q")
         paths: list[bytes] = []

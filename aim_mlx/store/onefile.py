@@ -55,7 +55,7 @@ class Rows:
     def manifest(self) -> dict[str, Any]:
         """The store's manifest, with what the last run skipped, or embedded the first frame of."""
         names = ("path", "reason", "detail")
-        frames = self._store.state.first_frames
+        frames = self._store._state.first_frames
         return {
             **self._store.manifest,
             "skipped": [{name: skip[name] for name in names} for skip in self._store.skipped],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from aim_mlx.config import to_dict
 from aim_mlx.durable import publish
@@ -37,7 +38,7 @@ class EmbeddingStore:
                 "make one with: aim-mlx embed PHOTOS -o FOLDER"
             )
         self.manifest: dict[str, Any] = manifest.read(self.folder)
-        self.state, _ = journal.read(self.folder / journal.NAME)
+        self._state, _ = journal.read(self.folder / journal.NAME)
 
     @property
     def dim(self) -> int:
@@ -47,7 +48,7 @@ class EmbeddingStore:
     @property
     def finished(self) -> bool:
         """Whether the last run came to its end."""
-        return self.state.finished is not None
+        return self._state.finished is not None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -58,13 +59,14 @@ class EmbeddingStore:
         return exact_paths(self.table(["path", "raw_path"]))
 
     @cached_property
-    def vectors(self) -> np.ndarray:
-        """All vectors, float32 (n, D), read-only and mapped from one file.
+    def vectors(self) -> NDArray[np.float32]:
+        """All vectors, float32 (n, D), read-only and mapped from one file; row i is of paths[i].
 
         The file is made beside the shards when it is first asked for, or for the time of this
-        process where the folder cannot be written to.
+        process where the folder cannot be written to. Raises OutputError for a damaged shard, or
+        where there is no room for the file.
         """
-        path, shape = self.folder / matrix_name(self.state), (len(self), self.dim)
+        path, shape = self.folder / matrix_name(self._state), (len(self), self.dim)
         if not len(self):
             return np.empty(shape, np.float32)
         try:
@@ -75,14 +77,19 @@ class EmbeddingStore:
             return self._unnamed_matrix()
 
     def table(self, columns: Sequence[str] = COLUMNS) -> pa.Table:
-        """Columns of the rows, as an Arrow table: path, raw_path, digest, size, mtime_ns, ..."""
+        """Columns of the rows as an Arrow table of n rows, in the order of `paths`.
+
+        path (string), raw_path (binary, None where the path is UTF-8), digest (SHA-256 in hex),
+        size (bytes), mtime_ns (ns since 1970), width and height (pixels). Raises OutputError for a
+        damaged shard.
+        """
         tables = [table.select(list(columns)) for table in self._tables(columns)]
         if not tables:
             return table_schema(self.dim).empty_table().select(list(columns))
         return pa.concat_tables(tables)
 
-    def parts(self) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Paths and vectors, float32 (rows, D), shard by shard in order."""
+    def parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """Paths and vectors, float32 (rows, D), shard by shard in order; raises OutputError."""
         for table in self.tables():
             yield exact_paths(table), vectors_of(table)
 
@@ -96,7 +103,11 @@ class EmbeddingStore:
         return lists.read_skips(self.folder)
 
     def locate(self, row: int) -> Path:
-        """Where the photo of a row is: as it was named, seen from where the run was started."""
+        """Where the photo of row `row`, 0 to n - 1, is; it may be gone since.
+
+        A relative path is seen from here if it is there, else from where the run was started.
+        Raises IndexError for a row that does not exist.
+        """
         return self.locate_path(self.paths[row])
 
     def locate_path(self, named: str) -> Path:
@@ -161,7 +172,7 @@ class EmbeddingStore:
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The current rows of each shard, with at least these columns."""
         wanted = [*dict.fromkeys([*columns, "path", "raw_path"])]
-        for shard, keep in zip(self.state.shards, self._current, strict=True):
+        for shard, keep in zip(self._state.shards, self._current, strict=True):
             table = read_table(self.folder, shard, wanted)
             yield table if keep is None else table.filter(pa.array(keep))
 
@@ -172,10 +183,10 @@ class EmbeddingStore:
         Only a run that was not finished leaves others.
         """
         if self.finished:
-            return [None] * len(self.state.shards)
+            return [None] * len(self._state.shards)
         names = [
             exact_paths(read_table(self.folder, shard, ["path", "raw_path"]))
-            for shard in self.state.shards
+            for shard in self._state.shards
         ]
         later: set[str] = set()
         current: list[np.ndarray | None] = []

@@ -92,7 +92,7 @@ def verify(store: EmbeddingStore, sample: int = 0, seed: int = 0) -> Findings:
     """
     for _ in range(_TRIES - 1):
         findings = _Verification(store, sample, seed).run()
-        if findings.sound or journal.read(store.folder / journal.NAME)[0] == store.state:
+        if findings.sound or journal.read(store.folder / journal.NAME)[0] == store._state:
             return findings
         store = EmbeddingStore(store.folder)
     return _Verification(store, sample, seed).run()
@@ -102,7 +102,7 @@ class _Verification:
     """One pass over the shards of a store, then over its lists."""
 
     def __init__(self, store: EmbeddingStore, sample: int, seed: int):
-        self.store, self.folder, self.state = store, store.folder, store.state
+        self.store, self.folder, self.state = store, store.folder, store._state
         self.findings = Findings(shards=len(self.state.shards), finished=store.finished)
         count = self.state.rows
         chosen = np.random.default_rng(seed).choice(count, min(sample, count), replace=False)
@@ -268,7 +268,7 @@ class _Matrix:
     def __init__(self, path: Path, store: EmbeddingStore):
         self.path, self.wrong = path, None
         self._vectors: np.ndarray | None = None
-        shape = store.state.rows, store.dim
+        shape = store._state.rows, store.dim
         # Of another size, as it is where rows no longer count, the reader makes it anew.
         if path.is_file() and path.stat().st_size == 4 * shape[0] * shape[1]:
             self._vectors = np.memmap(path, np.float32, "r", shape=shape) if shape[0] else None
