@@ -41,11 +41,14 @@ PRESETS = {
     ),
 }
 PLACE = "{}"
-_LARGEST = 16 * 2**20  # bytes of a file of labels or templates
+_LARGEST = 2 * 2**20  # bytes of a file of labels or templates
+_LONGEST = 2000  # characters of a label or template, of which the text tower reads 77 tokens
 # A line of a list as it stands in Python or JSON, such as the published lists of CLIP's templates:
 # one quoted text, which may be a function of the label c.
 _QUOTED = re.compile(r"""(lambda c: f)?(?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"),?""")
-_AROUND = re.compile(r"[\w.]*\s*=?\s*[\[(]|[\])],?|#.*")  # what stands before and behind such lines
+_AROUND = re.compile(
+    r"[\w.]*\s*(=\s*)?[\[(]|[\])],?|#.*"
+)  # what stands before and behind such lines
 
 
 def as_labels(labels: Sequence[str], single: bool = False) -> tuple[str, ...]:
@@ -63,10 +66,13 @@ def as_labels(labels: Sequence[str], single: bool = False) -> tuple[str, ...]:
         raise UsageError("expected labels, got none: name the classes to choose from")
     if "" in stripped:
         raise UsageError(f"label {stripped.index('') + 1} is empty: expected a word or a phrase")
-    seen: dict[str, str] = {}
-    for label in stripped:
-        twin = seen.setdefault(_as_read(label), label)
-        if twin is not label or stripped.count(label) > 1:
+    seen: dict[str, int] = {}
+    for number, label in enumerate(stripped):
+        if len(label) > _LONGEST:
+            raise UsageError(
+                f"label {number + 1} has {len(label):,} characters: expected a word or a phrase"
+            )
+        if seen.setdefault(_as_read(label), number) != number:
             raise UsageError(f"label {label!r:.80} is there twice: leave one out")
     if len(stripped) == 1 and not single:
         raise UsageError(
@@ -88,9 +94,11 @@ def as_templates(templates: str | os.PathLike[str] | Sequence[str]) -> tuple[str
     if not templates:
         raise UsageError("expected templates, got none: give texts such as 'a photo of a {}.'")
     for template in templates:
-        if not isinstance(template, str) or template.count(PLACE) != 1:
+        text = template if isinstance(template, str) and _is_unicode(template) else ""
+        if text.count(PLACE) != 1 or len(text) > _LONGEST:
             raise UsageError(
-                f"template {template!r:.100} must have one {PLACE} in the place of the label"
+                f"template {template!a:.100} must have one {PLACE} in the place of the label, and "
+                f"{_LONGEST:,} characters at most"
             )
     return templates
 

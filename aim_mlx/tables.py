@@ -12,6 +12,11 @@ from aim_mlx.errors import UsageError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _LONGEST_LINE = 2**20  # bytes; a longer one is no table of paths and captions
+_LONGEST_TEXT = 2**16  # characters of one value
+# What a file may hold grows with its own size, so that a small one cannot fill the memory.
+_ROWS = 200_000  # and one for each byte of the file
+_TEXT = 2**26  # bytes of a Parquet file's columns, and 16 for each byte of the file
+_BATCH, _BATCH_TEXT = 8192, 2**26  # rows of a Parquet file at a time, and bytes that may be copies
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -40,7 +45,8 @@ def read_table(
     them are passed over. Whole numbers become their digits. The column `several` holds lists, or
     text with ";" between its parts, and may be empty. The column `optional` is read, as the last,
     only where the table has it. Raises UsageError for a file that cannot be read or is not of its
-    format, a missing column, an empty value, and no rows at all.
+    format, a missing column, an empty value, no rows at all, and more than a file of its size would
+    hold.
     """
     path = Path(path)
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
@@ -55,9 +61,12 @@ def read_table(
         if optional is not None and optional in _names(path):
             columns = [*columns, optional]
         wanted = [*columns] if several is None else [*columns, several]
-        rows = [_row(place, columns, several, values) for place, values in read(path, wanted)]
+        found = _counted(path, read(path, wanted))
+        rows = [_row(place, columns, several, values) for place, values in found]
     except OSError as error:
         raise UsageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except MemoryError:
+        raise UsageError(f"{path.name} does not fit in the memory: divide it") from None
     if not rows:
         raise UsageError(f"{path.name} has no rows: expected {', '.join(wanted)} in each")
     return rows
@@ -81,6 +90,22 @@ def _names(path: Path) -> Sequence[str]:
             return list(json.loads(next(filter(str.strip, _lines(path, file)), "[]")))
     except (ValueError, RecursionError, TypeError, csv.Error):  # Arrow's are ValueErrors too
         return []
+
+
+def _counted(path: Path, rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """The rows, as long as a file of this size can have as many."""
+    most = _ROWS + path.stat().st_size
+    for number, row in enumerate(rows, 1):
+        if number > most:
+            raise _too_much(path, f"more than {most:,} rows")
+        yield row
+
+
+def _too_much(path: Path, what: str) -> UsageError:
+    return UsageError(
+        f"{path.name} holds {what} in a file of {path.stat().st_size:,} bytes: divide it, or "
+        "write it without compression"
+    )
 
 
 def _row(place: str, columns: Sequence[str], several: str | None, values: Sequence[Any]) -> Row:
@@ -109,6 +134,13 @@ def _checked(place: str, columns: Sequence[str], values: Sequence[Any]) -> tuple
             raise UsageError(f"{place}: {column!r} is empty: fill it in, or remove the row")
         if "\0" in value:
             raise UsageError(f"{place}: {column!r} holds a NUL character: remove it")
+        if len(value) > _LONGEST_TEXT:
+            raise UsageError(
+                f"{place}: {column!r} has {len(value):,} characters: expected {_LONGEST_TEXT:,} "
+                "at most"
+            )
+        if not value.isascii() and not _is_path(value):
+            raise UsageError(f"{place}: {column!r} holds half a character: fix it")
         texts.append(value)
     return tuple(texts)
 
@@ -131,7 +163,7 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequenc
                     yield place, [values[i] for i in places]
         except csv.Error as error:
             where = f"line {reader.line_num} of {path.name}"
-            raise UsageError(f"{where} is not CSV ({error}): mend it") from error
+            raise UsageError(f"{where} is not CSV ({error}): fix it") from error
 
 
 def _jsonl_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
@@ -142,9 +174,9 @@ def _jsonl_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Seque
                 continue
             place = f"line {number} of {path.name}"
             try:
-                values = json.loads(line)
+                values = json.loads(line, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
-                raise UsageError(f"{place} is not JSON ({error!s:.80}): mend it") from error
+                raise UsageError(f"{place} is not JSON ({error!s:.80}): fix it") from error
             if not isinstance(values, dict):
                 raise UsageError(f"{place}: expected a JSON object, got {_short(values)}")
             for column in columns:
@@ -153,25 +185,81 @@ def _jsonl_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Seque
             yield place, [values[column] for column in columns]
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises ValueError for a name that is there twice: one would be lost."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name is there twice")
+    return values
+
+
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Rows of a file whose columns were measured before they are unpacked."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with open(path, "rb") as raw, pq.ParquetFile(raw) as file:
             for column in columns:
                 _column(path, file.schema_arrow.names, column)
+                _check_type(path, column, file.schema_arrow.field(column).type)
+            room, rows = _measured(path, raw, file.metadata, columns)
             number = 0
-            for batch in file.iter_batches(columns=list(dict.fromkeys(columns))):
-                values = batch.to_pydict()
-                for row in zip(*(values[column] for column in columns), strict=True):
+            for batch in file.iter_batches(rows, columns=list(dict.fromkeys(columns))):
+                values = {name: _dense(batch.column(name)) for name in columns}
+                room -= sum(array.nbytes for array in values.values())
+                if room < 0:
+                    raise _too_much(path, f"more than {_TEXT:,} bytes of text")
+                for row in zip(*(values[name].to_pylist() for name in columns), strict=True):
                     number += 1
                     yield f"row {number} of {path.name}", row
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise UsageError(
             f"{path.name} is not a sound Parquet file ({' '.join(str(error).split())[:80]}): "
             "write it again"
         ) from error
+
+
+def _check_type(path: Path, column: str, kind: Any) -> None:
+    """Raises UsageError for a column of neither texts nor whole numbers, nor lists of them."""
+    from pyarrow import types
+
+    inner = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
+    inner = inner.value_type if types.is_dictionary(inner) else inner
+    passing = (types.is_string, types.is_large_string, types.is_integer, types.is_null)
+    if not any(passes(inner) for passes in passing):
+        raise UsageError(f"{path.name}: expected text as {column!r}, got a column of {kind!s:.80}")
+
+
+def _measured(path: Path, raw: BinaryIO, metadata: Any, columns: Sequence[str]) -> tuple[int, int]:
+    """Bytes that the columns may take, and rows to read at a time.
+
+    Raises UsageError for more values or bytes than a file of its size has.
+    """
+    from aim_mlx.parquet_pages import extent
+
+    parts = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    found = extent(
+        raw,
+        metadata,
+        [i for i, part in enumerate(parts) if any(f"{part}.".startswith(f"{c}.") for c in columns)],
+    )
+    size = path.stat().st_size
+    room = _TEXT + 16 * size
+    if found.values > len(columns) * (_ROWS + size) or found.unpacked > room:
+        raise _too_much(path, f"{found.values:,} values and {found.unpacked:,} bytes, unpacked,")
+    return room, min(_BATCH, max(1, _BATCH_TEXT // max(1, found.repeated)))
+
+
+def _dense(array: Any) -> Any:
+    """An Arrow array, or the lists in one, with every value in full and none in a dictionary."""
+    if hasattr(array, "dictionary"):
+        return array.dictionary_decode()
+    if hasattr(array, "offsets") and hasattr(array.values, "dictionary"):
+        return type(array).from_arrays(array.offsets, array.values.dictionary_decode())
+    return array
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
@@ -208,6 +296,15 @@ def _missing(place: str, column: str, found: Sequence[str]) -> UsageError:
     names = ", ".join(map(repr, found))
     names = names if len(names) <= 200 else f"{names[:197]}..."
     return UsageError(f"{place} has no column {column!r}: it has {names or 'none'}")
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text could name a file: half a character, as JSON can hold, could not."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _short(value: object) -> str:

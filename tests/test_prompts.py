@@ -1,5 +1,6 @@
 """Labels and templates, and every way in which their files can be wrong."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,24 @@ def test_lists_as_they_stand_in_python_or_json_work_as_they_are(content, tmp_pat
 def test_a_line_of_code_among_templates_is_not_run(tmp_path):
     path = written(tmp_path, "'a {}.',\n__import__('os').system('echo {}'),\n")
     assert as_templates(path)[1] == "__import__('os').system('echo {}'),"
+
+
+def test_many_labels_and_long_lines_take_time_by_their_size_and_no_more(tmp_path):
+    begun = time.process_time()
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"label {number}" for number in range(50_000)))
+    assert len(as_labels(read_labels(labels))) == 50_000
+    spaces = tmp_path / "templates.txt"
+    spaces.write_text("'a {}',\nb" + " " * 100_000 + "c")
+    with pytest.raises(UsageError, match="must have one"):
+        as_templates(spaces)
+    # Seen 0.1 s; by the square of their size these took 10 and 30 s.
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize("text", ["x" * 2001, "\ud800"])
+def test_labels_and_templates_that_are_no_phrases_are_refused(text):
+    with pytest.raises(UsageError, match="label"):
+        as_labels([text, "dog"])
+    with pytest.raises(UsageError, match="template"):
+        as_templates([text + " {}"])
