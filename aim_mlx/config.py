@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from aim_mlx.errors import CheckpointError
@@ -12,6 +12,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CROP_ROUNDINGS = ("floor", "half_even")
 
 # Far above any published size, far below what could exhaust a machine before a tensor is read.
 _LARGEST = {"embed_dim": 65_536, "mlp_hidden_dim": 262_144, "num_blocks": 1_024, "num_heads": 1_024}
@@ -112,11 +113,14 @@ class PreprocessConfig:
     """How an image becomes pixels: resize, crop, scale to [0, 1], normalise with mean and std.
 
     `shortest_edge` and `crop_size` None (both) mean native resolution: the image keeps its size,
-    cut down to whole patches of `patch_size`, and only sizes out of range are scaled.
+    cut down to whole patches of `patch_size`, and only sizes out of range are scaled. Where an odd
+    number of pixels is cropped away, `crop_rounding` says on which side of its middle the crop
+    begins: "floor" as transformers does, "half_even" as torchvision and timm do.
     """
 
     shortest_edge: int | None
     crop_size: int | None
+    crop_rounding: str = field(default="floor", kw_only=True)
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     patch_size: int = 14
@@ -138,6 +142,11 @@ class PreprocessConfig:
                 raise CheckpointError(
                     f"crop_size {self.crop_size} is larger than shortest_edge {self.shortest_edge}"
                 )
+        if self.crop_rounding not in CROP_ROUNDINGS:
+            raise CheckpointError(
+                f"crop_rounding must be one of {', '.join(CROP_ROUNDINGS)}, "
+                f"got {self.crop_rounding!r:.80}"
+            )
         if type(self.patch_size) is not int or not 1 <= self.patch_size <= 256:
             raise CheckpointError(f"patch_size must be from 1 to 256, got {self.patch_size!r:.80}")
         for name in ("mean", "std"):
@@ -160,14 +169,18 @@ class PreprocessConfig:
 
     @classmethod
     def hub(cls, image_size: int | None, patch_size: int = 14) -> "PreprocessConfig":
-        """What the published preprocessor_config.json files say (Hub, timm)."""
+        """What the published preprocessor_config.json files say."""
         return cls(image_size, image_size, CLIP_MEAN, CLIP_STD, patch_size)
 
     @classmethod
     def imagenet(cls, image_size: int, patch_size: int = 14) -> "PreprocessConfig":
-        """What the paper's evaluation code does: resize to ceil(size / 0.875), ImageNet values."""
+        """What the paper's evaluation code does: resize to ceil(size / 0.875), ImageNet values.
+
+        Source: apple/ml-aim, `val_transforms`, whose crop is torchvision's.
+        """
         resized = math.ceil(image_size / 0.875)
-        return cls(resized, image_size, IMAGENET_MEAN, IMAGENET_STD, patch_size)
+        values = (IMAGENET_MEAN, IMAGENET_STD, patch_size)
+        return cls(resized, image_size, *values, crop_rounding="half_even")
 
 
 AnyConfig = VisionConfig | TextConfig | LiTConfig | PreprocessConfig

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.files import INDEX_FILE, OUR_FILE, WEIGHT_FILES
+from aim_mlx.weights.opening import PROCESSOR_FILES
 from aim_mlx.weights.safety import open_regular
 from aim_mlx.weights.strict_json import at, read_object, show
 from convert.tensors import (
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".bin", ".pt", ".pth")
 TORCH_FILE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_BESIDE = ("config.json", "preprocessor_config.json")
+_BESIDE = ("config.json", *PROCESSOR_FILES)
 
 
 @dataclass(frozen=True)

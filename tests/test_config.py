@@ -80,6 +80,8 @@ def test_an_impossible_logit_scale_is_refused(scale):
         ({"mean": [0.0, 1.0]}, "three"),
         ({"mean": [0.0, 1.0, float("inf")]}, "finite"),
         ({"shortest_edge": 1.5}, "shortest_edge"),
+        ({"crop_rounding": "up"}, "floor, half_even"),
+        ({"crop_rounding": []}, "floor, half_even"),
     ],
 )
 def test_impossible_preprocessing_is_refused(change, reason):

@@ -111,7 +111,7 @@ def test_json_gives_the_folder_the_commit_and_the_sizes_of_the_files(hub, capsys
 
 def test_only_needed_files_are_asked_for(hub):
     more = ["pytorch_model.bin", "modeling_aim.py", "README.md", "flax_model.msgpack"]
-    tokenizer = ["tokenizer.json", "vocab.json", "merges.txt"]
+    tokenizer = ["tokenizer.json", "vocab.json", "merges.txt", "processor_config.json"]
     needed = files_of("vision_absolute/transformers") | {name: name.encode() for name in tokenizer}
     hub.add(REPO, needed | {name: name.encode() for name in more})
     assert names(fetch(REPO)) == set(needed)

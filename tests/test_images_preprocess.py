@@ -1,7 +1,9 @@
 """Pixels exactly as the reference's image processor makes them."""
 
 import json
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +38,8 @@ def direct(image, config):
         )
         assert scale > 0
         resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-        top = (resized.shape[0] - config.crop_size) // 2
-        left = (resized.shape[1] - config.crop_size) // 2
+        half = round if config.crop_rounding == "half_even" else math.floor
+        top, left = (half((n - config.crop_size) / 2) for n in resized.shape[:2])
         pixels = resized[top : top + config.crop_size, left : left + config.crop_size]
     return (pixels / 255 - np.array(config.mean)) / np.array(config.std)
 
@@ -68,6 +70,21 @@ def test_every_preset_resizes_crops_and_normalises(config, size):
     assert ours.shape == expected.shape
     # float32 of values up to 2.7 against float64
     assert np.abs(ours - expected).max() < 1e-6, report(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("margin", "transformers", "torchvision"),
+    [(1, 0, 0), (3, 1, 2), (5, 2, 2), (7, 3, 4), (8, 4, 4)],
+)
+def test_an_odd_margin_is_halved_as_the_checkpoints_own_code_does(
+    margin, transformers, torchvision
+):
+    image = noise(28, 28 + margin)  # nothing to resize: the crop is a part of it
+    for rounding, left in (("floor", transformers), ("half_even", torchvision)):
+        config = replace(PreprocessConfig.hub(28), crop_rounding=rounding)
+        part = np.ascontiguousarray(image[:, left : left + 28])
+        assert (preprocess(image, config) == preprocess(part, config)).all(), rounding
+    assert PreprocessConfig.imagenet(28).crop_rounding == "half_even"
 
 
 def test_the_result_is_contiguous_float32_of_the_crop_and_writable():
@@ -146,7 +163,8 @@ def test_the_published_file_is_read():
 def test_plain_numbers_and_other_values_are_read():
     values = PUBLISHED | {"size": 256, "crop_size": 224}
     values |= {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
-    assert config_from_preprocessor_json(values, 14) == PreprocessConfig.imagenet(224)
+    expected = replace(PreprocessConfig.imagenet(224), crop_rounding="floor")
+    assert config_from_preprocessor_json(values, 14) == expected
 
 
 def test_neither_resize_nor_crop_means_native_resolution():

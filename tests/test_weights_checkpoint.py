@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def test_a_published_folder_opens_with_its_sizes(layout: str):
     assert checkpoint.layout == VISION_LAYOUTS[layout]
     assert checkpoint.kind == "vision"
     assert checkpoint.config == ABSOLUTE
-    assert checkpoint.preprocess == PreprocessConfig.hub(56)
+    rounding = "half_even" if layout == "timm" else "floor"  # as their own code crops
+    assert checkpoint.preprocess == replace(PreprocessConfig.hub(56), crop_rounding=rounding)
     assert checkpoint.dtype == "float32"
     assert checkpoint.parameters == 189_760
     assert checkpoint.nbytes == 4 * 189_760
@@ -107,7 +109,7 @@ def test_a_single_file_uses_the_configs_beside_it(folder: Path):
 
 
 def test_a_bare_file_takes_its_sizes_from_config(tmp_path: Path):
-    source = weight_file(DATA / "vision_absolute" / "timm")
+    source = weight_file(DATA / "vision_absolute" / "ml_aim_torch")
     bare = Path(shutil.copy(source, tmp_path / "any-name.safetensors"))
     assert open_checkpoint(bare, ABSOLUTE).config == ABSOLUTE
     assert open_checkpoint(bare, ABSOLUTE).preprocess == PreprocessConfig.hub(56)
@@ -198,7 +200,41 @@ def test_timm_states_the_preprocessing_where_no_other_file_does(tmp_path: Path):
     )
     preprocess = open_checkpoint(folder).preprocess
     assert (preprocess.shortest_edge, preprocess.crop_size) == (64, 56)
-    assert preprocess.mean == (0.5, 0.5, 0.5)
+    assert preprocess.mean == (0.5, 0.5, 0.5) and preprocess.crop_rounding == "half_even"
+
+
+def nest_processor(folder: Path, **changes: Any) -> Path:
+    """Moves the image processor's values to where transformers 5 writes them."""
+    path = folder / "preprocessor_config.json"
+    values = json.loads(path.read_text()) | changes
+    path.unlink()
+    nested = folder / "processor_config.json"
+    nested.write_text(json.dumps({"image_processor": values, "processor_class": "CLIPProcessor"}))
+    return nested
+
+
+def test_the_image_processor_within_processor_config_json_decides(folder: Path):
+    nest_processor(folder, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    expected = replace(PreprocessConfig.hub(56), mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert open_checkpoint(folder).preprocess == expected
+
+
+def test_two_files_on_preprocessing_must_agree(folder: Path):
+    once = (folder / "preprocessor_config.json").read_bytes()
+    nested = nest_processor(folder)
+    (folder / "preprocessor_config.json").write_bytes(once)
+    assert open_checkpoint(folder).preprocess == PreprocessConfig.hub(56)
+    edit_json(nested, image_processor=json.loads(once) | {"image_mean": [0.5] * 3})
+    assert "different preprocessing" in rejected(folder)
+    nested.write_text('{"processor_class": "CLIPProcessor"}')  # as transformers 4 wrote it
+    assert open_checkpoint(folder).preprocess == PreprocessConfig.hub(56)
+
+
+@pytest.mark.parametrize("values", [[], "x", {}, {"image_mean": 5}])
+def test_an_unsound_image_processor_is_refused_with_its_file(folder: Path, values):
+    nested = nest_processor(folder)
+    edit_json(nested, image_processor=values)
+    assert "processor_config.json: expected" in rejected(folder)
 
 
 def test_the_published_preprocessing_is_used_where_no_file_states_one(folder: Path):

@@ -1,4 +1,4 @@
-"""Upright RGB to normalised pixels, bit for bit as transformers' CLIPImageProcessor with Pillow.
+"""Upright RGB to normalised pixels, bit for bit as the checkpoint's own code with Pillow does it.
 
 Resize the shortest edge (bicubic), cut the centre, scale to [0, 1], normalise. Native resolution
 keeps the image's own size where the planner finds it in range.
@@ -6,6 +6,8 @@ keeps the image's own size where the planner finds it in range.
 The bits are those of Pillow 13. Earlier versions resize images taller than 2:1 in the other order,
 width before height (python-pillow/Pillow pull request 9549), up to a few steps of 255 apart.
 """
+
+import math
 
 import numpy as np
 from PIL import Image
@@ -37,17 +39,23 @@ def preprocess(image: Image.Image | np.ndarray, config: PreprocessConfig) -> np.
     if config.shortest_edge is None or config.crop_size is None:
         image = _native(image, config.patch_size)
     else:
-        image = _resize_and_crop(image, config.shortest_edge, config.crop_size)
+        image = _resize_and_crop(
+            image, config.shortest_edge, config.crop_size, config.crop_rounding
+        )
     return _normalise(np.asarray(image), config)
 
 
-def _resize_and_crop(image: Image.Image, shortest_edge: int, crop: int) -> Image.Image:
+def _resize_and_crop(
+    image: Image.Image, shortest_edge: int, crop: int, rounding: str
+) -> Image.Image:
     """The centre crop of the image resized so that its shorter edge is `shortest_edge`."""
     short, long = sorted(image.size)
     resized_long = int(shortest_edge * long / short)
     landscape = image.width >= image.height
     size = (resized_long, shortest_edge) if landscape else (shortest_edge, resized_long)
-    left, top = (size[0] - crop) // 2, (size[1] - crop) // 2
+    # Python's round takes a half to the even neighbour, as torchvision's crop does.
+    round_half = math.floor if rounding == "floor" else round
+    left, top = round_half((size[0] - crop) / 2), round_half((size[1] - crop) / 2)
     window = (left, top, left + crop, top + crop)
     if size[0] * size[1] > _LARGEST_WHOLE:
         return _resize_window(image, size, window)

@@ -1,4 +1,4 @@
-"""A checkpoint's preprocessor_config.json -> PreprocessConfig, or a refusal."""
+"""What transformers' CLIPImageProcessor writes of itself -> PreprocessConfig, or a refusal."""
 
 import math
 from collections.abc import Mapping
@@ -75,4 +75,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _refused(expected: str, got: Any) -> CheckpointError:
-    return CheckpointError(f"preprocessor_config.json: expected {expected}, got {got!r:.80}")
+    return CheckpointError(f"expected {expected}, got {got!r:.80}")

@@ -30,6 +30,7 @@ from aim_mlx.weights.strict_json import LARGEST_JSON, parse_object, show
 SMALL_FILES = (
     "config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "vocab.json",
     "merges.txt",

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -32,6 +32,7 @@ from aim_mlx.weights.strict_json import at, read_object, show
 ModelConfig = VisionConfig | LiTConfig
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TRAINED_KEY = "aim_mlx_trained"
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 _PACKED = {"U32", "U8"}
@@ -98,7 +99,7 @@ class Checkpoint:
 def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = None) -> Checkpoint:
     """Checks a folder or a single .safetensors file; no tensor is read.
 
-    A single file uses config.json and preprocessor_config.json beside it. `config` takes the place
+    A single file uses the JSON files beside it. `config` takes the place
     of config.json, which then is not read. Raises CheckpointError.
     """
     path = Path(path)
@@ -129,7 +130,7 @@ def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = N
         layout=layout.name,
         kind=layout.kind,
         config=found,
-        preprocess=_preprocess(folder, facts, found),
+        preprocess=_preprocess(folder, facts, found, layout),
         files=files,
         dtype=_stored_dtype(tensors),
         parameters=sum(prod(shape) for shape in expected_shapes(found).values()),
@@ -225,19 +226,45 @@ def _check_sizes(
     return found
 
 
-def _preprocess(folder: Path, facts: ConfigFacts | None, config: ModelConfig) -> PreprocessConfig:
-    """Our own config.json, else preprocessor_config.json, else timm's, else the Hub's values."""
-    if facts is not None and facts.source == FORMAT and facts.preprocess is not None:
-        return facts.preprocess
+def _preprocess(
+    folder: Path, facts: ConfigFacts | None, config: ModelConfig, layout: Layout
+) -> PreprocessConfig:
+    """Our own config.json, else the image processor's, else timm's, else the Hub's values."""
+    stated = facts.preprocess if facts is not None else None
+    if facts is not None and facts.source == FORMAT and stated is not None:
+        return stated
     vision = config.vision if isinstance(config, LiTConfig) else config
-    path = folder / "preprocessor_config.json"
-    if os.path.lexists(path):
-        from aim_mlx.images import config_from_preprocessor_json
+    size, patch = vision.image_size, vision.patch_size
+    found = _image_processor(folder, patch) or stated or PreprocessConfig.hub(size, patch)
+    if layout.name == "timm" and not found.native:
+        return replace(found, crop_rounding="half_even")  # torchvision crops there
+    return found
 
-        return config_from_preprocessor_json(read_object(path), vision.patch_size)
-    if facts is not None and facts.preprocess is not None:
-        return facts.preprocess
-    return PreprocessConfig.hub(vision.image_size, vision.patch_size)
+
+def _image_processor(folder: Path, patch_size: int) -> PreprocessConfig | None:
+    """What the files of transformers state of the image processor, which must be one thing."""
+    from aim_mlx.images import config_from_preprocessor_json
+
+    stated = {}
+    for name in PROCESSOR_FILES:
+        path = folder / name
+        if not os.path.lexists(path):
+            continue
+        values = read_object(path)
+        if name == PROCESSOR_FILES[1]:  # what transformers 5 writes, for all of a model's inputs
+            if "image_processor" not in values:
+                continue
+            values = values["image_processor"]
+        try:
+            stated[name] = config_from_preprocessor_json(values, patch_size)
+        except CheckpointError as error:
+            raise CheckpointError(f"{at(path)}: {error}") from error
+    if len(set(stated.values())) > 1:
+        raise CheckpointError(
+            f"{' and '.join(PROCESSOR_FILES)} in {at(folder)} state different preprocessing: "
+            "remove the one that the model was not published with"
+        )
+    return next(iter(stated.values()), None)
 
 
 def _stored_dtype(tensors: Mapping[str, TensorInfo]) -> str:

@@ -1,7 +1,9 @@
-"""Preprocessing against transformers' image processor, live, on photographs."""
+"""Preprocessing against the image processor of transformers and timm, live, on photographs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,11 @@ PHOTOGRAPHS += ["hubble_deep_field.jpg", "retina.jpg", "ihc.png", "camera.png", 
 FIXED = {
     "hub 224": PreprocessConfig.hub(224),
     "hub 336": PreprocessConfig.hub(336),
+    "hub 336 of odd margins": PreprocessConfig(341, 336),
+}
+TORCHVISION = {
+    "timm 224": replace(PreprocessConfig.hub(224), crop_rounding="half_even"),
+    "timm 336 of odd margins": PreprocessConfig(341, 336, crop_rounding="half_even"),
     "imagenet 224": PreprocessConfig.imagenet(224),
 }
 NATIVE = PreprocessConfig.hub(None)
@@ -62,6 +69,25 @@ def test_pixels_of_a_fixed_size_equal_the_reference(photograph, config, shape):
     bottom = photograph.height // (3 if shape == "wide slice" else 1)
     image = photograph.crop((0, 0, right, bottom))
     assert difference_from_reference(image, config, preprocess(image, config)) <= 1e-5
+
+
+@pytest.mark.parametrize("config", TORCHVISION.values(), ids=TORCHVISION)
+@pytest.mark.parametrize("shape", ["as it is", "upright slice", "wide slice"])
+def test_pixels_of_timm_and_of_the_papers_code_equal_theirs(photograph, config, shape):
+    from timm.data.transforms_factory import create_transform
+
+    right = photograph.width // (5 if shape == "upright slice" else 1)
+    bottom = photograph.height // (3 if shape == "wide slice" else 1)
+    image = photograph.crop((0, 0, right, bottom))
+    transform: Any = create_transform(
+        input_size=(3, config.crop_size, config.crop_size),
+        interpolation="bicubic",
+        crop_pct=config.crop_size / (config.shortest_edge + 0.5),  # of which timm takes the floor
+        mean=config.mean,
+        std=config.std,
+    )
+    theirs = np.asarray(transform(image)).transpose(1, 2, 0)
+    assert np.abs(theirs - preprocess(image, config)).max() <= 1e-5
 
 
 def test_native_pixels_equal_the_reference_that_drops_the_ragged_edge_in_the_model(photograph):
