@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import aim_mlx
+from aim_mlx.cli import main as cli
+from tests import small, user_program
 
 SOURCE = Path(aim_mlx.__file__)
 
@@ -44,6 +47,28 @@ def test_every_error_is_public():
 def test_a_name_that_is_not_there_is_named():
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = aim_mlx.lode  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_program_that_the_strictest_type_checker_accepts_runs(tmp_path, capsys):
+    files = [tmp_path / f"{seed}.png" for seed in range(12)]
+    for seed, file in enumerate(files):
+        Image.fromarray(small.photo(seed // 6)).save(file)
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    model, lit = small.save(tmp_path / "model"), small.save_lit(tmp_path / "lit")
+    assert user_program.most_alike(model, [bad, *files], files[0])[0][0] == pytest.approx(1)
+    assert "bad.jpg not_image" in capsys.readouterr().out
+    assert user_program.tokens_of(model, files) == (12, 16, 64)
+    assert (
+        cli._run(["embed", str(files[0]), "-o", str(tmp_path / "st"), "--model", str(model)]) == 0
+    )
+    assert user_program.rows_of(tmp_path / "st") == {files[0]: pytest.approx(1)}
+    assert len(user_program.in_words(lit, files, ["a cat", "a dog"], tmp_path / "head")) == 12
+    names = ["one"] * 6 + ["two"] * 6
+    assert user_program.trained(model, files, names, tmp_path / "probe") == names
+    assert user_program.widths()["aimv2-3B-patch14-224"] == 3072
+    assert user_program.reason(b"", model) == "empty"
+    assert user_program.reason(b"", tmp_path / "none").startswith("4: ")
 
 
 def test_the_import_brings_in_nothing_but_python_itself():
