@@ -1,5 +1,7 @@
 """The errors of the package: each kind knows the exit code that the command line ends with."""
 
+import warnings
+
 
 class AimError(Exception):
     """Base of all errors raised on purpose: what was expected, what came, what to do."""
@@ -49,6 +51,19 @@ class ImageError(AimError):
 
 class UntrainedModelWarning(UserWarning):
     """The weights are random: whatever is computed with them means nothing."""
+
+
+def warn_of_untrained(trained: object, stacklevel: int = 2) -> None:
+    """Warns of weights that are not trained, in the same words wherever they are met.
+
+    So that a command, which shows a text once, says it once for the model and a store of its rows.
+    """
+    if trained is False:
+        warnings.warn(
+            "the model is untrained, with random weights: its results mean nothing",
+            UntrainedModelWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 class TruncatedTextWarning(UserWarning):

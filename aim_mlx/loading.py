@@ -1,7 +1,6 @@
 """load(): a name, a Hub repo, a folder or a file -> an encoder with its preprocessing, ready."""
 
 import os
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from aim_mlx.backend import dtype_named, mx
 from aim_mlx.config import LiTConfig, VisionConfig
 from aim_mlx.embed import Encoder
-from aim_mlx.errors import CheckpointError, UntrainedModelWarning, UsageError
+from aim_mlx.errors import CheckpointError, UsageError, warn_of_untrained
 from aim_mlx.lit import LiT, as_lit
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
@@ -65,12 +64,7 @@ def _load(
     checkpoint = open_checkpoint(_locate(model, revision, offline, progress), config)
     encoder = _encoder(checkpoint, precision)
     encoder.identity = {"model": os.fspath(model), **_identity(checkpoint)}
-    if not encoder.trained:
-        warnings.warn(
-            f"{checkpoint.path} holds untrained, random weights: its vectors mean nothing",
-            UntrainedModelWarning,
-            stacklevel=3,
-        )
+    warn_of_untrained(encoder.trained, stacklevel=3)
     return encoder
 
 

@@ -245,7 +245,54 @@ def test_an_untrained_model_warns_on_every_use(photos, tmp_path):
     model = save(tmp_path / "untrained", trained=False)
     process = start("embed", photos / "a.png", "-o", tmp_path / "o.npz", "--model", model)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0 and "untrained, random weights" in stderr
+    assert process.returncode == 0 and stderr.count("is untrained, with") == 1, stderr
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """Photos in classes, an untrained model, and a store and probe of its vectors."""
+    folder = tmp_path_factory.mktemp("untrained")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            noise = Image.fromarray(rng.integers(0, 256, (60, 70, 3), np.uint8))
+            noise.save(folder / "photos" / name / f"{number}.png")
+    save(folder / "model", trained=False)
+    for line in ("embed photos -o store --model model", TRAIN):
+        process = start(*line.split(), cwd=folder)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+    return folder
+
+
+TRAIN = "probe train photos -o probe --model model --epochs 1"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "search store --image photos/cat/0.png",
+        "duplicates store",
+        "export store rows.npz",
+        "knn photos --model model",
+        TRAIN,
+        "probe eval probe photos",
+        "probe predict probe photos",
+    ],
+)
+def test_a_result_of_untrained_weights_says_so(capsys, untrained, monkeypatch, line):
+    monkeypatch.chdir(untrained)
+    with pytest.warns(UntrainedModelWarning, match="untrained, with random weights"):
+        assert run(capsys, *line.split())[0] == 0
+
+
+def test_a_model_and_a_store_that_are_both_untrained_say_so_once(untrained):
+    other = untrained / "other.png"
+    Image.new("RGB", (60, 60), (9, 80, 200)).save(other)
+    process = start("search", untrained / "store", "--image", other, cwd=untrained)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and stderr.count("is untrained, with") == 1, stderr
 
 
 def test_help_and_import_do_not_load_mlx():

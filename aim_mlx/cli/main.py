@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from functools import cache
 from typing import Annotated
 
 import typer
@@ -87,7 +88,7 @@ def main() -> None:
     A closed pipe ends a command quietly with 1: typer sees to that.
     """
     for kind in (UntrainedModelWarning, TruncatedTextWarning):
-        warnings.simplefilter("default", kind)
+        warnings.simplefilter("always", kind)
     warnings.showwarning = _show_warning
     _quieten_pillow()
     # The Hub's client reads these when it is imported: no lines of its own beside the bar and our
@@ -153,7 +154,12 @@ def _fail(message: str, code: int) -> int:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"aim-mlx: warning: {escaped(str(message))[:_LONGEST_LINE]}", file=sys.stderr)
+    _warn_once(f"aim-mlx: warning: {escaped(str(message))[:_LONGEST_LINE]}")
+
+
+@cache  # the filter "once" forgets what it has shown whenever any library changes the filters
+def _warn_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _quieten_pillow() -> None:

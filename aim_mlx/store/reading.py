@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from aim_mlx.config import to_dict
 from aim_mlx.durable import publish
-from aim_mlx.errors import CheckpointError, OutputError, UsageError
+from aim_mlx.errors import CheckpointError, OutputError, UsageError, warn_of_untrained
 from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store.folder import matrix_name
 from aim_mlx.store.rows import COLUMNS, exact_paths, table_schema
@@ -27,7 +27,8 @@ class EmbeddingStore:
     """The rows of a store: row i of everything belongs to paths[i].
 
     Nothing but the manifest and the journal is read at first. Raises UsageError for a folder that
-    is not there, OutputError for one that is no store, is damaged or of a newer schema.
+    is not there, OutputError for one that is no store, is damaged or of a newer schema. Warns with
+    UntrainedModelWarning where random weights made its vectors.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -39,6 +40,7 @@ class EmbeddingStore:
             )
         self.manifest: dict[str, Any] = manifest.read(self.folder)
         self._state, _ = journal.read(self.folder / journal.NAME)
+        warn_of_untrained(self.manifest["model"].get("trained"))
 
     @property
     def dim(self) -> int:
