@@ -4,6 +4,9 @@ FOLDER/KEY/tokens-000000.npy ... are arrays of records (digest, sum, tokens), ea
 one rename and never changed; the sum is the tokens' SHA-256. KEY stands for the encoder, its
 preprocessing and the layers, which FOLDER/KEY/identity.json states. What is there is never computed
 again, whatever its name.
+
+Images are computed in blocks of the list that fill() is given, and whole blocks are kept: a run
+that was interrupted computes the others in the batches that it would have had.
 """
 
 import fcntl
@@ -23,8 +26,9 @@ import numpy as np
 
 from aim_mlx.durable import TEMPORARY, publish
 from aim_mlx.embed import Encoder
+from aim_mlx.embed_run import block_size
 from aim_mlx.errors import OutputError, UsageError
-from aim_mlx.images import Content, ImageSource, Skip
+from aim_mlx.images import OMITTED, Content, ImageSource, Omitted, Skip
 from aim_mlx.store.lock import locked
 from aim_mlx.tokens import frozen_tokens, token_identity, token_shape
 
@@ -90,9 +94,10 @@ class TokenCache:
         """Computes the tokens of images, key -> (path, content), that are not there yet.
 
         The key is the digest of the content, or of a view of it, which `view` then gives. Returns
-        those that could not be decoded, with the reason. Whatever ends it early, finished shards
-        stay. Raises UsageError where the limit does not allow it, OutputError where the disk does
-        not, and AimError for tokens that float16 cannot hold.
+        those that could not be decoded, with the reason. Whatever ends it early, whole blocks of
+        images stay; the same call computes the others, to the same bits. Raises UsageError where
+        the limit does not allow it, OutputError where the disk does not, and AimError for tokens
+        that float16 cannot hold.
         """
         missing = self.missing(list(images))
         if not missing:
@@ -106,8 +111,7 @@ class TokenCache:
             self._prepare(self.bytes_to_add(missing))
             with locked(self._folder):
                 self._open_shards(clean=True)  # another process may have filled some in
-                missing = self.missing(missing)
-                return self._compute({key: images[key] for key in missing}, progress, view)
+                return self._compute(images, progress, view)
 
     def rows(self, digests: Sequence[str]) -> "CachedTokens":
         """The tokens of a list of images, to be read by their place in it."""
@@ -120,25 +124,30 @@ class TokenCache:
         progress: Progress | None,
         view: View | None,
     ) -> list[Skip]:
-        skips = []
-        shard = _Shard(self._record)
+        """The tokens of those images that are not there, each in its block of them all."""
         keys = list(images)
         paths = [path for path, _ in images.values()]
         files: list[ImageSource] = [content.at(path) for path, content in images.values()]
-        chosen = view(files, keys) if view else files
+        missing = np.array([_key(key) not in self._where for key in keys])
+        done = np.cumsum(missing)
+        block = block_size(self._encoder.model, None)
+        shard, skips = _Shard(self._record, block), []
+        chosen = _Missing(view(files, keys) if view else files, missing)
         try:
-            found = frozen_tokens(self._encoder, paths, self._layers, chosen, alike=True)
+            found = frozen_tokens(self._encoder, paths, self._layers, chosen, block)
             with closing(found) as rows:
                 for row in rows:
-                    if row.failure is not None:
+                    if missing[row.index] and row.failure is not None:
                         path, failure = paths[row.index], row.failure
                         skips.append(Skip(path, failure.reason, failure.detail))
-                    else:
+                    elif missing[row.index]:
                         shard.add(_key(keys[row.index]), row.vector)
+                    if (row.index + 1) % block == 0 or row.index + 1 == len(keys):
+                        shard.end_block()
                     if shard.full:
                         self._publish(shard.take())
-                    if progress is not None:
-                        progress(row.index + 1, len(images))
+                    if missing[row.index] and progress is not None:
+                        progress(int(done[row.index]), int(done[-1]))
         finally:  # what was computed is kept, whatever came
             self._publish(shard.take())
         return skips
@@ -245,12 +254,27 @@ class CachedTokens:
         return [shard.tokens[row] for shard, row in chosen]
 
 
-class _Shard:
-    """Records that wait to be written together."""
+class _Missing(Sequence[ImageSource | Omitted]):
+    """The images of a list that are missing, each made only when it is asked for."""
 
-    def __init__(self, record: np.dtype):
-        self._records = np.empty(max(1, _SHARD_BYTES // record.itemsize), record)
-        self._count = 0
+    def __init__(self, images: Sequence[ImageSource], missing: np.ndarray):
+        self._images, self._missing = images, missing
+
+    def __len__(self) -> int:
+        return len(self._missing)
+
+    def __getitem__(self, index: int) -> ImageSource | Omitted:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._images[index] if self._missing[index] else OMITTED
+
+
+class _Shard:
+    """Records of whole blocks of images that wait to be written together."""
+
+    def __init__(self, record: np.dtype, block: int):
+        blocks = max(1, _SHARD_BYTES // (block * record.itemsize))
+        self._records = np.empty(blocks * block, record)
+        self._block = block
+        self._count = self._whole = 0  # records, and those of blocks that have ended
         self._started = time.monotonic()
 
     def add(self, digest: bytes, tokens: np.ndarray | None) -> None:
@@ -261,13 +285,20 @@ class _Shard:
         )
         self._count += 1
 
+    def end_block(self) -> None:
+        self._whole = self._count
+
     @property
     def full(self) -> bool:
+        """Whether a block has ended and the next has no room, or would come too late."""
+        if not self._whole == self._count > 0:
+            return False
         late = time.monotonic() - self._started >= _SHARD_SECONDS
-        return self._count == len(self._records) or (self._count > 0 and late)
+        return late or self._count + self._block > len(self._records)
 
     def take(self) -> np.ndarray:
-        records, self._count = self._records[: self._count], 0
+        """The records of whole blocks; those of a block that was not finished are dropped."""
+        records, self._count, self._whole = self._records[: self._whole], 0, 0
         self._started = time.monotonic()
         return records
 

@@ -6,16 +6,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from aim_mlx.backend import mx, on_gpu
+from aim_mlx.backend import mx
 from aim_mlx.config import to_dict
 from aim_mlx.embed import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, UsageError
-from aim_mlx.images import ImageSource, Skip, stream
-
-# Patches in a batch of which each has the same shape, so that an image's tokens have the same bits
-# in any: as many as keep the device busy, and no more, since the last of a call is filled up.
-_GPU_PATCHES, _CPU_PATCHES = 32 * 256, 2 * 256
-_ENDLESS = 1 << 40  # a block that no call fills: all of them run in as many streams
+from aim_mlx.images import ImageSource, Omitted, Skip, stream
 
 
 class TokenSource(Protocol):
@@ -29,10 +24,11 @@ class TokenSource(Protocol):
 
 
 class StreamedTokens:
-    """Tokens computed from the images each time, to the same bits as cached ones.
+    """Tokens computed from the images each time, equal to cached ones but for rounding.
 
-    `images`, if given, are what is decoded for each path. `batch` raises AimError for an image that
-    cannot be decoded any more.
+    The same batch in the same order has the same bits each time; in another batch an image's tokens
+    may differ by the rounding of a float16. `images`, if given, are what is decoded for each path.
+    `batch` raises AimError for an image that cannot be decoded any more.
     """
 
     def __init__(
@@ -52,7 +48,7 @@ class StreamedTokens:
         paths = [self._paths[i] for i in indices]
         images = None if self._images is None else _Chosen(self._images, indices)
         tokens = np.empty((len(paths), *self.shape), np.float16)
-        for row in frozen_tokens(self._encoder, paths, self._layers, images, alike=True):
+        for row in frozen_tokens(self._encoder, paths, self._layers, images):
             if row.failure is not None:
                 raise AimError(
                     f"{paths[row.index]!r} could be read before and cannot now ({row.failure}): "
@@ -87,20 +83,18 @@ def frozen_tokens(
     encoder: Encoder,
     paths: Sequence[str],
     layers: Sequence[int] = (),
-    images: Sequence[ImageSource] | None = None,
-    alike: bool = False,
+    images: Sequence[ImageSource | Omitted] | None = None,
+    block: int | None = None,
 ) -> Generator[Embedded, None, None]:
     """A row for each image, in order, whose `vector` is its tokens, float16 (N, D).
 
     Those after the final norm, or the mean of the outputs of the blocks `layers`. `images`, if
     given, are decoded in place of the paths. One that cannot be decoded is a row with its failure.
-    With `alike` an image's tokens have the same bits on a machine whatever is computed beside them:
-    all batches are of one size, which is more than a single image needs. Raises AimError, naming
-    the image, for tokens that are not finite numbers of float16.
+    No batch reaches over a multiple of `block` images. Raises AimError, naming the image, for
+    tokens that are not finite numbers of float16.
     """
     trunk = _Trunk(encoder.model, encoder.preprocessing)
-    size, block = (_batch_size(encoder), _ENDLESS) if alike else (None, None)
-    options = EmbedOptions(layers=tuple(layers), normalize=False, batch_size=size)
+    options = EmbedOptions(layers=tuple(layers), normalize=False)
     for row in trunk.embed_stream(paths if images is None else images, options, block):
         if row.failure is not None and row.failure.reason == "non_finite":
             raise AimError(
@@ -108,11 +102,6 @@ def frozen_tokens(
                 "the table"
             )
         yield row
-
-
-def _batch_size(encoder: Encoder) -> int:
-    """Images in a batch of equal shape."""
-    return max(1, (_GPU_PATCHES if on_gpu() else _CPU_PATCHES) // token_shape(encoder)[0])
 
 
 def undecodable(
@@ -144,17 +133,7 @@ class _Chosen(Sequence[ImageSource]):
 
 
 class _Trunk(Encoder):
-    """An encoder that leaves the tokens as they are; batches of a stated size are filled up.
-
-    Sums in a matrix product are taken in another order for other shapes, never for other values.
-    """
-
-    def _vectors(self, pixels: mx.array, options: EmbedOptions) -> mx.array:
-        count, size = len(pixels), options.batch_size or 0
-        if count < size:
-            filling = mx.zeros((size - count, *pixels.shape[1:]), pixels.dtype)
-            pixels = mx.concatenate([pixels, filling])
-        return super()._vectors(pixels, options)[:count]
+    """An encoder that leaves the tokens as they are."""
 
     def _pool(self, tokens: mx.array, options: EmbedOptions) -> mx.array:
         return tokens.astype(mx.float16)

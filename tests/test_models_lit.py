@@ -64,8 +64,9 @@ def test_what_follows_the_end_token_does_not_change_a_text(model, expected):
     changed[0, end + 1 :] = 5
     cut = np.concatenate([ids[:1, :end], [[eos]]], axis=1)
     wanted = np.array(model.encode_text(ids))[0]
-    assert_close(model.encode_text(changed)[0], wanted, 1e-6)
-    assert_close(model.encode_text(cut)[0], wanted, 1e-6)
+    # Sums of the same numbers in batches of other shapes, so in another order: seen 1.1e-6 apart.
+    assert_close(model.encode_text(changed)[0], wanted, 1e-5)
+    assert_close(model.encode_text(cut)[0], wanted, 1e-5)
 
 
 @pytest.mark.parametrize("gpu_functions", [False, True])

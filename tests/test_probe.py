@@ -123,7 +123,8 @@ def test_an_image_that_cannot_be_decoded_keeps_its_place_in_a_stream_and_stops_a
     paths = [tmp_path / "good.png", bad, tmp_path / "good.png"]
     rows = list(trained.predict_stream(paths))
     assert [row.failure and row.failure.reason for row in rows] == [None, "not_image", None]
-    np.testing.assert_array_equal(rows[0].vector, rows[2].vector)
+    # At another place in a batch tokens may be rounded otherwise, by a unit of float16: seen 5e-7.
+    np.testing.assert_allclose(rows[0].vector, rows[2].vector, atol=5e-6)
     for ask in (trained.predict, trained.predict_proba, trained.attention_maps):
         with pytest.raises(ImageError, match=r"image 1 .*bad\.jpg"):
             ask(paths)

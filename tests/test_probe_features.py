@@ -159,6 +159,7 @@ from aim_mlx.probe.dataset import read_labelled
 from aim_mlx.probe.features import Features
 from aim_mlx.probe.splits import divided
 token_cache._SHARD_BYTES = 1
+token_cache.block_size = lambda *_: 1
 class Listener:
     def noted(self, note): pass
     def advanced(self, what, done, total): print(what, done, flush=True)

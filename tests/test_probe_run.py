@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aim_mlx import token_cache
 from aim_mlx.durable import TEMPORARY
 from aim_mlx.embed import Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
@@ -151,7 +152,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, digits, model, trained
     assert again.steps + 17 == trained[2].steps
 
 
-def test_a_run_stopped_while_tokens_are_computed_keeps_them(tmp_path, digits, model):
+def test_a_run_stopped_while_tokens_are_computed_keeps_them(tmp_path, digits, model, monkeypatch):
+    monkeypatch.setattr(token_cache, "block_size", lambda *_: 8)
     calls = iter(range(10**6))
     with pytest.raises(Interrupted, match="before the training"):
         train(digits, tmp_path / "probe", model, stop=lambda: next(calls) > 600)
@@ -202,16 +204,23 @@ def test_a_folder_with_anything_else_is_refused_and_left_alone(tmp_path, digits,
         train(digits, tmp_path / "missing/probe", model)
 
 
-def test_streamed_tokens_train_to_the_same_bits(tmp_path, digits, model):
+def test_streamed_tokens_train_as_cached_ones_do_but_for_rounding(tmp_path, digits, model):
     report, cached = Report(), Report()
     train(digits, tmp_path / "streamed", model, report, cache_limit=0, epochs=3)
     train(digits, tmp_path / "cached", model, cached, epochs=3)
     assert sum("computed from the images in every epoch" in note for note in report.notes) == 3
-    assert [each["val_loss"] for each in report.records] == [
-        each["val_loss"] for each in cached.records
-    ]
-    folders = [tmp_path / name / "probe.safetensors" for name in ("streamed", "cached")]
-    assert folders[0].read_bytes() == folders[1].read_bytes()
+    # In another batch tokens may be rounded otherwise, by a unit of float16: seen 2e-6 apart.
+    losses = [[each["val_loss"] for each in told.records] for told in (report, cached)]
+    np.testing.assert_allclose(*losses, rtol=2e-5)
+
+
+def test_a_stopped_run_on_streamed_tokens_goes_on_to_the_same_bits(tmp_path, digits, model):
+    straight, folder, report = tmp_path / "straight", tmp_path / "probe", Report()
+    train(digits, straight, model, cache_limit=0, epochs=3)
+    with pytest.raises(Interrupted, match="step 8 of 15"):
+        train(digits, folder, model, report, lambda: report.steps == 8, cache_limit=0, epochs=3)
+    train(digits, folder, model, cache_limit=0, epochs=3)
+    assert weights(folder) == weights(straight)
 
 
 @pytest.mark.parametrize("views", [0, 2])

@@ -62,10 +62,14 @@ class PartTokens:
         return self._augmentation is not None and not self._augmentation.views
 
     def for_epoch(self, epoch: int) -> TokenSource:
-        """Those of an epoch, counted from 0; asked for again, they are at hand."""
+        """Those of an epoch, counted from 0; asked for again, they are at hand.
+
+        Two epochs with the same source have the same bits: streamed tokens depend on the batch.
+        """
         number = self._view(epoch)
-        if self._last is None or self._last[0] != number:
-            self._last = number, self._source(number)
+        known = number if self.cached else epoch
+        if self._last is None or self._last[0] != known:
+            self._last = known, self._source(number)
         return self._last[1]
 
     def size(self) -> int:
