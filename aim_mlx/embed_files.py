@@ -6,28 +6,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from aim_mlx.durable import remove_leftovers
 from aim_mlx.embed import EmbedOptions, Encoder
 from aim_mlx.embed_run import EmbedRun, Report, block_size, skip_record
 from aim_mlx.errors import AimError, Interrupted, UsageError
 from aim_mlx.images import Listing, Skip
-from aim_mlx.selection import Selection
+from aim_mlx.selection import Selected, Selection
 from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.folder import remove
 from aim_mlx.store.journal import State
-from aim_mlx.store.lists import FILES, read_files
+from aim_mlx.store.lists import place, started_in
 from aim_mlx.store.manifest import NAME as MANIFEST
 from aim_mlx.store.manifest import describe
 from aim_mlx.store.onefile import Rows, check_target, is_file_target, sidecar, write_file
 from aim_mlx.store.plan import (
     Plan,
     check_prune,
-    check_same_folder,
+    find_stale,
     make_plan,
     retried_reasons,
-    vanished,
+    rows_under_other_names,
 )
 from aim_mlx.store.reading import EmbeddingStore
 from aim_mlx.store.recovery import load_rows
@@ -39,8 +38,8 @@ class Summary:
     """The account of a run: listed == embedded + skipped + ignored.
 
     Of the embedded, `computed` went through the encoder, `reused` have the content of another row,
-    and `unchanged` were there before. Rows of files that are no more: `vanished` were kept,
-    `pruned` taken out.
+    and `unchanged` were there before. Rows of files that are no more: `moved` went to a new name
+    with the same content, `vanished` were kept, `pruned` taken out.
     """
 
     output: str
@@ -51,6 +50,7 @@ class Summary:
     computed: int
     reused: int
     unchanged: int
+    moved: int
     vanished: int
     pruned: int
     seconds: float
@@ -90,15 +90,19 @@ class Job:
             return self.output
         return self.output.with_name(f".{self.output.name}.aim-mlx")
 
-    def listing(self) -> tuple[Listing, dict[str, Any]]:
-        """The selected files and the facts of the listing; raises AimError where there is none."""
-        listing, facts = self.selection.listing([self.output, sidecar(self.output), self.store])
+    def select(self) -> Selected:
+        """The selected files; raises AimError where there is none."""
+        afresh = self.rules.overwrite and not self.is_file
+        base = "" if afresh else started_in(self.store)
+        outputs = [self.output, sidecar(self.output), self.store]
+        selected = self.selection.select(outputs, base)
+        listing = selected.listing
         if not listing.files and not listing.skipped:
             others = f"{listing.ignored} other files"
             if listing.notes not in ((), (others,)):
                 others += f" ({', '.join(listing.notes)})"
             raise AimError(f"0 images, {others} under {self.selection}: give a folder with images")
-        return listing, facts
+        return selected
 
     @property
     def retried(self) -> frozenset[str]:
@@ -121,8 +125,8 @@ def embed_files(job: Job, load: Callable[[], Encoder], report: Report) -> Summar
         check_target(job.output, job.rules.overwrite)
     if job.rules.prune and (job.selection.from_list or job.selection.share):
         raise UsageError("--prune needs whole folders: it does not go with lists or --shard")
-    listing, facts = job.listing()
-    report.listed(listing)
+    selected = job.select()
+    report.listed(selected.listing)
     with _open(job) as store:
         encoder = load()
         encoder.check(job.options)
@@ -132,11 +136,11 @@ def embed_files(job: Job, load: Callable[[], Encoder], report: Report) -> Summar
         for note in store.notes:
             report.noted(note)
         run = EmbedRun(store, encoder, job.options, report, job.stop)
-        summary = _run(job, store, run, listing, facts, manifest["block"], report)
+        summary = _run(job, store, run, selected, manifest["block"], report)
         if job.is_file:
             for path in (job.output, sidecar(job.output), job.store):
                 remove_leftovers(path)  # whoever writes there has the lock that is ours now
-            rows = Rows(EmbeddingStore(job.store), listing.files)
+            rows = Rows(EmbeddingStore(job.store), selected.listing.files)
             write_file(rows, job.output, job.rules.overwrite)
     return summary
 
@@ -163,21 +167,19 @@ def _run(
     job: Job,
     store: StoreWriter,
     run: EmbedRun,
-    listing: Listing,
-    facts: dict[str, Any],
+    selected: Selected,
     block: int,
     report: Report,
 ) -> Summary:
     """Embeds what the store lacks and closes the run with its account."""
     started = time.monotonic()
+    listing, facts, places = selected.listing, selected.facts, selected.places
     if job.rules.prune:
-        check_prune(store.catalog, listing.files, job.selection.sources)
-        if (job.store / FILES).exists():
-            last, _ = read_files(job.store)
-            check_same_folder(last["folder"], facts["folder"], job.selection.sources)
-    plan = make_plan(listing.files, store.catalog, store.state, job.retried)
+        check_prune(store.catalog, listing.files, facts["sources"], places)
+    others = rows_under_other_names(listing.files, selected.links, store.catalog, places)
+    plan = make_plan(listing.files, store.catalog, store.state, job.retried, others)
     known = [skip_record(skip) for skip in listing.skipped] + plan.skipped
-    store.start_run(facts, listing.files, known)
+    store.start_run({**facts, "output": place(job.store)}, listing.files, known)
     report.unchanged(plan.unchanged)
     for skip in known:
         report.skipped(Skip(skip["path"], skip["reason"], skip["detail"]))
@@ -193,7 +195,9 @@ def _run(
             "times of change outside the years 1677 to 2262 were brought within them "
             f"({run.beyond_times} of the files): there only a new size shows that a file changed"
         )
-    gone, pruned = _close(job, store, listing, skips)
+    stale = find_stale(plan, store.catalog, listing.files, skips, facts["sources"], places)
+    pruned = stale.vanished if job.rules.prune else []
+    store.compact(stale.rows.union(pruned), plan.renamed)
     summary = Summary(
         output=str(job.output),
         listed=listing.listed,
@@ -203,33 +207,15 @@ def _run(
         computed=run.computed,
         reused=run.reused,
         unchanged=plan.unchanged,
-        vanished=gone - pruned,
-        pruned=pruned,
+        moved=len(stale.moved),
+        vanished=len(stale.vanished) - len(pruned),
+        pruned=len(pruned),
         seconds=round(time.monotonic() - started, 3),
     )
     store.finish(asdict(summary), skips)
     if not summary.embedded:
         raise AimError(f"none of {len(skips)} images could be embedded: nothing was written")
     return summary
-
-
-def _close(
-    job: Job, store: StoreWriter, listing: Listing, skips: list[dict[str, Any]]
-) -> tuple[int, int]:
-    """Takes out the rows that no longer hold; how many files are gone, and how many were pruned."""
-    catalog = store.catalog
-    gone = vanished(catalog, frozenset(listing.files), job.selection.sources)
-    replaced = {row for row in range(len(catalog)) if not catalog.is_current(row)}
-    # A file that changed and now fails has no vector any more; one that vanished, or cannot even be
-    # looked at, keeps its.
-    failed = (catalog.find(s["path"]) for s in skips if _is_there(s))
-    pruned = gone if job.rules.prune else []
-    store.compact(replaced.union(pruned, (row for row in failed if row is not None)))
-    return len(gone), len(pruned)
-
-
-def _is_there(skip: dict[str, Any]) -> bool:
-    return skip["reason"] != "vanished" and skip["size"] is not None
 
 
 def _resumable(job: Job, store: StoreWriter) -> str:
@@ -245,10 +231,12 @@ def plan_files(job: Job) -> tuple[Listing, Plan]:
     """
     if job.is_file:
         check_target(job.output, job.rules.overwrite)
-    listing, _ = job.listing()
+    selected = job.select()
     catalog, state = Catalog(), State()
     if (job.store / MANIFEST).exists() and not (job.rules.overwrite and not job.is_file):
         store = EmbeddingStore(job.store)
         state = store._state
         load_rows(job.store, state.shards, catalog)
-    return listing, make_plan(listing.files, catalog, state, job.retried)
+    listing, links, places = selected.listing, selected.links, selected.places
+    others = rows_under_other_names(listing.files, links, catalog, places)
+    return listing, make_plan(listing.files, catalog, state, job.retried, others)

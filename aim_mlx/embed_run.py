@@ -125,7 +125,7 @@ class EmbedRun:
         if found is not None:
             row, vector = found
             facts = {"path": path, "size": content.size, "mtime_ns": content.mtime_ns}
-            self._add(replace(row, **facts), vector, self._store.is_first_frame(row.path))
+            self._add(replace(row, **facts), vector, self._store.is_first_frame(row.digest))
             self.reused += 1
         elif (failure := self._failed.get(content.digest)) is not None:
             self._skip(path, failure, content)

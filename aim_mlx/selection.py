@@ -2,12 +2,26 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from aim_mlx.images import Listing, discover, in_share
+from aim_mlx.store.places import Places
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The files of a run, each once; `links` are left out, each with the listed file it leads to.
+
+    `facts` are for the record of the run; `places` says where names lead.
+    """
+
+    listing: Listing
+    links: Mapping[str, str]
+    facts: dict[str, Any]
+    places: Places
 
 
 @dataclass(frozen=True)
@@ -24,32 +38,65 @@ class Selection:
     exclude: tuple[str, ...] = ()
     share: tuple[int, int] | None = None
 
-    def listing(self, outputs: Iterable[Path]) -> tuple[Listing, dict[str, Any]]:
-        """The files, without those of the outputs, and the facts for the record of the run.
+    def select(self, outputs: Iterable[Path], base: str = "") -> Selected:
+        """The files, without those of the outputs.
 
-        Raises UsageError for a source that is missing.
+        `base` is the folder that relative names of an output start in; from another folder the
+        files are named by absolute paths. Raises UsageError for a source that is missing.
         """
-        whole = discover(
-            self.sources,
+        here = _working_folder()
+        base = base or here
+        prefix = "" if base == here else here
+        sources = [os.path.join(prefix, source) for source in self.sources]
+        found = discover(
+            sources,
             follow=self.follow,
             exclude=list(outputs),
             include_patterns=self.include,
             exclude_patterns=self.exclude,
-            from_list=self.from_list,
+            from_list=[os.path.join(prefix, path) for path in self.from_list],
         )
+        places = Places(base)
+        whole, links = _each_once(found, places)
         listing = whole if self.share is None else _share(whole, self.share)
         facts = {
-            "folder": _working_folder(),
-            "sources": list(self.sources),
+            "folder": base,
+            "sources": sources,
             "listed": listing.listed,
             "ignored": listing.ignored,
             "share": self.share,
             "all_files": digest_of_list(whole.files),  # the same on every machine that has a share
         }
-        return listing, facts
+        return Selected(listing, links, facts, places)
 
     def __str__(self) -> str:
         return ", ".join(self.sources) or "the list of paths"
+
+
+def _each_once(whole: Listing, places: Places) -> tuple[Listing, dict[str, str]]:
+    """A listing without links to files that it has under another name, and those links."""
+    if not whole.links:
+        return whole, {}
+    links = frozenset(whole.links)
+    name_of = {places.entry(path): path for path in whole.files if path not in links}
+    left_out: dict[str, str] = {}
+    for link in whole.links:
+        name = name_of.setdefault(places.entry(os.path.realpath(link)), link)
+        if name != link:
+            left_out[link] = name
+    if not left_out:
+        return whole, {}
+    once = replace(
+        whole,
+        files=tuple(path for path in whole.files if path not in left_out),
+        ignored=whole.ignored + len(left_out),
+        notes=(*whole.notes, _links(len(left_out))),
+    )
+    return once, left_out
+
+
+def _links(count: int) -> str:
+    return "1 link to a listed photo" if count == 1 else f"{count} links to listed photos"
 
 
 def _share(whole: Listing, share: tuple[int, int]) -> Listing:

@@ -240,6 +240,7 @@ def all_vectors(store: EmbeddingStore) -> np.ndarray:
 def facts(output: Path) -> dict[str, Any]:
     """Everything of a finished store that must not depend on how it came about."""
     store = EmbeddingStore(output)
+    header, files = lists.read_files(output)
     ours = {manifest.NAME, journal.NAME, lists.FILES, lists.SKIPPED, lock.NAME}
     return {
         "finished": store.finished,
@@ -247,7 +248,7 @@ def facts(output: Path) -> dict[str, Any]:
         "vectors": all_vectors(store).tobytes(),
         "skipped": store.skipped,
         "first frames": sorted(store._state.first_frames),
-        "files": lists.read_files(output),
+        "files": ({**header, "output": ""}, files),  # where it is
         "leftovers": set(os.listdir(output)) - ours - {shard.name for shard in store._state.shards},
     }
 

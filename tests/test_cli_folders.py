@@ -96,8 +96,8 @@ def test_a_file_renamed_since_the_last_run_keeps_its_vector(model, tmp_path):  #
     (folder / "b.jpg").rename(folder / "0.jpg")
     run = embed(*call)
     run.check_account(2, 0, 0)
-    counts = {name: run.summary[name] for name in ("computed", "reused", "unchanged", "vanished")}
-    assert counts == {"computed": 0, "reused": 1, "unchanged": 1, "vanished": 1}
+    counts = {name: run.summary[name] for name in ("computed", "reused", "unchanged", "moved")}
+    assert counts == {"computed": 0, "reused": 1, "unchanged": 1, "moved": 1}
     after = vectors_of(tmp_path / "store")
     np.testing.assert_array_equal(after["0.jpg"], before["b.jpg"])
     np.testing.assert_array_equal(after["a.png"], before["a.png"])

@@ -106,6 +106,7 @@ class Progress:
             for count, what in (
                 (summary.unchanged, "there already"),
                 (summary.reused, "with the content of another"),
+                (summary.moved, "under a new name"),
                 (summary.vanished, "rows of files that are no more (--prune takes them out)"),
                 (summary.pruned, "rows pruned"),
             )

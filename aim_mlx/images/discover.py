@@ -45,12 +45,16 @@ class Skip:
 
 @dataclass(frozen=True)
 class Listing:
-    """What discover() met: listed == len(files) + ignored + len(skipped)."""
+    """What discover() met: listed == len(files) + ignored + len(skipped).
+
+    `links` are those of the files that are symbolic links.
+    """
 
     files: tuple[str, ...]
     ignored: int
     skipped: tuple[Skip, ...]
     notes: tuple[str, ...]
+    links: tuple[str, ...] = ()
 
     @property
     def listed(self) -> int:
@@ -110,6 +114,7 @@ class _Search:
         self.include = include
         self.exclude = exclude
         self.files: list[str] = []
+        self.links: list[str] = []
         self.skipped: dict[str, Skip] = {}
         self.ignored: Counter[str] = Counter()
         self.libraries: list[str] = []
@@ -161,6 +166,8 @@ class _Search:
         self.named[identity].add(name)
         if stat.S_ISREG(mode):
             self.files.append(path)
+            if os.path.islink(path):
+                self.links.append(path)
         else:
             self._skip_irregular(path)
 
@@ -200,6 +207,8 @@ class _Search:
             self.ignored["excluded"] += 1
         elif os.path.isfile(path) if is_link else entry.is_file():
             self.files.append(path)
+            if is_link:
+                self.links.append(path)
         else:
             self._skip_irregular(path)
 
@@ -242,6 +251,7 @@ class _Search:
             ignored=self.ignored.total(),
             skipped=tuple(self.skipped[path] for path in sorted(self.skipped, key=os.fsencode)),
             notes=tuple(notes),
+            links=tuple(sorted(self.links, key=os.fsencode)),
         )
 
 

@@ -54,6 +54,10 @@ class Catalog:
         """The first row with this content."""
         return self._row_with.get(bytes.fromhex(digest))
 
+    def content(self, row: int) -> bytes:
+        """The digest of what a row was made of."""
+        return self._digests[row]
+
     def row(self, row: int) -> Row:
         size, mtime_ns, width, height = (values[row] for values in self._numbers.values())
         return Row(self._paths[row], self._digests[row].hex(), size, mtime_ns, width, height)

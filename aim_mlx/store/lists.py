@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +30,26 @@ def read_files(folder: Path) -> tuple[dict[str, Any], list[str]]:
     if not lines or not isinstance(lines[0], dict):
         raise OutputError(f"{str(folder / FILES)!r} is damaged: embed again to write it anew")
     return lines[0], lines[1:]
+
+
+def started_in(folder: Path) -> str:
+    """The folder that relative names of a store start in; empty where that is not known.
+
+    It is not where the store was moved or copied since, with its photos or without.
+    """
+    try:
+        header = next(_lines(folder / FILES), None)
+    except OutputError:
+        return ""
+    if not isinstance(header, dict) or header.get("output") not in (None, place(folder)):
+        return ""
+    base = header.get("folder")
+    return base if isinstance(base, str) and os.path.isdir(base) else ""
+
+
+def place(folder: Path) -> str:
+    """Where a store is, for the facts of a run into it."""
+    return os.path.realpath(folder)
 
 
 def digest(folder: Path) -> str:

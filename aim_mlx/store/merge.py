@@ -86,6 +86,8 @@ def merge(folders: Sequence[Path], target: Path) -> Merged:
     with _appearing(target) as writer:
         writer.begin(shares[0].store.manifest)
         facts = {"listed": own + ignored, "ignored": ignored, "share": None}
+        facts["output"] = lists.place(target)
+        facts["folder"] = lists.started_in(shares[0].store.folder)
         writer.start_run({**shares[0].facts, **facts}, files, skips)
         _copy(shares, writer)
         known = [share.store._state.skipped for share in shares]

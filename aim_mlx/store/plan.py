@@ -1,7 +1,8 @@
 """What a run has to do: which listed files a store has as they are, and which must be looked at."""
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from aim_mlx.errors import UsageError
 from aim_mlx.images import is_under, size_and_time
 from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.journal import State
+from aim_mlx.store.places import Places
 
 # Reasons that lie in the file itself: while it stays as it is, trying again gives the same.
 _SETTLED = frozenset({"not_image", "truncated", "too_large", "unsupported_mode", "non_finite"})
@@ -18,29 +20,73 @@ _SETTLED = frozenset({"not_image", "truncated", "too_large", "unsupported_mode",
 class Plan:
     """Listed files by what becomes of them: len(todo) + unchanged + len(skipped) is their number.
 
-    `skipped` are the records of those that failed before and have not changed since.
+    `skipped` are the records of those that failed before and have not changed since. `renamed` are
+    the listed names, by row, of unchanged files that the store has under another name; `others` are
+    all rows of listed files under other names. `new` are those of `todo` without any row, where the
+    store has `rows`.
     """
 
+    rows: int
+    others: Mapping[str, Sequence[int]]
     todo: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
     unchanged: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    renamed: dict[int, str] = field(default_factory=dict)
 
 
 def make_plan(
-    files: Iterable[str], catalog: Catalog, state: State, retried: Collection[str]
+    files: Iterable[str],
+    catalog: Catalog,
+    state: State,
+    retried: Collection[str],
+    others: Mapping[str, Sequence[int]],
 ) -> Plan:
-    """Compares files with the store by size and time of change; `retried` are reasons to ignore."""
-    plan = Plan()
+    """Compares files with the store by size and time of change; `retried` are reasons to ignore.
+
+    `others` are as rows_under_other_names() gives them.
+    """
+    plan = Plan(len(catalog), others)
     for path in files:
-        row, skip = catalog.find(path), state.skipped.get(path)
-        facts = facts_of(path) if row is not None or skip else None
+        row, skip, other = catalog.find(path), state.skipped.get(path), others.get(path, ())
+        facts = facts_of(path) if row is not None or skip or other else None
         if row is not None and facts is not None and catalog.is_file(row, *facts):
             plan.unchanged += 1
         elif skip and _stands(skip, state, retried) and _is_same(skip, facts):
             plan.skipped.append(skip)
+        elif row is None and facts and (same := _first_of_file(other, catalog, facts)) is not None:
+            plan.unchanged += 1
+            plan.renamed[same] = path
         else:
             plan.todo.append(path)
+            if row is None and not other:
+                plan.new.append(path)
     return plan
+
+
+def _first_of_file(rows: Sequence[int], catalog: Catalog, facts: tuple[int, int]) -> int | None:
+    return next((row for row in rows if catalog.is_file(row, *facts)), None)
+
+
+def rows_under_other_names(
+    files: Sequence[str], links: Mapping[str, str], catalog: Catalog, places: Places
+) -> dict[str, list[int]]:
+    """Rows of listed files that the store has under other names, by the name that is listed.
+
+    A relative and an absolute path, or a path through a link, name one file; `links` are those
+    that were left out of the list, with the names of their files.
+    """
+    listed = frozenset(files)
+    rows: dict[Any, list[int]] = defaultdict(list)
+    for path in catalog.current():
+        row = catalog.find(path)
+        if path not in listed and row is not None:
+            rows[places.entry(path)].append(row)
+    found: dict[str, list[int]] = defaultdict(list)
+    if rows:
+        for path, name in [*zip(files, files, strict=True), *links.items()]:
+            found[name] += rows.pop(places.entry(path), [])
+    return {name: others for name, others in found.items() if others}
 
 
 def facts_of(path: str) -> tuple[int, int] | None:
@@ -72,39 +118,66 @@ def retried_reasons(everything: bool, truncated: bool, too_large: bool) -> froze
     return frozenset(_SETTLED if everything else reasons)
 
 
-def vanished(catalog: Catalog, listed: Collection[str], sources: Sequence[str]) -> list[int]:
-    """The rows, by their numbers, of files that were under the sources and are there no more."""
+@dataclass(frozen=True)
+class Stale:
+    """The rows that no longer hold: `rows` are to be taken out, those `moved` among them.
+
+    Those `vanished` are of files that were under the sources and are gone.
+    """
+
+    rows: frozenset[int]
+    moved: frozenset[int]
+    vanished: tuple[int, ...]
+
+
+def find_stale(
+    plan: Plan,
+    catalog: Catalog,
+    files: Iterable[str],
+    skips: Iterable[Mapping[str, Any]],
+    sources: Sequence[str],
+    places: Places,
+) -> Stale:
+    """What a run over these files, which has ended with these skips, leaves of no use."""
+    listed = frozenset(files)
+    moved = frozenset(_moved(plan, catalog, listed, places))
     gone = (
-        catalog.find(path)
+        row
         for path in catalog.current()
-        if path not in listed and any(is_under(path, s) for s in sources) and _is_gone(path)
+        if path not in listed
+        and any(places.is_under(path, source) for source in sources)
+        and places.is_gone(path)
+        and (row := catalog.find(path)) is not None
     )
-    return [row for row in gone if row is not None]
+    # A file that changed and now fails has no vector any more; one that vanished, or cannot even be
+    # looked at, keeps its.
+    unseen = {
+        skip["path"] for skip in skips if skip["reason"] == "vanished" or skip["size"] is None
+    }
+    failed = (catalog.find(skip["path"]) for skip in skips if skip["path"] not in unseen)
+    others = (row for path, rows in plan.others.items() if path not in unseen for row in rows)
+    rows = {row for row in range(len(catalog)) if not catalog.is_current(row)}
+    rows.update(row for row in failed if row is not None)
+    rows.update(row for row in others if row not in plan.renamed)
+    return Stale(frozenset(rows | moved), moved, tuple(row for row in gone if row not in moved))
 
 
-def _is_gone(path: str) -> bool:
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False  # in a folder that cannot be read now: who knows
-    return False
+def _moved(plan: Plan, catalog: Catalog, listed: Collection[str], places: Places) -> Iterator[int]:
+    """The rows of files that are gone, and whose content came to the store under a new name."""
+    rows = (catalog.find(path) for path in plan.new)
+    contents = {catalog.content(row) for row in rows if row is not None}
+    for row in range(plan.rows if contents else 0):
+        path = catalog.path(row)
+        if catalog.content(row) in contents and path not in listed and places.is_gone(path):
+            yield row
 
 
-def check_same_folder(last: str, now: str, sources: Sequence[str]) -> None:
-    """Raises UsageError where relative paths meant other files in the last run than they do now."""
-    if last != now and not all(map(os.path.isabs, sources)):
-        raise UsageError(
-            f"the last run was started in {last!r}, where relative paths are of other files: "
-            "--prune from there, or leave it out"
-        )
-
-
-def check_prune(catalog: Catalog, listed: Collection[str], sources: Sequence[str]) -> None:
+def check_prune(
+    catalog: Catalog, listed: Collection[str], sources: Sequence[str], places: Places
+) -> None:
     """Raises UsageError where a source lists nothing of what the store has: a disk not mounted?"""
     for source in sources:
-        there = sum(is_under(path, source) for path in catalog.current())
+        there = sum(places.is_under(path, source) for path in catalog.current())
         if there and not any(is_under(path, source) for path in listed):
             raise UsageError(
                 f"{source!r} lists no image, but the store has {there:,} from there: is its disk "

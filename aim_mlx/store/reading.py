@@ -114,8 +114,8 @@ class EmbeddingStore:
 
     def locate_path(self, named: str) -> Path:
         """Where the photo of a path is."""
-        path = Path(named)
-        return path if path.is_absolute() or path.exists() else self._started_in / path
+        path = self._started_in / named
+        return path if path.exists() or not os.path.exists(named) else Path(named)
 
     @property
     def options(self) -> "EmbedOptions":
@@ -169,7 +169,7 @@ class EmbeddingStore:
 
     @cached_property
     def _started_in(self) -> Path:
-        return Path(lists.read_files(self.folder)[0]["folder"])
+        return Path(lists.started_in(self.folder))
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The current rows of each shard, with at least these columns."""

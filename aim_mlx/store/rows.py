@@ -66,6 +66,15 @@ def exact_paths(table: pa.Table) -> list[str]:
     return paths
 
 
+def with_paths(table: pa.Table, paths: list[str]) -> pa.Table:
+    """A table of rows with other paths."""
+    for name, values in path_columns(paths).items():
+        place = table.schema.get_field_index(name)
+        kind = table.schema.field(place)
+        table = table.set_column(place, kind, pa.array(values, kind.type))
+    return table
+
+
 def _is_text(path: str) -> bool:
     try:
         path.encode()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.folder import clean, next_number, prepared
 from aim_mlx.store.journal import Journal, State
 from aim_mlx.store.recovery import load_rows, without_damaged
-from aim_mlx.store.rows import COLUMNS, Row
+from aim_mlx.store.rows import COLUMNS, Row, exact_paths, with_paths
 from aim_mlx.store.shards import (
     Shard,
     read_group,
@@ -28,6 +28,17 @@ from aim_mlx.store.shards import (
 _SHARD_BYTES = 32 << 20  # of vectors; what is written or rewritten in one piece
 _SHARD_ROWS = 8192
 _SECONDS = 30.0  # a shard closes at the first end of a block after this long
+
+
+_NONE: Mapping[int, str] = {}
+
+
+class _Part(NamedTuple):
+    """A shard in a group to be written anew: which rows are kept, and new paths of some."""
+
+    shard: Shard
+    keep: np.ndarray
+    names: dict[int, str]
 
 
 @contextmanager
@@ -61,6 +72,7 @@ class StoreWriter:
         self._vectors: list[np.ndarray] = []
         self._skips: list[dict[str, Any]] = []
         self._first_frames: list[str] = []
+        self._films: set[str] = set()  # digests of contents with several frames
         self._unpublished: dict[str, int] = {}  # digest -> its place in _rows
         self._complete = (0, 0, 0)  # rows, skips, first frames that complete blocks have
         self._committed_at = time.monotonic()
@@ -86,6 +98,8 @@ class StoreWriter:
             self.notes += without_damaged(self.folder, self._journal)
             clean(self.folder, self.state)
             load_rows(self.folder, self.state.shards, self.catalog)
+        rows = map(self.catalog.find, self.state.first_frames)
+        self._films.update(self.catalog.row(row).digest for row in rows if row is not None)
         self._most_rows = max(1, min(_SHARD_ROWS, _SHARD_BYTES // (4 * there["dim"])))
         return there
 
@@ -115,6 +129,7 @@ class StoreWriter:
         self._vectors.append(vector)
         if first_frame:
             self._first_frames.append(row.path)
+            self._films.add(row.digest)
 
     def skip(self, record: dict[str, Any]) -> None:
         """Records an image that gave no row: path, reason, detail, size, mtime_ns."""
@@ -131,9 +146,9 @@ class StoreWriter:
         number, place = self.catalog.place(row)
         return self.catalog.row(row), self._vector(self.state.shards[number], place)
 
-    def is_first_frame(self, path: str) -> bool:
-        """Whether of the image at a path, which has a row, only the first frame was embedded."""
-        return path in self.state.first_frames or path in self._first_frames
+    def is_first_frame(self, digest: str) -> bool:
+        """Whether images with this content, which has a row, have several frames."""
+        return digest in self._films
 
     def end_block(self) -> None:
         """All rows so far may be committed; does so when they make a shard, or after 30 s."""
@@ -161,21 +176,23 @@ class StoreWriter:
             self.catalog.add([row.path for row in self._rows[:rows]], table)
         lists.append_skips(self.folder, skips)
 
-    def compact(self, dropped: Collection[int]) -> None:
-        """Takes rows out, by their numbers in the catalog, and joins small shards to full ones.
+    def compact(self, dropped: Collection[int], renamed: Mapping[int, str] = _NONE) -> None:
+        """Takes rows out, gives others new paths, and joins small shards to full ones.
 
-        The catalog describes the store as it was before.
+        Rows go by their numbers in the catalog, which describes the store as it was before.
         """
         start = 0
-        group: list[tuple[Shard, np.ndarray]] = []
+        group: list[_Part] = []
         with self._storing():
             for shard in list(self.state.shards):
                 rows = range(start, start := start + shard.rows)
                 keep = np.array([row not in dropped for row in rows], bool)
-                if group and not self._fits([*(kept for _, kept in group), keep]):
+                names = {i: renamed[row] for i, row in enumerate(rows) if row in renamed}
+                part = _Part(shard, keep, names)
+                if group and not self._fits([*group, part]):
                     self._rewrite(group)
                     group = []
-                group.append((shard, keep))
+                group.append(part)
             self._rewrite(group)
             clean(self.folder, self.state)
 
@@ -186,20 +203,26 @@ class StoreWriter:
             self._journal.append(finished={**summary, "files": lists.digest(self.folder)})
             self._journal.rewrite()
 
-    def _fits(self, keeps: list[np.ndarray]) -> bool:
-        return sum(int(keep.sum()) for keep in keeps) <= self._most_rows
+    def _fits(self, parts: list["_Part"]) -> bool:
+        return sum(int(part.keep.sum()) for part in parts) <= self._most_rows
 
-    def _rewrite(self, group: list[tuple[Shard, np.ndarray]]) -> None:
+    def _rewrite(self, group: list["_Part"]) -> None:
         """One shard in the place of several, without the rows that are not kept."""
-        if len(group) < 2 and all(keep.all() for _, keep in group):
+        if len(group) < 2 and all(part.keep.all() and not part.names for part in group):
             return
-        tables = [
-            read_table(self.folder, shard, [*COLUMNS, "embedding"]).filter(pa.array(keep))
-            for shard, keep in group
-            if keep.any()
-        ]
-        added = [self._write(pa.concat_tables(tables))] if tables else []
-        self._journal.append(added=added, removed=[shard.name for shard, _ in group])
+        tables, frames = [], {}
+        for shard, keep, names in group:
+            table = read_table(self.folder, shard, [*COLUMNS, "embedding"])
+            if names:
+                before = exact_paths(table)
+                table = with_paths(table, [names.get(i, path) for i, path in enumerate(before)])
+                frames |= {before[i]: name for i, name in names.items()}
+            tables.append(table.filter(pa.array(keep)))
+        whole = pa.concat_tables(tables)
+        added = [self._write(whole)] if len(whole) else []
+        frames = {old: new for old, new in frames.items() if old in self.state.first_frames}
+        removed = [part.shard.name for part in group]
+        self._journal.append(added, removed, (), list(frames.values()), list(frames))
 
     def _write(self, table: pa.Table) -> Shard:
         return write_shard(self.folder, next_number(self.folder, self.state.shards), table)
