@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
     from aim_mlx.embed import EmbedOptions as EmbedOptions
     from aim_mlx.embed import Encoder as Encoder
     from aim_mlx.errors import AimError as AimError
+    from aim_mlx.errors import AssumedHeadsWarning as AssumedHeadsWarning
     from aim_mlx.errors import BackendError as BackendError
     from aim_mlx.errors import CheckpointError as CheckpointError
     from aim_mlx.errors import ImageError as ImageError
@@ -40,8 +41,9 @@ __version__ = "0.1.0"
 _NAMES = {
     "config": ("LiTConfig", "PreprocessConfig", "TextConfig", "VisionConfig"),
     "embed": ("EmbedOptions", "Embedded", "Encoder"),
-    "errors": ("AimError", "BackendError", "CheckpointError", "ImageError", "Interrupted")
-    + ("OutputError", "TruncatedTextWarning", "UntrainedModelWarning", "UsageError"),
+    "errors": ("AimError", "AssumedHeadsWarning", "BackendError", "CheckpointError")
+    + ("ImageError", "Interrupted", "OutputError", "TruncatedTextWarning")
+    + ("UntrainedModelWarning", "UsageError"),
     "images": ("ImageSource",),
     "lit": ("LiT",),
     "loading": ("load", "load_lit"),

@@ -66,5 +66,9 @@ def warn_of_untrained(trained: object, stacklevel: int = 2) -> None:
         )
 
 
+class AssumedHeadsWarning(UserWarning):
+    """No file states how wide the attention heads are: with a wrong guess all vectors are wrong."""
+
+
 class TruncatedTextWarning(UserWarning):
     """A text was over the context length: it was cut, and keeps its end token."""

@@ -8,7 +8,7 @@ from typing import Any
 from aim_mlx.backend import dtype_named, mx
 from aim_mlx.config import LiTConfig, VisionConfig
 from aim_mlx.embed import Encoder
-from aim_mlx.errors import CheckpointError, UsageError, warn_of_untrained
+from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.lit import LiT, as_lit
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
@@ -34,7 +34,7 @@ def load(
     LiT checkpoints give a LiT, with the tokenizer beside the weights if there is one: `load_lit`
     says so to an editor. Raises CheckpointError for weights or a tokenizer that cannot be had or
     are not sound and complete, UsageError for an unknown name. Warns with UntrainedModelWarning
-    for random weights.
+    for random weights, with AssumedHeadsWarning where no file states the width of the heads.
     """
     return _load(model, dtype, revision, config, offline, progress)
 
@@ -64,7 +64,7 @@ def _load(
     checkpoint = open_checkpoint(_locate(model, revision, offline, progress), config)
     encoder = _encoder(checkpoint, precision)
     encoder.identity = {"model": os.fspath(model), **_identity(checkpoint)}
-    warn_of_untrained(encoder.trained, stacklevel=3)
+    checkpoint.warn(stacklevel=3)
     return encoder
 
 

@@ -198,7 +198,8 @@ def test_init_writes_a_checkpoint_that_says_it_is_untrained(capsys, monkeypatch,
         assert code == 0 and "UNTRAINED" in stderr
     one, two = ((tmp_path / f / "model.safetensors").read_bytes() for f in ("one", "two"))
     assert one == two
-    code, stdout, _ = run(capsys, "inspect", tmp_path / "one", "--json")
+    with pytest.warns(UntrainedModelWarning):
+        code, stdout, _ = run(capsys, "inspect", tmp_path / "one", "--json")
     facts = json.loads(stdout)
     assert code == 0 and facts["trained"] is False and facts["layout"] == "ml-aim-mlx"
 

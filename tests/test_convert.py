@@ -15,12 +15,13 @@ import aim_mlx
 from aim_mlx.backend import mx
 from aim_mlx.cli import main as cli
 from aim_mlx.config import LiTConfig, TextConfig, VisionConfig
-from aim_mlx.errors import CheckpointError, OutputError, UsageError
+from aim_mlx.errors import CheckpointError, OutputError, UntrainedModelWarning, UsageError
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.weights.checkpoint import Quantization, load_into, load_weights, open_checkpoint
 from aim_mlx.weights.compare import probe_pictures, similarity
 from aim_mlx.weights.convert import Conversion, convert_checkpoint
+from aim_mlx.weights.inspect import describe
 from aim_mlx.weights.layouts import layout_named
 from aim_mlx.weights.mapping import from_ours
 from aim_mlx.weights.sizes import expected_shapes
@@ -240,8 +241,23 @@ def test_untrained_weights_stay_untrained(tmp_path: Path):
     source = copy_case(tmp_path, "vision_absolute", "timm")
     path = weight_file(source)
     write_tensors(path, read_tensors(path), {"aim_mlx_trained": "false"})
-    convert_checkpoint(source, tmp_path / "m", compare=False)
+    with pytest.warns(UntrainedModelWarning, match="mean nothing"):
+        convert_checkpoint(source, tmp_path / "m", compare=False)
     assert not open_checkpoint(tmp_path / "m").trained
+    with pytest.warns(UntrainedModelWarning):
+        assert describe(tmp_path / "m")["trained"] is False
+
+
+def test_a_model_from_the_hubs_cache_keeps_its_name(tmp_path: Path):
+    commit = tmp_path / "models--apple--aimv2-large-patch14-224" / "snapshots" / ("a" * 40)
+    shutil.copytree(DATA / "vision_absolute" / "timm", commit)
+    for source, copy in (commit, tmp_path / "one"), (tmp_path / "one", tmp_path / "two"):
+        done = convert_checkpoint(source, copy, compare=False)
+        assert done.model == describe(copy)["model"] == "aimv2-large-patch14-224"
+    other = commit.parents[1].with_name("models--owner--its-own")
+    commit.parents[1].rename(other)
+    assert describe(other / "snapshots" / commit.name)["model"] == "owner/its-own"
+    assert describe(DATA / "vision_absolute" / "timm")["model"] is None
 
 
 def test_a_lit_folder_keeps_its_tokenizer_and_an_overwrite_takes_it_away(tmp_path: Path):
@@ -374,6 +390,12 @@ def test_the_command_says_on_stderr_what_the_conversion_cost(capsys, tmp_path: P
     code, out, err = run(capsys, source, tmp_path / "m", "-q", "--q-bits", 4)
     assert (code, out) == (0, "") and len(err.splitlines()) == 1
     assert "affine 4 bits in groups of 64" in err and "cosine of 4 embeddings" in err
+
+
+def test_the_lowest_cosine_is_that_of_the_worst_picture(capsys, monkeypatch, tmp_path: Path):
+    monkeypatch.setattr("aim_mlx.weights.convert.similarity", lambda *_: [0.875, 0.5, 1.0, 0.625])
+    err = run(capsys, DATA / "vision_absolute" / "timm", tmp_path / "m")[2]
+    assert "mean 0.750000, lowest 0.500000" in err
 
 
 def test_the_command_prints_one_summary_object(capsys, tmp_path: Path):

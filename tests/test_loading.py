@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 import aim_mlx
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.config import LiTConfig, TextConfig, VisionConfig
-from aim_mlx.errors import CheckpointError, UntrainedModelWarning, UsageError
+from aim_mlx.errors import AssumedHeadsWarning, CheckpointError, UntrainedModelWarning, UsageError
 from aim_mlx.lit import LiT
 from tests.small import NATIVE, SMALL, photo, save
 
@@ -74,6 +74,15 @@ def test_the_untrained_mark_goes_along_with_a_bare_file(tmp_path):
     bare = (folder / "model.safetensors").rename(tmp_path / "renamed.safetensors")
     with pytest.warns(UntrainedModelWarning):
         aim_mlx.load(bare, config=SMALL)
+
+
+def test_a_bare_file_of_unknown_sizes_says_which_heads_are_assumed(tmp_path):
+    config = VisionConfig(256, 24, 1, 4, 4, 8)  # heads of 64 channels: nothing in a tensor says so
+    bare = save(tmp_path / "m", config) / "model.safetensors"
+    bare = bare.rename(tmp_path / "bare.safetensors")
+    with pytest.warns(AssumedHeadsWarning, match="assumed 128 channels"):
+        assert aim_mlx.load(bare).model.config.num_heads == 2
+    assert aim_mlx.load(bare, config=config).model.config.num_heads == 4  # warnings are errors here
 
 
 def test_a_missing_folder_is_named():

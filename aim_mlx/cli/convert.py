@@ -63,7 +63,8 @@ def convert(
     form = done.dtype
     if done.quantization is not None:
         form = "{mode} {bits} bits in groups of {group_size}".format(**done.quantization)
-    line = f"{at(folder)}: {done.kind}, {form}, {done.bytes_before:,} -> {done.bytes:,} bytes"
+    line = f"{at(folder)}: {done.model or done.kind}, {form}, "
+    line += f"{done.bytes_before:,} -> {done.bytes:,} bytes"
     if done.cosines is not None:
         low, mean = min(done.cosines), sum(done.cosines) / len(done.cosines)
         line += f"; cosine of {len(done.cosines)} embeddings: mean {mean:.6f}, lowest {low:.6f}"

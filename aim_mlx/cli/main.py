@@ -33,7 +33,13 @@ from aim_mlx.cli import (
     zeroshot_eval,
 )
 from aim_mlx.cli.terminal import escaped
-from aim_mlx.errors import AimError, BackendError, TruncatedTextWarning, UntrainedModelWarning
+from aim_mlx.errors import (
+    AimError,
+    AssumedHeadsWarning,
+    BackendError,
+    TruncatedTextWarning,
+    UntrainedModelWarning,
+)
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _LONGEST_LINE = 2000  # characters of a message, which may quote a checkpoint's text
@@ -87,7 +93,7 @@ def main() -> None:
 
     A closed pipe ends a command quietly with 1: typer sees to that.
     """
-    for kind in (UntrainedModelWarning, TruncatedTextWarning):
+    for kind in (UntrainedModelWarning, AssumedHeadsWarning, TruncatedTextWarning):
         warnings.simplefilter("always", kind)
     warnings.showwarning = _show_warning
     _quieten_pillow()

@@ -23,10 +23,14 @@ LARGEST_EXTRA = 32 * 2**20  # bytes of one of the tokenizer's files; CLIP's larg
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted; `cosines` compares image vectors before and after, None if left out."""
+    """What was converted, `model` if its name is known.
+
+    `cosines` compares image vectors before and after, None if left out.
+    """
 
     source: str
     folder: str
+    model: str | None
     layout: str
     kind: str
     dtype_before: str
@@ -54,9 +58,11 @@ def convert_checkpoint(
 
     `dtype` None keeps each tensor's own, bit for bit; a quantised source is unpacked. `progress` is
     called with the tensors done and their number. Raises CheckpointError for an unsound source,
-    UsageError for what cannot be done to it, OutputError where the folder cannot be written.
+    UsageError for what cannot be done to it, OutputError where the folder cannot be written. Warns
+    as `load` does.
     """
     before = open_checkpoint(source, config)
+    before.warn(stacklevel=3)
     _check(before, Path(folder), dtype, quantization)
     check_folder(Path(folder), overwrite)
     save_checkpoint(
@@ -74,6 +80,7 @@ def convert_checkpoint(
     return Conversion(
         source=str(source),
         folder=str(folder),
+        model=before.model,
         layout=before.layout,
         kind=before.kind,
         dtype_before=before.dtype,

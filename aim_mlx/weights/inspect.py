@@ -15,13 +15,16 @@ def describe(path: str | os.PathLike[str], config: ModelConfig | None = None) ->
     """Checks a checkpoint without reading its tensors and says what it holds, in JSON values.
 
     `config` gives the sizes in place of config.json. `fits` names the published models of the same
-    sizes: it says what the weights could be, not what they are. Raises CheckpointError.
+    sizes: it says what the weights could be, not what they are. Raises CheckpointError, and warns
+    as `load` does.
     """
     checkpoint = open_checkpoint(path, config)
+    checkpoint.warn(stacklevel=3)
     dtypes = Counter(_NAMES[info.dtype] for info in checkpoint.tensors.values())
     how = checkpoint.quantization
     return {
         "path": str(checkpoint.path),
+        "model": checkpoint.model,
         "layout": checkpoint.layout,
         "kind": checkpoint.kind,
         "sizes": to_dict(checkpoint.config),

@@ -1,6 +1,8 @@
 """A checkpoint on disk: opened with every check before a tensor is read, then loaded."""
 
 import os
+import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,8 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
-from aim_mlx.errors import CheckpointError
+from aim_mlx.config import HEAD_DIM, LiTConfig, PreprocessConfig, TextConfig, VisionConfig
+from aim_mlx.errors import AssumedHeadsWarning, CheckpointError, warn_of_untrained
+from aim_mlx.registry import MODELS
 from aim_mlx.weights.facts import KINDS, ConfigFacts, TowerFacts, check_facts, check_kind
 from aim_mlx.weights.files import weight_files
 from aim_mlx.weights.hub_config import read_config
@@ -34,8 +37,8 @@ DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TRAINED_KEY = "aim_mlx_trained"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
-
 _PACKED = {"U32", "U8"}
+_SNAPSHOT = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", re.ASCII)  # in the Hub's cache
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Checkpoint:
 
     `kind` is "vision" or "lit", and `config` of that kind. `dtype` is the stored one, or "mixed";
     `parameters` counts them unpacked. `trained` is False only for weights that were made untrained,
-    as for tests.
+    as for tests. `heads_assumed` says that HEAD_DIM gave the heads of a model of unknown sizes.
     """
 
     path: Path
@@ -58,6 +61,32 @@ class Checkpoint:
     quantization: Quantization | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     trained: bool = True
+    heads_assumed: bool = False
+
+    def warn(self, stacklevel: int = 2) -> None:
+        """Warns of what whoever uses the weights must know of them."""
+        warn_of_untrained(self.trained, stacklevel + 1)
+        if self.heads_assumed:
+            warnings.warn(
+                f"no config.json states the heads of {at(self.path)}: assumed {HEAD_DIM} channels "
+                "each, as in the published models. With another width the vectors are wrong: add "
+                "the config.json that it was published with, or give config=",
+                AssumedHeadsWarning,
+                stacklevel=stacklevel + 1,
+            )
+
+    @property
+    def model(self) -> str | None:
+        """The published model or the repo that it is a copy of, where a path on its way says so."""
+        places, facts = [str(self.path.absolute())], self.provenance
+        while isinstance(facts, dict) and facts:
+            places.append(str(facts.get("source")))
+            facts = facts.get("earlier")
+        found = next((m for m in map(_SNAPSHOT.search, places) if m), None)
+        if found is None:
+            return None
+        repo = f"{found[1]}/{found[2]}"
+        return next((spec.name for spec in MODELS.values() if spec.repo == repo), repo)
 
     @property
     def vision(self) -> VisionConfig:
@@ -137,7 +166,18 @@ def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = N
         quantization=facts.quantization if facts is not None else None,
         provenance=provenance,
         trained=_is_trained(provenance, files),
+        heads_assumed=config is None and _heads_are_silent(facts, found),
     )
+
+
+def _heads_are_silent(facts: ConfigFacts | None, found: ModelConfig) -> bool:
+    """Whether nothing but a published model's sizes could say how many heads there are."""
+    if any(spec.config == found for spec in MODELS.values()):
+        return False
+    if facts is None:
+        return True
+    towers = (facts.vision, facts.text) if isinstance(found, LiTConfig) else (facts.vision,)
+    return facts.config is None and any(tower.num_heads is None for tower in towers)
 
 
 def _check_dtypes(tensors: Mapping[str, TensorInfo]) -> None:
