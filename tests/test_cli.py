@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -229,6 +230,22 @@ def test_a_command_without_arguments_prints_its_help(capsys, group):
     code, stdout, stderr = run(capsys, *group)
     assert code == 0 and stderr == ""
     assert stdout.startswith("Usage: ") and "Commands:" in stdout
+
+
+def _help_pages() -> list[list[str]]:
+    groups = {group.name: group.typer_instance for group in cli.app.registered_groups}
+    inner = [[name, each.name] for name, app in groups.items() for each in app.registered_commands]
+    return [[], *([each.name] for each in cli.app.registered_commands), *inner]
+
+
+@pytest.mark.parametrize("command", _help_pages(), ids=" ".join)
+def test_help_is_in_words_and_fits_a_terminal(capsys, command):
+    code, stdout, _ = run(capsys, *command, "--help")
+    assert code == 0 and all(len(line) <= 80 for line in stdout.splitlines())
+    # Braces and angles are how the library shows types; "{}" is the place of a label in a template.
+    assert not re.search(r"\{\w|<\w|\w\[\w|x>=", stdout)
+    cut = [line for line in stdout.splitlines() if line.endswith("...")]
+    assert not [line for line in cut if not line.startswith("Usage: ")]
 
 
 def test_doctor_reports_device_and_versions(capsys):

@@ -29,20 +29,20 @@ def classify(
         typer.Argument(metavar="SRC...", help="Images and folders, or one store of a LiT model."),
     ],
     labels: Annotated[
-        str | None, typer.Option(help="What to choose from, with commas: cat,dog,something else")
+        str | None, typer.Option(help="What to choose from: cat,dog,something else")
     ] = None,
     labels_file: Annotated[
         Path | None, typer.Option(help="A text file of labels, one a line.")
     ] = None,
     head: Annotated[
-        Path | None, typer.Option(help="A folder of labels saved before, instead of labels.")
+        Path | None, typer.Option(help="A folder that --save-head wrote, instead of labels.")
     ] = None,
     templates: Templates = "plain",
     multi_label: Annotated[
-        bool, typer.Option("--multi-label", help="Judge each label by itself: cosines.")
+        bool, typer.Option("--multi-label", help="Score each label by itself, by its cosine.")
     ] = False,
     top: Annotated[
-        int | None, typer.Option(help="The best N labels; 1 if absent, all with --multi-label.")
+        int | None, typer.Option(help="The best N labels.  [default: 1, or all with --multi-label]")
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Only labels with at least this score.")
@@ -53,24 +53,28 @@ def classify(
     batch_size: BatchSize = None,
     output: Table = None,
     html: Annotated[
-        Path | None, typer.Option(help="Also a page of the photos with bars for their labels.")
+        Path | None,
+        typer.Option(help="Also write a web page of the photos and their labels."),
     ] = None,
     heatmap: Annotated[
         Path | None,
-        typer.Option(help="Also pictures of where each photo's label looks, into this folder."),
+        typer.Option(help="Also write pictures of where each label looks, into this folder."),
     ] = None,
     save_head: Annotated[
-        Path | None, typer.Option(help="Keep the labels' vectors in this folder, for --head.")
+        Path | None, typer.Option(help="Save the labels' vectors in this folder, for --head.")
     ] = None,
     overwrite: Overwrite = False,
     offline: Offline = False,
     follow: Follow = False,
     allow_truncated: Annotated[
-        bool, typer.Option("--allow-truncated", help="Take what is left of cut files.")
+        bool, typer.Option("--allow-truncated", help="Classify what is left of cut files.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Print the best label of each photo: score, label and path, with tabs between."""
+    """Print the best label of each photo.
+
+    A line has the score, the label and the path, with tabs between.
+    """
     from aim_mlx.classify import Choice, Images
     from aim_mlx.cli.labelled import Report, Telling
     from aim_mlx.cli.progress import Progress

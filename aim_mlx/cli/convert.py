@@ -34,7 +34,10 @@ def convert(
         bool, typer.Option("--json", help="Print a summary as one JSON object.")
     ] = False,
 ) -> None:
-    """Write the checkpoint SRC as the folder DST, which loads unchanged; SRC is never changed."""
+    """Cast, quantise or rewrite a checkpoint.
+
+    DST is a folder that loads unchanged. SRC is never changed.
+    """
     from rich.console import Console
     from rich.progress import Progress
 

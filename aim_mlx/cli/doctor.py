@@ -7,7 +7,10 @@ PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow", "safetensors", "hug
 
 
 def doctor() -> None:
-    """Report device, BLAS and versions, and what would make this machine faster."""
+    """Report what this machine runs on.
+
+    Device, BLAS and versions, and what would make it faster.
+    """
     print(f"system       {platform.system()} {platform.machine()}, Python {_python()}")
     for package in PACKAGES:
         print(f"{package:<12} {_installed(package)}")

@@ -16,7 +16,7 @@ def download(
     offline: Annotated[bool, typer.Option("--offline", help="Only find what is here.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Download a published model once, and print its folder."""
+    """Download a published model, and print its folder."""
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
     from aim_mlx.errors import Interrupted

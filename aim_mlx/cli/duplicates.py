@@ -25,7 +25,10 @@ def duplicates(
         bool, typer.Option("--json", help="Print groups and a summary as JSON lines.")
     ] = False,
 ) -> None:
-    """Print groups of near-duplicates: group, lowest and highest similarity in it, path."""
+    """Print groups of near-duplicates.
+
+    A line has the group, the lowest and highest similarity in it, and the path.
+    """
     from aim_mlx.cli.reports import open_rows
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.duplicates import duplicates as find

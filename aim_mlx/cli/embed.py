@@ -74,7 +74,7 @@ def embed(
         bool, typer.Option("--json", help="Report skips and a summary as JSON lines on stdout.")
     ] = False,
 ) -> int:
-    """Embed every image under SRC, one vector each, in the order of their paths.
+    """Turn every photo under SRC into a vector.
 
     With a folder as OUT the same command, run again, goes on where it was interrupted and embeds
     what is new or changed. Ctrl-C keeps what is done.

@@ -22,7 +22,7 @@ def export(
         bool, typer.Option("--overwrite", help="Replace the file if it is there.")
     ] = False,
 ) -> None:
-    """Write the rows of a store to one file, part by part, and by one rename at the end."""
+    """Write the rows of a store to one file."""
     from aim_mlx.cli.terminal import escaped
     from aim_mlx.errors import UsageError
     from aim_mlx.store.onefile import Rows, write_file

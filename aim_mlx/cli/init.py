@@ -5,14 +5,19 @@ from typing import Annotated
 
 import typer
 
+from aim_mlx.cli.options import Overwrite
+
 
 def init(
-    name: Annotated[str, typer.Argument(help="A model name, such as aimv2-large-patch14-224.")],
-    folder: Annotated[Path, typer.Argument(help="The checkpoint folder to write.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A published model's name.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace a checkpoint in FOLDER.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Write an UNTRAINED checkpoint with random weights, to try things out without a download."""
+    """Write an untrained model, to try things out.
+
+    Its weights are random numbers, so its results mean nothing.
+    """
     from aim_mlx.config import LiTConfig
     from aim_mlx.registry import find_model
     from aim_mlx.tokenizer import Tokenizer

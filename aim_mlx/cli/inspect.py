@@ -11,7 +11,10 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint folder or a .safetensors file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print layout, sizes, dtype and parameters of a checkpoint, and which models it fits."""
+    """Print what is in a checkpoint.
+
+    Its layout, sizes, dtype and parameters, and which models it fits.
+    """
     from aim_mlx.cli.terminal import escaped
     from aim_mlx.weights.inspect import describe
 

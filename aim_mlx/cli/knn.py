@@ -48,7 +48,9 @@ def knn(
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> int:
-    """Classify labelled images by their nearest neighbours; print how many are right.
+    """Measure how well neighbours tell classes apart.
+
+    Each image is classified by those nearest to it; nothing is trained.
 
     The neighbours are those of DATA's train. Their best number on val is taken for its test.
     """

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from aim_mlx.cli.help import App
 from aim_mlx.cli.options import Offline, Revision
 from aim_mlx.cli.stages import Stages
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.lit_training.config import TrainConfig
 from aim_mlx.registry import DEFAULT_MODEL
 
-app = typer.Typer(help="Models that compare images with words.", rich_markup_mode=None)
+app = App(help="Models that compare images with words.", rich_markup_mode=None)
 
 
 def _with_options_of_training(command: Callable[..., int]) -> Callable[..., int]:
@@ -60,7 +61,10 @@ def train(
     ] = False,
     **options: Any,
 ) -> int:
-    """Train text tower and image head on PAIRS, columns path and caption; the trunk stays frozen.
+    """Teach a model words for your own pictures.
+
+    PAIRS has the columns path and caption. The text tower and the image head are trained; the image
+    tower stays as it is.
 
     Paths are relative to the folder of PAIRS. The same command resumes an interrupted run.
     """

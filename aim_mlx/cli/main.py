@@ -32,6 +32,7 @@ from aim_mlx.cli import (
     verify,
     zeroshot_eval,
 )
+from aim_mlx.cli.help import App
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import (
     AimError,
@@ -44,7 +45,7 @@ from aim_mlx.errors import (
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _LONGEST_LINE = 2000  # characters of a message, which may quote a checkpoint's text
 
-app = typer.Typer(
+app = App(
     help="Turn photos into embeddings with Apple's AIM vision encoders.",
     add_completion=False,
     rich_markup_mode=None,  # plain help: importing rich would double the time of --help

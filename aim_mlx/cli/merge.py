@@ -18,7 +18,9 @@ def merge(
         bool, typer.Option("--json", help="Print a summary as a JSON line on stdout.")
     ] = False,
 ) -> int:
-    """Make one store of those that `embed --shard 1/n` to `--shard n/n` made.
+    """Join the stores that several machines made.
+
+    They are those of `embed --shard 1/n` to `embed --shard n/n`.
 
     All is checked first: that every share is there once, finished and sound, of the same model,
     options and list of files. The rows are those of a run on one machine, in the same order. Ends

@@ -16,7 +16,10 @@ def models(
         bool, typer.Option("--markdown", help="Print the table of the README.")
     ] = False,
 ) -> None:
-    """List the published models: parameters, memory at each precision, what is on this disk."""
+    """List the published models and their sizes.
+
+    Parameters, accuracy on ImageNet, memory at each precision, and what is on this disk.
+    """
     if markdown:
         print(markdown_table())
         return

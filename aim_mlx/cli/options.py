@@ -13,16 +13,14 @@ EncoderModel = Annotated[
     str, typer.Option(help="The encoder: a model name, Hub repo, folder or file.")
 ]
 LitModel = Annotated[
-    str | None, typer.Option(help=f"A LiT model's name, repo or folder [{DEFAULT_LIT}].")
+    str | None, typer.Option(help=f"A LiT model's name, repo or folder.  [default: {DEFAULT_LIT}]")
 ]
 Revision = Annotated[str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
 BatchSize = Annotated[
-    int | None, typer.Option(help="Images at a time; fitted to the device if absent.")
+    int | None, typer.Option(help="Images at a time.  [default: fitted to the device]")
 ]
-MeanLayers = Annotated[
-    str, typer.Option(help="Blocks to average instead of the last norm: -1,-2,-3")
-]
+MeanLayers = Annotated[str, typer.Option(help="Average these blocks' outputs, such as -1,-2,-3.")]
 Templates = Annotated[
     str, typer.Option(help="plain, varied, or a file of sentences with {} for the label.")
 ]
@@ -39,15 +37,16 @@ LabelledImages = Annotated[
 ]
 MultiLabel = Annotated[
     bool,
-    typer.Option("--multi-label", help="Any number of classes an image; in a table sky;sea."),
+    typer.Option("--multi-label", help="An image may have several classes; in a table sky;sea."),
 ]
 AllowEmpty = Annotated[
     bool, typer.Option("--allow-empty", help="Leave classes without images out.")
 ]
-PathColumn = Annotated[str, typer.Option(help="The column of the images in a table.")]
-LabelColumn = Annotated[str, typer.Option(help="The column of the classes.")]
+PathColumn = Annotated[str, typer.Option(help="In a table, the column with the images.")]
+LabelColumn = Annotated[str, typer.Option(help="In a table, the column with the classes.")]
 SplitColumn = Annotated[
-    str | None, typer.Option(help="The column of train, val and test; if absent split, if any.")
+    str | None,
+    typer.Option(help="In a table, the column with train, val and test.  [default: split]"),
 ]
 Follow = Annotated[bool, typer.Option("--follow", help="Follow links to folders.")]
 
@@ -56,7 +55,7 @@ Follow = Annotated[bool, typer.Option("--follow", help="Follow links to folders.
 Table = Annotated[
     Path | None, typer.Option("-o", "--output", help="A .csv or .jsonl file to write.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON lines, the last of them a summary.")
+    bool, typer.Option("--json", help="Print JSON lines, with a summary as the last.")
 ]

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aim_mlx.cli.help import App
 from aim_mlx.cli.options import (
     AllowEmpty,
     AsJson,
@@ -24,7 +25,7 @@ from aim_mlx.cli.options import (
 from aim_mlx.cli.probe_report import ProbeReport
 from aim_mlx.registry import DEFAULT_MODEL
 
-app = typer.Typer(help="Classifiers on the features of a frozen encoder.", rich_markup_mode=None)
+app = App(help="Classifiers on the features of a frozen encoder.", rich_markup_mode=None)
 
 Probe = Annotated[Path, typer.Argument(metavar="PROBE", help="The folder that probe train wrote.")]
 OtherModel = Annotated[

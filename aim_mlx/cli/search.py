@@ -41,7 +41,10 @@ def search(
         bool, typer.Option("--json", help="Print results and a summary as JSON lines.")
     ] = False,
 ) -> None:
-    """Print the photos most like images or words: cosine similarity, a tab and the path."""
+    """Print the photos most like images or words.
+
+    A line has the cosine similarity and the path, with a tab between.
+    """
     from huggingface_hub.utils import tqdm
 
     from aim_mlx.cli.reports import open_rows

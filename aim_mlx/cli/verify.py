@@ -27,7 +27,9 @@ def verify(
         bool, typer.Option("--json", help="Report on stdout, as JSON lines.")
     ] = False,
 ) -> int:
-    """Check every byte, row and vector of a store, and that every listed file is accounted for.
+    """Check that a store is sound and complete.
+
+    Every byte, row and vector is read, and every listed file must have its row or its reason.
 
     Ends with 0 if all is sound and complete, 5 if something is damaged or wrong, 4 if the model for
     --sample cannot be had or is another, 1 if all there is is sound but the last run was not

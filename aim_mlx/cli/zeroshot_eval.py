@@ -31,11 +31,11 @@ def zeroshot_eval(
     ],
     class_names: Annotated[
         Path | None,
-        typer.Option(help="A table of class and label, where folders are not called in words."),
+        typer.Option(help="A table of class and label, for folders not named in words."),
     ] = None,
     templates: Templates = "plain",
     split: Annotated[
-        str | None, typer.Option(help="train, val or test, where there are splits [val].")
+        str | None, typer.Option(help="train, val or test.  [default: val, if there are splits]")
     ] = None,
     model: LitModel = None,
     revision: Revision = None,
@@ -45,7 +45,10 @@ def zeroshot_eval(
     allow_empty: AllowEmpty = False,
     as_json: AsJson = False,
 ) -> int:
-    """Classify labelled images by the names of their classes; print how many are right."""
+    """Measure how well words tell classes apart.
+
+    Each image is classified by the names of the classes. Prints how many are right.
+    """
     from aim_mlx.cli.progress import Progress
     from aim_mlx.embed import EmbedOptions
     from aim_mlx.images import Listing, Skip
