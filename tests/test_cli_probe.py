@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from aim_mlx.cli import main as cli
+from aim_mlx.cli.probe_report import ProbeReport
 from tests.digits import write_digits
 from tests.small import photo, save, wait_for
 from tests.test_probe_dataset import fill
@@ -62,22 +64,50 @@ def test_training_tells_epochs_and_figures_and_writes_a_report(capsys, digits, m
     assert (out / "report.html").is_file()
 
 
-def test_eval_prints_figures_and_classes_and_warns_of_images_it_has_seen(capsys, probe, digits):
-    code, lines, talk = run(capsys, "probe", "eval", probe, digits)
+def test_eval_of_all_prints_figures_and_classes_and_warns_of_images_it_has_seen(
+    capsys, probe, digits
+):
+    code, lines, talk = run(capsys, "probe", "eval", probe, digits, "--split", "all")
     table = dict(line.split("\t")[:2] for line in lines.splitlines())
     assert code == 0 and set(map(str, range(10))) < set(table) and "balanced_accuracy" in table
-    assert "leak: 140 of the 200 images were trained on" in talk
+    assert "warning: leak: 140 of the 200 images were trained on" in talk
+    assert "warning: leak: 30 of the 200 images were used to choose the head" in talk
+    assert "\033" not in talk
 
 
-def test_eval_of_the_test_split_gives_the_figures_of_training(capsys, probe, digits, tmp_path):
+def test_warnings_are_red_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    ProbeReport(False).warned("leak")
+    assert re.search(r"\033\[[\d;]*31mwarning: leak", capsys.readouterr().err)
+
+
+def test_eval_measures_the_test_split_of_training_unless_another_is_asked_for(
+    capsys, probe, digits, tmp_path
+):
     page = tmp_path / "eval.html"
-    code, lines, talk = run(
-        capsys, "probe", "eval", probe, digits, "--split", "test", "--json", "--html", page
-    )
+    code, lines, talk = run(capsys, "probe", "eval", probe, digits, "--json", "--html", page)
     trained = json.loads((probe / "probe.json").read_text())["metrics"]["test"]
     summary = json.loads(lines.splitlines()[-1])
     assert code == 0 and "leak" not in talk and page.is_file()
+    assert "170 images were not in test: --split all measures them too" in talk
+    assert summary["measured_on"] == "test" and summary["figures"]["images"] == 30
     assert summary["figures"]["accuracy"] == pytest.approx(trained["accuracy"])
+    code, again, talk = run(capsys, "probe", "eval", probe, digits, "--json", "--split", "test")
+    assert json.loads(again.splitlines()[-1]) == summary and "not in test" not in talk
+
+
+def test_eval_of_images_that_training_has_not_seen_measures_them_all(
+    capsys, probe, digits, tmp_path
+):
+    data = write_digits(tmp_path / "new", 30)
+    for path in data.glob("*/*.png"):
+        if next(digits.glob(f"*/{path.name}"), None):
+            path.unlink()
+    code, lines, talk = run(capsys, "probe", "eval", probe, data, "--json")
+    summary = json.loads(lines.splitlines()[-1])
+    assert code == 0 and summary["measured_on"] == "all" and summary["figures"]["images"] == 100
+    assert "leak" not in talk and "not in test" not in talk
 
 
 def test_eval_of_unknown_classes_and_splits_is_refused(capsys, probe, tmp_path):

@@ -153,7 +153,7 @@ def evaluate(
     probe: Probe,
     source: LabelledImages,
     split: Annotated[
-        str | None, typer.Option(help="train, val or test; if absent test, or all images.")
+        str | None, typer.Option(help="train, val, test or all; default: test, else all.")
     ] = None,
     model: OtherModel = None,
     html: Annotated[Path | None, typer.Option(help="Also a report of it.")] = None,

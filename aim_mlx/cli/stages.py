@@ -47,7 +47,7 @@ class Stages:
         self.say(f"note: {escaped(note)}")
 
     def warned(self, warning: str) -> None:
-        self.say(f"warning: {escaped(warning)}")
+        self.say(f"warning: {escaped(warning)}", style="bold red")
         self.emit("warning", {"warning": warning})
 
     def advanced(self, what: str, done: int, total: int) -> None:
@@ -57,9 +57,10 @@ class Stages:
         if self._bar.disable and time.monotonic() - self._said >= _SILENCE:
             self.say(f"{what}: {done:,} of {total:,}")
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, style: str | None = None) -> None:
+        """Prints a line on stderr; the style is for a terminal alone."""
         self._said = time.monotonic()
-        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._bar.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def emit(self, event: str, record: Mapping[str, Any]) -> None:
         if self.as_json:

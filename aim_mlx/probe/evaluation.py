@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,12 @@ from aim_mlx.errors import AimError, OutputError, UsageError
 from aim_mlx.images import Skip
 from aim_mlx.probe.data import Data
 from aim_mlx.probe.dataset import SPLITS, Labelled
-from aim_mlx.probe.parts import Part, Progress, as_part, read_images
+from aim_mlx.probe.parts import Image, Part, Progress, as_part, read_images
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import SPLITS_FILE
 from aim_mlx.probe.summary import Measured
+
+ALL = "all"  # in place of a split
 
 
 @dataclass(frozen=True)
@@ -36,44 +38,61 @@ def evaluate_probe(
     split: str | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Evaluation:
-    """Measures the probe of a folder on the images of a split, by default test, else all of them.
+    """Measures the probe of a folder on the images of a split, or on "all".
 
-    Data without splits of its own is divided as in the probe's training, where a split is asked
-    for. Images are read once each and nothing is kept. Raises UsageError for a class or split that
-    is not known, AimError where no image can be read.
+    By default that is test: where the data has no splits of its own, what was in test when the
+    probe was trained; all of it where none of it was. Images are read once each and nothing is
+    kept. Raises UsageError for a class or split that is not known, AimError where no image can be
+    read.
     """
-    if split not in (None, *SPLITS):
-        raise UsageError(f"a split is train, val or test, got {split!r}")
+    if split not in (None, ALL, *SPLITS):
+        raise UsageError(f"a split is train, val, test or all, got {split!r}")
     labelled = data.labelled(folder)
-    chosen, name = _chosen(labelled, split)
     seen = _read_splits(folder / SPLITS_FILE)
-    if not seen and not labelled.has_splits and split is not None:
+    if labelled.has_splits:
+        labelled, split = _own(labelled, split)
+    elif not seen and split not in (None, ALL):
         raise UsageError(
             f"{str(folder / SPLITS_FILE)!r}, which would say what was in {split}, is not there: "
             "leave out --split, or give images with splits of their own"
         )
-    images, skips, notes = read_images(chosen, lambda *n: progress("reading images", *n))
-    if not labelled.has_splits and split is not None:
-        images = [each for each in images if seen.get(each.content.digest) == split]
-        if not images:
-            raise UsageError(f"none of these images was in {split} when the probe was trained")
+    images, skips, notes = read_images(labelled, lambda *n: progress("reading images", *n))
+    if not labelled.has_splits:
+        images, split, more = _recorded(images, split, seen)
+        notes += more
     part = as_part(images, probe.classes, probe.multi_label)
     part, found, failed = _probabilities(probe, part, lambda *n: progress("looking at", *n))
-    measured = Measured.of(name, part, found, probe.classes)
+    measured = Measured.of(split or ALL, part, found, probe.classes)
     return Evaluation(measured, (*skips, *failed), notes, tuple(_warnings(probe, part, seen)))
 
 
-def _chosen(labelled: Labelled, split: str | None) -> tuple[Labelled, str]:
-    """The images to look at, and what they are called."""
-    if not labelled.has_splits:
-        return labelled, split or "all"
+def _own(labelled: Labelled, split: str | None) -> tuple[Labelled, str]:
+    """The images of a split that the data itself names."""
     there = {item.split for item in labelled.items}
     if split is None:
         split = "test" if "test" in there else "val"
+    if split == ALL:
+        return labelled, split
     if split not in there:
         names = ", ".join(sorted(str(name) for name in there))
         raise UsageError(f"these images have no split {split!r}: choose one of {names} by --split")
     return replace(labelled, items=tuple(i for i in labelled.items if i.split == split)), split
+
+
+def _recorded(
+    images: Sequence[Image], split: str | None, seen: Mapping[str, str]
+) -> tuple[Sequence[Image], str, tuple[str, ...]]:
+    """The images that were in a split when the probe was trained, its name, and notes."""
+    wanted = split or "test"
+    chosen = [each for each in images if seen.get(each.content.digest) == wanted]
+    if split == ALL or (split is None and not chosen):
+        return images, ALL, ()
+    if not chosen:
+        raise UsageError(f"none of these images was in {split} when the probe was trained")
+    if split is None and len(chosen) < len(images):
+        left = len(images) - len(chosen)
+        return chosen, wanted, (f"{left:,} images were not in test: --split all measures them too",)
+    return chosen, wanted, ()
 
 
 def _read_splits(path: Path) -> dict[str, str]:
