@@ -87,7 +87,9 @@ class EmbedRun:
         known = store.catalog.find_digest
         try:
             with (
-                Contents(paths, lambda digest: known(digest) is not None) as contents,
+                Contents(
+                    paths, lambda digest: known(digest) is not None, self._options.max_pixels
+                ) as contents,
                 closing(self._encoder.embed_stream(contents, self._options, block)) as rows,
             ):
                 for row in rows:

@@ -1,6 +1,7 @@
 """Files read for their digest before they are decoded: what is decoded is what was digested."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image, ImageFile
 from aim_mlx.errors import ImageError
 from aim_mlx.images import changed, decode, is_beyond_times, size_and_time
 from aim_mlx.images.contents import read_content
-from tests.bad_images import PNG, encoded
+from tests.bad_images import JPEG, PNG, encoded
 from tests.embed_runs import OUTPUTS, embed, make, vectors_of
 from tests.small import photo, save
 
@@ -75,7 +76,7 @@ def test_bytes_other_than_those_that_were_digested_are_not_decoded(tmp_path, cha
     assert np.array_equal(np.asarray(decode(known)), photo(1))
     change(path, OTHER)
     for whole in (len(B), 1):  # read at once, and decoded from the open file
-        monkeypatch.setattr("aim_mlx.images.files._READ_WHOLE", whole)
+        monkeypatch.setattr("aim_mlx.images.files.READ_WHOLE", whole)
         with pytest.raises(ImageError, match="other content") as caught:
             decode(known)
         assert caught.value.reason == "changed"
@@ -118,6 +119,46 @@ def test_a_file_rewritten_while_it_is_decoded_is_changed_though_its_size_and_tim
     monkeypatch.setattr(ImageFile.ImageFile, "load", meddle)
     with pytest.raises(ImageError, match="changed while it was read"):
         decode(path)
+
+
+# Files far larger than what is in them
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("zeros.jpg", b"", "not_image"),
+        ("tail.jpg", JPEG, "too_large"),
+        ("tail.png", PNG, "too_large"),
+        ("tail.webp", encoded(format="WEBP"), "too_large"),
+        ("tail.bmp", B, "too_large"),
+        ("tail.ppm", encoded(format="PPM"), "too_large"),
+        ("tail.gif", encoded(format="GIF"), "too_large"),
+        ("tail.tif", encoded(format="TIFF"), "too_large"),
+        ("tail.avif", encoded(format="AVIF"), "too_large"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_sparse_terabyte_is_refused_from_its_header(tmp_path, name, content, reason):
+    path = tmp_path / name
+    path.write_bytes(content)
+    os.truncate(path, 1 << 40)
+    started = time.monotonic()
+    for read in (lambda: read_content(str(path)), lambda: decode(path)):
+        with pytest.raises(ImageError) as caught:
+            read()
+        assert caught.value.reason == reason
+        if reason == "too_large":
+            assert "the file has 1,099,511,627,776 bytes" in caught.value.detail
+            assert "at most" in caught.value.detail
+    assert time.monotonic() - started < 5  # reading it takes an hour
+
+
+def test_a_film_behind_a_photograph_costs_it_nothing(tmp_path):
+    path = tmp_path / "motion.jpg"
+    path.write_bytes(JPEG)
+    os.truncate(path, 60 << 20)
+    assert decode(read_content(str(path)).at(str(path))).size == decode(JPEG).size
 
 
 # Times that 64 bits of nanoseconds cannot hold

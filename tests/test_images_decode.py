@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images import containers, decode, default_max_pixels
+from aim_mlx.images import containers, decode, default_max_pixels, headers
 from aim_mlx.images.decode import decoded
 
 
@@ -280,8 +280,8 @@ def test_an_image_above_max_pixels_is_refused_and_one_at_it_is_not(format):
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {}, {"exif": b"Exif\0\0", "quality": 50}])
 def test_the_canvas_of_every_kind_of_webp_is_known_before_it_is_opened(options):
-    head = encoded(photo(), "WEBP", **options)[: containers.HEAD_BYTES]
-    assert containers.canvas_size("WEBP", head) == (53, 37)
+    data = encoded(photo(), "WEBP", **options)
+    assert headers.pixel_size("WEBP", data[: headers.HEAD_BYTES], io.BytesIO(data)) == (53, 37)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +300,107 @@ def test_a_file_far_larger_than_its_image_could_be_is_refused_unread(tmp_path):
     path.write_bytes(encoded(photo(), "WEBP"))
     os.truncate(path, 200 << 20)  # sparse
     assert reason_of(path, max_pixels=1_000_000) == "too_large"
+
+
+# Decoders that would run for minutes
+
+
+def _scans(count):
+    """A progressive JPEG whose last scan is repeated."""
+    data = encoded(photo(), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * count + b"\xff\xd9"
+
+
+def _plain_scans(count):
+    """A baseline JPEG that has a scan for each component, the last of them repeated."""
+    data = encoded(photo(mode="L"), "JPEG")
+    start, sos = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    after = start + 2 + struct.unpack(">H", data[start + 2 : start + 4])[0]
+    components = b"".join(bytes([each, 0x11, 0]) for each in (1, 2, 3))
+    frame = b"\xff\xc0\0\x11" + data[start + 4 : start + 9] + b"\3" + components
+    scans = [data[sos : sos + 5] + bytes([each]) + data[sos + 6 : -2] for each in (1, 2, 3)]
+    return data[:start] + frame + data[after:sos] + b"".join(scans) + scans[2] * count + b"\xff\xd9"
+
+
+def _gif(before=b"", after=b""):
+    data = encoded(photo(mode="P"), "GIF")
+    at = 13 + 3 * 256
+    return data[:at] + before + data[at:-1] + after + b";"
+
+
+def _tiff(entries, tail=b""):
+    """Little-endian tags (tag, type, count, value) behind the header."""
+    body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + bytes(4) + tail
+
+
+_SMALL_TIFF = [(256, 4, 1, 1), (257, 4, 1, 200_000), (258, 3, 1, 8), (259, 3, 1, 1)]
+_SLOW = {
+    "many scans": (_scans(5000), "too_large", "scans of a JPEG, the limit is 500"),
+    "many plain scans": (_plain_scans(5000), "too_large", "scans of a JPEG"),
+    "text": (b"P2\n#\n100 100\n255\n" + b"1 " * 10_000, "not_image", "PPM in text is not among"),
+    "comment": (b"P5\n#" + b"x" * 9999 + b"\n9 9\n255\n" + bytes(81), "not_image", "its size"),
+    "segments": (
+        encoded(photo(), "JPEG")[:2] + b"\xff\xe5\0\2" * 20_000 + encoded(photo(), "JPEG")[2:],
+        "not_image",
+        "too many segments",
+    ),
+    "fill bytes": (
+        b"\xff\xd8" + b"\xff" * 20_000 + encoded(photo(), "JPEG")[2:],
+        "not_image",
+        "many",
+    ),
+    "chunks": (
+        png_with_header(1, 1, 8, 0, png_chunk(b"teSt", b"") * 20_000, bytes(2)),
+        "not_image",
+        "too many chunks",
+    ),
+    "comments before": (_gif(before=b"!\xfe\1a\0" * 20_000), "not_image", "too many blocks"),
+    "comments behind": (_gif(after=b"!\xfe\1a\0" * 20_000), "not_image", "too many blocks"),
+    "small blocks": (
+        _gif(after=b"!\xfe" + b"\1a" * 20_000 + b"\0"),
+        "not_image",
+        "too many blocks",
+    ),
+    "tags": (_tiff([(tag, 3, 1, 0) for tag in range(256, 9000)]), "not_image", "too many tags"),
+    "strips": (
+        _tiff([*_SMALL_TIFF, (273, 4, 200_000, 74), (279, 4, 200_000, 74)], bytes(800_000)),
+        "not_image",
+        "too many strips",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _SLOW)
+def test_what_a_decoder_would_take_minutes_for_is_refused_with_its_reason(name):
+    # Small of their kind, to be quick without the limit too: at 60 MB they took up to 100 s.
+    data, reason, words = _SLOW[name]
+    with pytest.raises(ImageError, match=words) as caught:
+        decode(data)
+    assert caught.value.reason == reason
+
+
+def test_a_bitmap_in_runs_is_bounded_by_its_bytes():
+    header = struct.pack("<IiiHHIIiiII", 40, 9000, 9000, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024)
+    data = b"BM" + struct.pack("<IHHI", 20 << 20, 0, 0, 14 + len(header)) + header
+    assert reason_of(data + bytes(20 << 20)) == "too_large"
+
+
+def test_headers_as_cameras_and_encoders_write_them_are_within_the_limits():
+    depth_map = b"\xff\xe1\xff\xff" + bytes(65533)
+    data = encoded(photo(), "JPEG", progressive=True)
+    assert decode(data[:2] + depth_map * 200 + data[2:]).size == (53, 37)  # 13 MB
+    assert decode(_scans(10)).size == decode(_plain_scans(0)).size == (53, 37)
+    small = b"".join(png_chunk(b"teSt", b"") for _ in range(1000))
+    assert decode(png_with_header(1, 1, 8, 0, small, bytes(2))).size == (1, 1)
+    assert decode(_gif(after=b"!\xfe\xff" + bytes(255) + b"\0")).size == (53, 37)
+    noted = b"P5\n# made by hand\n9 # across\n9\n255\n" + bytes(81)
+    assert decode(noted).size == (9, 9)
+
+
+def test_the_scans_that_are_decoded_depend_on_the_pixels():
+    assert [headers.most_scans(n) for n in (1, 12_000_000, 100_000_000)] == [500, 41, 20]
 
 
 def test_a_large_image_waits_until_another_is_done_with_and_a_small_one_does_not(monkeypatch):
@@ -547,7 +648,7 @@ def test_a_file_that_changes_while_it_is_read_is_changed(tmp_path, monkeypatch, 
 
 
 def test_a_large_file_is_decoded_from_the_open_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("aim_mlx.images.files._READ_WHOLE", 10_000)
+    monkeypatch.setattr("aim_mlx.images.files.READ_WHOLE", 10_000)
     path = tmp_path / "photo.tif"
     path.write_bytes(encoded(photo(200, 100), "TIFF"))
     assert largest_difference(decode(path), photo(200, 100)) == 0

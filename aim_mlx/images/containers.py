@@ -5,11 +5,10 @@ The allow-list of formats lives here. Pillow is only ever handed a file of a for
 
 import struct
 import zlib
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from aim_mlx.errors import ImageError
 
-HEAD_BYTES = 64
 READABLE = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "PPM")
 
 _MAGIC = {
@@ -22,13 +21,14 @@ _MAGIC = {
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
     b"BM": "BMP",
-    b"P1": "PPM",
-    b"P2": "PPM",
-    b"P3": "PPM",
     b"P4": "PPM",
     b"P5": "PPM",
     b"P6": "PPM",
-    # Known, but not read: they only make the message better.
+    # Known, but not read: they only make the message better. No camera writes numbers in letters,
+    # of which Pillow decodes 3 MB a second.
+    b"P1": "PPM in text",
+    b"P2": "PPM in text",
+    b"P3": "PPM in text",
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL",
     b"\0\0\0\x0cjP  ": "JPEG 2000",
@@ -53,7 +53,7 @@ def identify(head: bytes) -> str:
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
             # "BM" and "P6" also begin words: the byte after them must fit a header.
-            if name == "PPM" and not head[2:3].isspace():
+            if name.startswith("PPM") and not head[2:3].isspace():
                 continue
             return "camera raw" if head[8:10] == b"CR" and name == "TIFF" else name
     if head and b"\xff\xd8\xff".startswith(head):
@@ -72,26 +72,6 @@ def _base_media_format(head: bytes) -> str:
     return "camera raw" if brands[0] == b"crx " else ""
 
 
-def canvas_size(format: str, head: bytes) -> tuple[int, int]:
-    """(width, height) for formats whose decoder allocates its canvas on opening; (0, 0) for others.
-
-    From the GIF screen descriptor, and from the VP8, VP8L or VP8X chunk of WebP.
-    """
-    if format == "GIF" and len(head) >= 10:
-        width, height = struct.unpack("<HH", head[6:10])
-        return width, height
-    if format != "WEBP" or len(head) < 30:
-        return 0, 0
-    if head[12:16] == b"VP8X":
-        width, height = (int.from_bytes(head[i : i + 3], "little") + 1 for i in (24, 27))
-        return width, height
-    if head[12:16] == b"VP8L":
-        bits = struct.unpack("<I", head[21:25])[0]
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack("<HH", head[26:30])
-    return width & 0x3FFF, height & 0x3FFF
-
-
 def is_cut(format: str, file: BinaryIO, size: int, scan: int | None = None) -> bool:
     """Whether the file of `size` bytes stops before its own structure does.
 
@@ -103,9 +83,7 @@ def is_cut(format: str, file: BinaryIO, size: int, scan: int | None = None) -> b
         ended = file.read(2) == b"\xff\xd9"
         if ended or scan is None:
             return not ended
-        # A trailer may follow the end marker, which within pixel data cannot occur.
-        file.seek(scan)
-        return b"\xff\xd9" not in file.read()
+        return not jpeg_scans(file, scan)[1]
     if format == "PNG":
         return _png_is_cut(file)
     if format == "WEBP":
@@ -116,6 +94,23 @@ def is_cut(format: str, file: BinaryIO, size: int, scan: int | None = None) -> b
     if format in ("AVIF", "HEIF"):
         return _boxes_are_cut(file, size)
     return False
+
+
+def jpeg_scans(file: BinaryIO, scan: int) -> tuple[int, bool]:
+    """How many scans there are to the end marker from `scan` on, within the first, and if it ends.
+
+    A trailer may follow that marker, which within pixel data cannot occur, nor that of a scan.
+    """
+    file.seek(scan)
+    scans, before = 1, b""
+    while block := file.read(1 << 20):
+        block = before + block
+        end = block.find(b"\xff\xd9")
+        scans += block.count(b"\xff\xda", 0, len(block) if end < 0 else end)
+        if end >= 0:
+            return scans, True
+        before = block[-1:]
+    return scans, False
 
 
 def _png_is_cut(file: BinaryIO) -> bool:
@@ -141,24 +136,42 @@ def _png_is_cut(file: BinaryIO) -> bool:
     return True
 
 
-def _tiff_is_cut(file: BinaryIO, size: int) -> bool:
-    """Whether the first directory lies beyond the end: writers often put it last."""
+class TiffDirectory(NamedTuple):
+    """Where the first directory of a TIFF is and how it is written."""
+
+    order: str
+    offset: int
+    count_bytes: int
+    entry: struct.Struct  # tag, type, number of values, and them or their offset
+
+    def count_in(self, data: bytes) -> int:
+        """The number of entries, 0 where it is cut."""
+        return int.from_bytes(data, "little" if self.order == "<" else "big")
+
+
+def tiff_directory(file: BinaryIO) -> TiffDirectory | None:
+    """From the header of a TIFF or BigTIFF; None where that is cut."""
     file.seek(0)
     head = file.read(16)
     order = "<" if head[:2] == b"II" else ">"
-    if head[2:4] in (b"+\0", b"\0+"):
-        if len(head) < 16:
-            return True
-        offset, count, entry = struct.unpack(order + "Q", head[8:16])[0], "Q", 20
-    else:
-        if len(head) < 8:
-            return True
-        offset, count, entry = struct.unpack(order + "I", head[4:8])[0], "H", 12
-    width = struct.calcsize(count)
-    if offset + width > size:
+    big = head[2:4] in (b"+\0", b"\0+")
+    if len(head) < (16 if big else 8):
+        return None
+    if big:
+        offset = struct.unpack(order + "Q", head[8:16])[0]
+        return TiffDirectory(order, offset, 8, struct.Struct(order + "HHQ8s"))
+    offset = struct.unpack(order + "I", head[4:8])[0]
+    return TiffDirectory(order, offset, 2, struct.Struct(order + "HHI4s"))
+
+
+def _tiff_is_cut(file: BinaryIO, size: int) -> bool:
+    """Whether the first directory lies beyond the end: writers often put it last."""
+    directory = tiff_directory(file)
+    if directory is None or directory.offset + directory.count_bytes > size:
         return True
-    file.seek(offset)
-    return offset + width + struct.unpack(order + count, file.read(width))[0] * entry > size
+    file.seek(directory.offset)
+    count = directory.count_in(file.read(directory.count_bytes))
+    return directory.offset + directory.count_bytes + count * directory.entry.size > size
 
 
 def _boxes_are_cut(file: BinaryIO, size: int) -> bool:

@@ -8,8 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from aim_mlx.errors import ImageError
+from aim_mlx.images.decode import default_max_pixels
 from aim_mlx.images.files import (
+    READ_WHOLE,
     KnownFile,
+    check_header,
     identity,
     regular_file,
     size_and_time,
@@ -43,12 +46,16 @@ class Contents(Sequence[KnownFile | Omitted]):
     """Paths as sources of `stream`: item i is the file, or OMITTED if it needs no decoding.
 
     It needs none where its content repeats or cannot be read. `known` says whether a digest is
-    known from before. Files are read ahead in threads and judged strictly in order, so that the
-    same files always give the same answer. A context manager, which ends the threads.
+    known from before, `max_pixels` is that of decode(). Files are read ahead in threads and judged
+    strictly in order, so that the same files always give the same answer. A context manager, which
+    ends the threads.
     """
 
-    def __init__(self, paths: Sequence[str], known: Callable[[str], bool]):
+    def __init__(
+        self, paths: Sequence[str], known: Callable[[str], bool], max_pixels: int | None = None
+    ):
         self._paths = paths
+        self._max_pixels = max_pixels
         self._known = known
         self._seen: set[str] = set()
         self._pool = ThreadPoolExecutor(_THREADS)
@@ -85,7 +92,9 @@ class Contents(Sequence[KnownFile | Omitted]):
     def _judge_next(self) -> None:
         last = min(self._next + _AHEAD, len(self._paths))
         for index in range(self._submitted, last):
-            self._reading[index] = self._pool.submit(read_content, self._paths[index])
+            self._reading[index] = self._pool.submit(
+                read_content, self._paths[index], self._max_pixels
+            )
         self._submitted = max(self._submitted, last)
         try:
             content = self._reading.pop(self._next).result()
@@ -98,10 +107,18 @@ class Contents(Sequence[KnownFile | Omitted]):
         self._next += 1
 
 
-def read_content(path: str) -> Content:
-    """Reads a file for its digest; raises ImageError for one that is no readable regular file."""
+def read_content(path: str, max_pixels: int | None = None) -> Content:
+    """Reads a file for its digest; raises ImageError for one that is no readable regular file.
+
+    So it does for a large one whose header says that decode() will refuse it: a sparse terabyte
+    takes hours to digest. Below READ_WHOLE bytes that is a moment.
+    """
+    limit = default_max_pixels() if max_pixels is None else max_pixels
     with regular_file(path) as (file, found):
         try:
+            if found.st_size > READ_WHOLE:
+                check_header(file, found.st_size, limit)
+                file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise unreadable(path, error) from error

@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images import containers
+from aim_mlx.images import containers, headers
 
-_READ_WHOLE = 64 << 20  # bytes; larger files are decoded from the open file
+READ_WHOLE = 64 << 20  # bytes; larger files are decoded from the open file
 _PLUGINS = {
     "JPEG": "JpegImagePlugin",
     "PNG": "PngImagePlugin",
@@ -63,19 +63,24 @@ class EncodedImage:
         self._allow_truncated = allow_truncated
         self._scan: int | None = None  # where the pixel data of a JPEG begin
         self.multi_frame = False
-        self._format = _check_head(file, file_size, max_pixels)
+        self._format = check_header(file, file_size, max_pixels)
+        if self._format == "PNG":
+            headers.check_png_chunks(file)
+        if self._format == "GIF":
+            self.multi_frame = headers.gif_has_frames(file)
         if self._format in ("PNG", "TIFF") and not allow_truncated and self._is_cut():
             raise _truncated()
         with explained():
             self._image = self._open(file)
-            if self._format == "JPEG":
-                self._scan = file.tell()
         self.size, self.mode = self._image.size, self._image.mode
+        if self._format == "JPEG":
+            self._scan = file.tell()
+            self._check_scans(self._scan)
 
     def load(self) -> Image.Image:
         """Decodes the first frame; of a file that was cut, the part that is there if allowed."""
         with explained():
-            self.multi_frame = self._has_frames()
+            self.multi_frame = self.multi_frame or self._has_frames()
             _make_canvas(self._image)
             try:
                 self._image.load()
@@ -88,6 +93,17 @@ class EncodedImage:
                     raise _truncated() from error
                 self._load_part()
             return self._image
+
+    def _check_scans(self, scan: int) -> None:
+        """Refuses a JPEG of too many scans, unless its first is all: each goes over all pixels."""
+        components = self._image.layers
+        self._file.seek(max(0, scan - 4 - 2 * components))
+        if not self._image.info.get("progressive") and self._file.read(1) == bytes([components]):
+            return
+        scans, _ = containers.jpeg_scans(self._file, scan)
+        most = headers.most_scans(self.size[0] * self.size[1])
+        if scans > most:
+            raise ImageError("too_large", f"{scans} scans of a JPEG, the limit is {most}")
 
     def _is_cut(self) -> bool:
         return containers.is_cut(self._format, self._file, self._file_size, self._scan)
@@ -112,7 +128,7 @@ class EncodedImage:
         return image
 
     def _has_frames(self) -> bool:
-        if self._format == "JPEG":
+        if self._format in ("JPEG", "GIF"):
             return False  # the further pictures of a phone's MPO are previews and gain maps
         try:
             return bool(getattr(self._image, "is_animated", False))
@@ -152,7 +168,7 @@ def opened(source: Any, max_pixels: int, allow_truncated: bool) -> Iterator[Enco
     path = source.path if isinstance(source, KnownFile) else os.fspath(source)
     with regular_file(path) as (file, before):
         try:
-            data = file if before.st_size > _READ_WHOLE else io.BytesIO(file.read())
+            data = file if before.st_size > READ_WHOLE else io.BytesIO(file.read())
             if isinstance(source, KnownFile):
                 _check_known(data, before.st_size, source)
             yield EncodedImage(data, before.st_size, max_pixels, allow_truncated)
@@ -254,24 +270,24 @@ def unreadable(path: Any, error: Exception) -> ImageError:
     return ImageError("unreadable", str(error))
 
 
-def _check_head(file: BinaryIO, file_size: int, max_pixels: int) -> str:
-    """The format, if it is one that is read and neither canvas nor file is too large."""
-    head = file.read(containers.HEAD_BYTES)
+def check_header(file: BinaryIO, file_size: int, max_pixels: int) -> str:
+    """The format, if it is one that is read and its header announces nothing too large.
+
+    Raises ImageError.
+    """
+    file.seek(0)
+    head = file.read(headers.HEAD_BYTES)
     format = containers.identify(head)
     if format not in containers.READABLE:
         known = f"{format} is not among the formats that are read"
         unknown = "the first bytes are not those of an image format that is read"
         raise ImageError("not_image", known if format else unknown)
+    size = headers.pixel_size(format, head, file)
     # Pillow's own, lower limits for these two cannot be passed by; ours comes first and is clear.
     own = Image.MAX_IMAGE_PIXELS or max_pixels
     largest = {"GIF": min(max_pixels, own), "WEBP": min(max_pixels, 2 * own)}
-    check_pixels(containers.canvas_size(format, head), largest.get(format, max_pixels))
-    # No format needs more than 8 bytes a pixel; only TIFF holds many pages of which one is read.
-    most = 8 * max_pixels + _READ_WHOLE
-    if format != "TIFF" and file_size > most:
-        raise ImageError(
-            "too_large", f"{file_size} bytes, the limit is {most} bytes (--max-megapixels)"
-        )
+    check_pixels(size, largest.get(format, max_pixels))
+    headers.check_bytes(format, head, size, file_size)
     return format
 
 
