@@ -505,6 +505,11 @@ def test_timm_preprocessing_that_cannot_be_kept_is_refused(tmp_path: Path, pretr
     rejected(folder)
 
 
+def test_the_config_of_a_text_tower_alone_is_named(folder: Path):
+    edit_json(folder / "config.json", model_type="aimv2_text_model")
+    assert "both of its towers" in rejected(folder)
+
+
 def test_a_vision_config_beside_lit_weights_is_refused(lit: Path, folder: Path):
     shutil.copy(folder / "config.json", lit)
     assert "vision encoder" in rejected(lit)

@@ -95,6 +95,38 @@ def test_a_layout_names_each_source_and_each_tensor_of_ours_once(layout: Layout)
     assert set(ours) == {rule.ours for rule in first.rules}
 
 
+def test_the_training_codes_split_query_key_and_value_become_ours_bit_for_bit():
+    ours = {k: v for k, (_, v) in published("vision_absolute", "ml_aim_mlx").items()}
+    layout = layout_named("ml-l3m")
+    theirs: Tensors = {}
+    for name, values in ours.items():
+        theirs |= {k: ("F32", v) for k, v in from_ours(layout, name, values).items()}
+    assert theirs["trunk.blocks.2.attn.k_proj.weight"][1].shape == (64, 64)
+    assert theirs["preprocessor.patchifier.proj.weight"][1].shape == (64, 3, 14, 14)
+    assert detect_layout(infos(theirs)) == layout
+    same_bits(in_ours(layout, theirs), ours)
+
+
+# Tensors beside those of an encoder or in their place, and the words that say what the file is.
+RELATIVES = [
+    ("transformers", ["head.cls_token", "head.k_proj.weight", "head.output_proj.weight"], [],
+     ["Aimv2VisionModel", "use_head=False"]),
+    ("transformers", ["embeddings.token_embedding.weight"], ["patch_embed", "embeddings.rms_norm"],
+     ["Aimv2TextModel", "both of its towers"]),
+    ("timm", ["head.weight", "head.bias"], [], ["timm's", "classifier", "reset_classifier(0)"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("folder", "more", "less", "words"), RELATIVES)
+def test_a_relative_of_a_published_model_is_named_with_what_to_do(folder, more, less, words):
+    tensors = infos(published("vision_absolute", folder))
+    tensors = {k: v for k, v in tensors.items() if not any(part in k for part in less)}
+    tensors |= {key: TensorInfo("F32", (1,), 0, 4) for key in more}
+    with pytest.raises(CheckpointError, match="unexpected tensor") as error:
+        detect_layout(tensors)
+    assert all(word in str(error.value) for word in words)
+
+
 def test_the_gate_is_fc1_and_the_up_projection_fc3():
     layout = layout_named("transformers")
     assert layout.source_names("trunk.blocks.11.mlp.fc1.weight") == (

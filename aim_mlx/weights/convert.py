@@ -62,7 +62,7 @@ def convert_checkpoint(
     as `load` does.
     """
     before = open_checkpoint(source, config)
-    before.warn(stacklevel=3)
+    before.warn()
     _check(before, Path(folder), dtype, quantization)
     check_folder(Path(folder), overwrite)
     save_checkpoint(

@@ -32,6 +32,11 @@ def read_config(path: Path) -> ConfigFacts:
 def _transformers(path: Path, values: dict[str, Any]) -> ConfigFacts:
     """The reference's first snapshots (`aimv2`) and transformers' own (`aimv2_vision_model`)."""
     model_type = values.get("model_type")
+    if model_type == "aimv2_text_model":
+        raise CheckpointError(
+            f"{at(path)}: this is transformers' Aimv2TextModel alone: give the LiT model that it "
+            "belongs to, with both of its towers"
+        )
     if model_type not in ("aimv2", "aimv2_vision_model"):
         raise CheckpointError(
             f"{at(path)}: model_type must be aimv2 or aimv2_vision_model, got {show(model_type)}: "

@@ -19,7 +19,7 @@ def describe(path: str | os.PathLike[str], config: ModelConfig | None = None) ->
     as `load` does.
     """
     checkpoint = open_checkpoint(path, config)
-    checkpoint.warn(stacklevel=3)
+    checkpoint.warn()
     dtypes = Counter(_NAMES[info.dtype] for info in checkpoint.tensors.values())
     how = checkpoint.quantization
     return {

@@ -23,6 +23,15 @@ KEEP, CONV, JOIN, AXIS = "keep", "conv", "join", "axis"
 _BLOCK = re.compile(r"(.*\b(?:blocks|layers))\.(0|[1-9][0-9]{0,3})\.(.+)", re.ASCII)
 _PATCH_CONV = "preprocessor.patchifier.proj.weight"
 
+# A tensor that gives away what else a file of a known layout is, and what to do about it.
+_RELATIVES = {
+    "head.output_proj.weight": "transformers' Aimv2VisionModel with its pooling head: save it "
+    "again with use_head=False in its config, as the published encoders are",
+    "embeddings.token_embedding.weight": "transformers' Aimv2TextModel alone: give the LiT model "
+    "that it belongs to, with both of its towers",
+    "head.weight": "timm's encoder with a classifier: save it again after reset_classifier(0)",
+}
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -82,6 +91,10 @@ def detect_layout(tensors: Mapping[str, TensorInfo]) -> Layout:
                 f"({best.kind}), {show(foreign[0])}{others(foreign)} is {other.name} "
                 f"({other.kind}); expected one layout"
             )
+    for key in _RELATIVES.keys() & set(rest):
+        raise CheckpointError(
+            f"unexpected tensor {show(key)}{others(rest)}: this is {_RELATIVES[key]}"
+        )
     if rest:
         raise unexpected(best, rest)
     return _oriented(best, tensors)
@@ -199,6 +212,13 @@ _TIMM_VISION = (
     Rule("trunk.post_trunk_norm.weight", ("norm.weight",)),
 )
 
+# The training code's own attention, with q, k and v apart; the rest is as in ml-aim.
+_ML_L3M_QKV = Rule(
+    "trunk.blocks.{i}.attn.qkv.weight",
+    tuple(f"trunk.blocks.{{i}}.attn.{part}_proj.weight" for part in "qkv"),
+    JOIN,
+)
+
 # What LiT adds around its two towers.
 _TRANSFORMERS_TEXT = (
     Rule("preprocessor.text_embedding.weight", ("embeddings.token_embedding.weight",)),
@@ -224,6 +244,14 @@ LAYOUTS = (
     Layout("ml-aim-torch", "vision", _ml_aim(_TRANSFORMERS_VISION, CONV)),
     Layout("transformers", "vision", _TRANSFORMERS_VISION),
     Layout("timm", "vision", _TIMM_VISION),
+    Layout(
+        "ml-l3m",
+        "vision",
+        tuple(
+            _ML_L3M_QKV if rule.ours == _ML_L3M_QKV.ours else rule
+            for rule in _ml_aim(_TRANSFORMERS_VISION, CONV)
+        ),
+    ),
     Layout("ml-aim-mlx", "lit", _ml_aim(_TRANSFORMERS_LIT, KEEP)),
     Layout("ml-aim-torch", "lit", _ml_aim(_TRANSFORMERS_LIT, CONV)),
     Layout("transformers", "lit", _TRANSFORMERS_LIT),

@@ -16,7 +16,9 @@ from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 SUFFIX = "</w>"  # of what ends a word
 SPACES = r"\s+"
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_PLAIN_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# A special token in capitals is text like any other, but stays apart from the marks around it.
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|" + _PLAIN_WORDS
 # Each byte as the character that stands for it, then each once more as the end of a word, in the
 # order of CLIP's vocabulary. With all of them there is no unknown text.
 _CHARACTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256 + 68))]
@@ -24,9 +26,8 @@ BYTES = (*_CHARACTERS, *(character + SUFFIX for character in _CHARACTERS))
 LARGEST_FILE = 16 * 2**20  # bytes; CLIP's tokenizer.json has two million, indented four
 
 _JSON, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
-# transformers 5 writes the special tokens into the pattern, which changes nothing: they are taken
-# out of a text before it is split.
-_WORD_PATTERNS = (WORDS, r"<\|startoftext\|>|<\|endoftext\|>|" + WORDS)
+# Files of transformers 4 leave out the special tokens, and transformers 5 puts them in on reading.
+_WORD_PATTERNS = (WORDS, _PLAIN_WORDS)
 _MODEL_RULES: dict[str, tuple[Any, ...]] = {
     "dropout": (None, 0),
     "continuing_subword_prefix": ("", None),

@@ -19,6 +19,7 @@ from aim_mlx.tokenizer import Tokenizer
 from aim_mlx.zeroshot import ZeroShotHead
 from tests.parity.test_vision_parity import assert_close, noise_of
 from tests.small import TOKENIZER, photo
+from tests.test_tokenizer import CAPITALS
 
 pytestmark = pytest.mark.parity
 
@@ -81,6 +82,12 @@ def their_outputs(reference, clip, pixels: np.ndarray) -> dict[str, np.ndarray]:
         out = reference(pixel_values=nchw, **their_ids(clip, TEXTS))
     names = ("image_embeds", "text_embeds", "logits_per_image")
     return {name: getattr(out, name).numpy() for name in names}
+
+
+@pytest.mark.parametrize("text", CAPITALS)
+def test_special_tokens_in_capitals_get_the_ids_of_transformers(lit, clip, text):
+    assert lit.tokenizer.encode([text]).ids[0].tolist() == clip(text)["input_ids"]
+    assert clip(text)["input_ids"] == CAPITALS[text]
 
 
 def unit(vectors) -> np.ndarray:
