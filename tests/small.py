@@ -106,3 +106,14 @@ def wait_for(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.02)
+
+
+def assert_like_float16(actual, wanted) -> None:
+    """Numbers equal but for a unit of float16, where sums rounded otherwise lie on either side.
+
+    Those are within 1e-6 of each other for values up to 4, which near zero is more than a unit.
+    """
+    actual, wanted = (np.asarray(each, np.float32) for each in (actual, wanted))
+    unit = np.spacing(np.maximum(abs(actual), abs(wanted)).astype(np.float16)).astype(np.float32)
+    apart = abs(actual - wanted)
+    assert (apart <= unit + 1e-5).all(), f"{apart.max():.1e}, mean {apart.mean():.1e}"

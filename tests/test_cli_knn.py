@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aim_mlx.embed import EmbedOptions
+from aim_mlx.probe import knn_run
+from aim_mlx.probe.data import Data
 from aim_mlx.probe.dataset import read_labelled
 from aim_mlx.probe.splits import divided
 from tests.digits import write_digits
@@ -29,6 +32,28 @@ def test_neighbours_tell_digits_apart_and_the_best_number_on_val_is_taken(capsys
     assert code == 0 and [row[0] for row in rows[:3]] == ["k=1", "k=5", "k=140"]
     figures = dict(row[:2] for row in rows[3:])
     assert float(figures["accuracy"].rstrip("%")) > 50 and "30 images of test" in talk
+
+
+def test_the_number_of_neighbours_is_chosen_on_val_and_test_has_no_say(monkeypatch, digits):
+    """One neighbour is always right on val and never on test, seven the other way round."""
+    data = Data(str(digits)).divided(0)
+    names, best = list(data.parts), {"val": 1, "test": 7}
+
+    def vectors(_encoder, part, *_):
+        place = next(i for i, name in enumerate(names) if data.parts[name] is part)
+        return np.full((len(part), 1), place, np.float32), []
+
+    def scores(_train, _labels, queries, classes, ks, _temperature):
+        name = names[int(queries[0, 0])]
+        labels = data.parts[name].labels
+        return {k: np.eye(classes)[(labels + (k != best[name])) % classes] for k in ks}
+
+    monkeypatch.setattr(Data, "divided", lambda *_: data)
+    monkeypatch.setattr(knn_run, "_vectors", vectors)
+    monkeypatch.setattr(knn_run, "knn_scores", scores)
+    found = knn_run.nearest_neighbours(Data(str(digits)), encoder, EmbedOptions(), ks=(1, 7))
+    assert found.scores == {1: 1.0, 7: 0.0} and found.k == 1
+    assert found.measured_on == "test" and found.figures["accuracy"] == 0.0
 
 
 def test_the_figures_are_those_of_the_vectors_themselves(capsys, digits, model):

@@ -15,15 +15,16 @@ from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.lit_training import loop, run
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig, learning_rate
-from aim_mlx.lit_training.loop import Trainer
+from aim_mlx.lit_training.loop import Split, Trainer
 from aim_mlx.lit_training.loss import contrastive_loss, no_counterexamples
 from aim_mlx.lit_training.model import decays, lit_config, new_model
-from aim_mlx.lit_training.pairs import epoch_batches, read_pairs, split
+from aim_mlx.lit_training.pairs import Pairs, epoch_batches, read_pairs, split
 from aim_mlx.lit_training.report import Silent
 from aim_mlx.lit_training.retrieval import recalls
 from aim_mlx.lit_training.run import train_lit
 from aim_mlx.store.lock import locked
 from aim_mlx.tokenizer import Tokenizer
+from tests.probes import ArrayTokens
 from tests.small import encoder, photo
 
 QUICK = TrainConfig(epochs=3, batch_size=8, held_out=0.25)
@@ -213,6 +214,70 @@ def test_too_few_images_to_hold_some_out_are_refused(table):
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong)).replace("_", " ")):
         TrainConfig(**wrong)
+
+
+def small_trainer(**changes) -> Trainer:
+    """Eight pairs in one batch, noise in every parameter, so that no gradient is zero."""
+    rng, tower = np.random.default_rng(0), encoder()
+    captions = tuple(f"picture {i} by hand" for i in range(8))
+    tokenizer = Tokenizer.train(captions, 514)
+    model = new_model(tower, lit_config(tower, "tiny", tokenizer), 0)
+    noise = {
+        name: value + mx.array(rng.normal(0, 0.1, value.shape), mx.float32)
+        for name, value in tree_flatten(model.trainable_parameters())
+    }
+    model.load_weights(list(noise.items()), strict=False)
+    tokens = ArrayTokens(rng.normal(size=(8, 16, 64)).astype(np.float16))
+    pairs = Pairs(("",) * 8, (), captions, np.arange(8))
+    config = TrainConfig(**{"epochs": 6, "batch_size": 8, "warmup": 0.0, **changes})
+    return Trainer(model, tokenizer, config, Split(pairs, tokens, tokenizer.encode(captions)))
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, 1e-7])
+def test_steps_are_those_of_adamw_in_double_precision(clip_norm):
+    """Betas of 0.9 and 0.98, decay of the matrices alone; AdamW sees a clipped gradient only where
+    it is as small as its epsilon of 1e-8.
+    """
+    trainer = small_trainer(clip_norm=clip_norm, weight_decay=0.3, learning_rate=1e-2)
+    taken: list[dict[str, np.ndarray]] = []
+    compute = trainer._loss_and_gradient
+
+    def kept(*given):
+        loss, gradient = compute(*given)
+        taken.append({n: np.array(v, np.float64) for n, v in tree_flatten(gradient)})
+        return loss, gradient
+
+    trainer._loss_and_gradient = kept
+    parameters = lambda: {  # noqa: E731
+        n: np.array(v, np.float64) for n, v in tree_flatten(trainer.model.trainable_parameters())
+    }
+    expected = parameters()
+    first, second = ({n: np.zeros_like(v) for n, v in expected.items()} for _ in range(2))
+    for step in range(1, 4):
+        before = parameters()
+        trainer.run_step()
+        rate = learning_rate(trainer.config, step - 1, 6)
+        norm = math.sqrt(sum((each**2).sum() for each in taken[-1].values()))
+        for name, gradient in taken[-1].items():
+            gradient = gradient * min(1.0, clip_norm / norm)
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.98 * second[name] + 0.02 * gradient**2
+            moved = first[name] / (1 - 0.9**step)
+            moved /= np.sqrt(second[name] / (1 - 0.98**step)) + 1e-8
+            decay = 0.3 if decays(name) else 0.0
+            expected[name] = before[name] * (1 - rate * decay) - rate * moved
+        for name, value in parameters().items():
+            # Parameters of float32 up to about 3, rounded at each step: seen 2e-7.
+            assert abs(value - expected[name]).max() < 2e-6, name
+
+
+@pytest.mark.parametrize(("log_scale", "bound"), [(9.0, math.log(100)), (-3.0, 0.0)])
+def test_the_temperature_stays_within_its_bounds(log_scale, bound):
+    trainer = small_trainer()
+    trainer.model.log_logit_scale = mx.array(log_scale)
+    record = trainer.run_step()
+    assert float(trainer.model.log_logit_scale) == pytest.approx(bound, abs=1e-6)
+    assert record["scale"] == pytest.approx(math.exp(bound), rel=1e-5)
 
 
 def weights(folder: Path) -> bytes:

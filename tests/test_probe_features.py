@@ -13,7 +13,7 @@ from aim_mlx.probe.augment import Views, augmented, encoder_of_views, view_key
 from aim_mlx.probe.dataset import read_labelled
 from aim_mlx.probe.features import Augmentation, Features
 from aim_mlx.probe.splits import DataSet, divided
-from tests.small import encoder, photo, save
+from tests.small import assert_like_float16, encoder, photo, save
 
 RECORD = 64 + 2 * 16 * 64 + 256  # of SMALL, with what is reckoned for a header
 
@@ -82,9 +82,7 @@ def test_what_does_not_fit_is_computed_from_the_images_to_the_same_tokens(
     assert sum("over the limit" in note for note in told.notes) == 3 - len(cached)
     for name in data.parts:
         # The same float32 tokens in batches of another size, rounded to float16's 11 bits.
-        np.testing.assert_allclose(
-            all_tokens(features, data, name), all_tokens(whole, data, name), atol=4e-3
-        )
+        assert_like_float16(all_tokens(features, data, name), all_tokens(whole, data, name))
 
 
 def test_images_that_cannot_be_decoded_leave_the_data_cached_or_not(tmp_path, data):
@@ -108,7 +106,7 @@ def test_views_differ_by_epoch_and_are_the_same_for_a_seed(tmp_path, data):
         return all_tokens(features, data, "train", epoch)
 
     first = views(0, 0)
-    np.testing.assert_allclose(views(0, 0), first, atol=4e-3)  # batches of another size
+    assert_like_float16(views(0, 0), first)  # batches of another size
     assert np.abs(views(0, 1) - first).max() > 0.1 < np.abs(views(1, 0) - first).max()
 
 
@@ -130,7 +128,7 @@ def test_a_number_of_views_is_cached_and_used_in_turn(tmp_path, data):
     assert np.abs(zero - one).max() > 0.1
     endless = Features(encoder(), tmp_path / "other", 10**9, augmentation=Augmentation(0))
     endless.prepare(data, Listener())
-    np.testing.assert_allclose(all_tokens(endless, data, "train", 1), one, atol=4e-3)
+    assert_like_float16(all_tokens(endless, data, "train", 1), one)
 
 
 def test_views_share_one_limit_with_the_other_parts(tmp_path, data):
@@ -147,8 +145,7 @@ def test_layers_are_those_of_the_tokens(tmp_path, data):
     features.prepare(data, Listener())
     outputs = model.features(model.preprocess([data.parts["val"].paths[0]]), [0, 1]).layers
     mean = (np.array(outputs[0]) + np.array(outputs[1])) / 2
-    # float16 keeps 11 bits of values up to about 8.
-    np.testing.assert_allclose(all_tokens(features, data, "val")[:1], mean, atol=8e-3)
+    assert_like_float16(all_tokens(features, data, "val")[:1], mean)
 
 
 _PREPARE = """

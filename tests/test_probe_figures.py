@@ -87,12 +87,13 @@ def test_the_interval_is_wilsons(right, count, interval):
 
 
 def test_the_calibration_error_is_the_mean_gap_between_confidence_and_accuracy():
-    sure = np.array([0.95] * 10 + [0.62] * 10)
+    """Each bin counts as many times as it has images."""
+    sure = np.array([0.95] * 10 + [0.62] * 30)
     probabilities = np.stack([sure, 1 - sure], axis=1)
-    labels = np.array([0] * 9 + [1] + [0] * 6 + [1] * 4)
+    labels = np.array([0] * 9 + [1] + [0] * 18 + [1] * 12)
     found = figures_of(probabilities, labels, ["a", "b"])
-    assert found["ece"] == pytest.approx(0.5 * 0.05 + 0.5 * 0.02)
-    assert [each["images"] for each in found["calibration"]] == [10, 10]
+    assert found["ece"] == pytest.approx(0.25 * 0.05 + 0.75 * 0.02)
+    assert [each["images"] for each in found["calibration"]] == [30, 10]
 
 
 def test_figures_hold_for_a_single_image_and_a_class_without_images():

@@ -97,6 +97,13 @@ def test_digits_are_told_apart_far_better_than_by_the_largest_class(trained):
     assert len(report.records) == result.epochs and len(report.records[0]["metric"]) == 4
 
 
+def test_the_head_is_chosen_by_its_score_on_val(trained, model):
+    """Not on train, where it scores otherwise."""
+    metrics = AttentiveProbe.load(trained[0], model).metrics
+    assert metrics["validation"]["metric"] == pytest.approx(metrics["val"]["accuracy"])
+    assert metrics["val"]["images"] == 60
+
+
 def test_shuffled_labels_stay_at_chance(tmp_path, model):
     """Nothing of val or test reaches the training."""
     result = train(write_digits(tmp_path / "data", 40, shuffled=True), tmp_path / "probe", model)

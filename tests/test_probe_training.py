@@ -3,11 +3,12 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from aim_mlx.backend import mx, nn, optim
+from aim_mlx.backend import mx, nn, optim, tree_map
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.probe import image_moments, lanes
 from aim_mlx.probe.config import PROTOCOLS, GridPoint, ProbeConfig, protocol
@@ -17,7 +18,7 @@ from aim_mlx.probe.image_moments import ImageMoments, measured
 from aim_mlx.probe.losses import loss_sum, probabilities, targets_of, total_weight
 from aim_mlx.probe.metrics import balanced_accuracy, mean_average_precision
 from aim_mlx.probe.passes import batch_gradients, logits_of
-from aim_mlx.probe.training import GridTrainer, Labelled, epoch_rows
+from aim_mlx.probe.training import GridTrainer, Labelled, _optimizer, epoch_rows
 from aim_mlx.probe.widening import widen, widened
 from tests.probes import ArrayTokens, labelled, noisy_head, noisy_tokens, plain
 
@@ -53,8 +54,11 @@ def test_heads_trained_together_equal_heads_trained_alone(kind):
         np.testing.assert_allclose(logits(together, index), logits(single), atol=1e-5)
 
 
-def test_the_state_after_a_step_is_that_of_mlx_adamw_on_the_plain_head():
-    config = replace(QUICK, batch_norm=(True,), learning_rates=(1e-2,), warmup_epochs=0)
+@pytest.mark.parametrize("clip_norm", [3.0, 1e-7])
+def test_the_state_after_a_step_is_that_of_mlx_adamw_on_the_plain_head(clip_norm):
+    """A gradient is never so small that AdamW sees its clipping, unless to its epsilon of 1e-8."""
+    norms: Any = {"batch_norm": (True,), "clip_norm": clip_norm}
+    config = replace(QUICK, learning_rates=(1e-2,), warmup_epochs=0, **norms)
     ours = trainer(config)
     theirs = trainer(config)._heads[0]
     kinds = [
@@ -78,6 +82,43 @@ def test_the_state_after_a_step_is_that_of_mlx_adamw_on_the_plain_head():
         # Adam divides by the gradient's size: where that is near zero, rounding shows.
         apart = mx.abs(value - flat(ours._heads[0].parameters())[name]).max()
         assert float(apart) < 1e-4, name
+
+
+@pytest.mark.parametrize("kind", ["attentive", "coca"])
+def test_weight_decay_pulls_at_matrices_and_at_no_query_or_bias(kind):
+    head = noisy_head(kind=kind)
+    before = {name: np.array(v) for name, v in flat(head.trainable_parameters()).items()}
+    optimizer = _optimizer(head, GridPoint(0.1, 0.5, False))
+    nothing = tree_map(mx.zeros_like, head.trainable_parameters())
+    optimizer.update(head, nothing)
+    pulled = {
+        name: float((np.array(value) / before[name]).mean())
+        for name, value in flat(head.trainable_parameters()).items()
+    }
+    expected = {name: 0.95 if name.endswith("weight") else 1.0 for name in before}
+    assert pulled == pytest.approx(expected, abs=1e-6)
+    assert {"cls_token", "linear.bias"} <= {name for name in expected if expected[name] == 1}
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one_label", "several_labels"])
+def test_label_smoothing_spreads_its_share_over_all_classes(several):
+    """The loss of a grid on validation against the definition, in double precision."""
+    labels = np.eye(4)[VALIDATION.labels] if several else VALIDATION.labels
+    train = Labelled(TRAIN.tokens, np.eye(4)[TRAIN.labels] if several else TRAIN.labels)
+    config = replace(QUICK, label_smoothing=0.3)
+    found = GridTrainer(config, 4, train, Labelled(VALIDATION.tokens, labels), heads=4)
+    while not found.history:
+        found.run_step()
+    scores = logits(found).astype(np.float64)
+    if several:
+        wanted = 0.7 * labels + 0.15
+        losses = wanted * np.log1p(np.exp(-scores)) + (1 - wanted) * np.log1p(np.exp(scores))
+        expected = losses.mean(axis=(1, 2))
+    else:
+        wanted = 0.7 * np.eye(4)[labels] + 0.3 / 4
+        logs = scores - np.log(np.exp(scores).sum(axis=2, keepdims=True))
+        expected = -(wanted * logs).sum(axis=2).mean(axis=1)
+    np.testing.assert_allclose(found.history[0]["val_loss"], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("images", [100, 2], ids=["whole", "in_parts"])

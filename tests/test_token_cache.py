@@ -20,7 +20,7 @@ from aim_mlx.errors import AimError, CheckpointError, OutputError, UsageError
 from aim_mlx.images.contents import read_content
 from aim_mlx.token_cache import TokenCache
 from aim_mlx.tokens import StreamedTokens, frozen_tokens
-from tests.small import NATIVE, SMALL, encoder, photo, save
+from tests.small import NATIVE, SMALL, assert_like_float16, encoder, photo, save
 from tests.weights_files import PEAK
 
 SHAPE = (16, 64)  # of SMALL: (N, D)
@@ -63,8 +63,7 @@ def test_cached_tokens_are_those_of_the_model_in_the_order_asked_for(tmp_path, i
     rows = cache.rows(digests[::-1])
     batch = np.stack(rows.batch([0, 4, 4]))
     assert rows.shape == SHAPE and batch.dtype == np.float16
-    # float16 keeps 11 bits; the tokens after the final norm are within about 4.
-    np.testing.assert_allclose(batch, wanted(model, images)[[4, 0, 0]], atol=4e-3)
+    assert_like_float16(batch, wanted(model, images)[[4, 0, 0]])
 
 
 @pytest.mark.parametrize("order", [[3], [3, 1, 4], [4, 3, 2, 1, 0], [2, 2, 3] * 15])
@@ -74,17 +73,7 @@ def test_streamed_tokens_are_the_cached_ones_but_for_rounding_in_any_order(tmp_p
     cache.fill(images)
     cached = np.stack(cache.rows(list(images)).batch(order))
     streamed = np.stack(StreamedTokens(model, [path for path, _ in images.values()]).batch(order))
-    assert_close(streamed, cached)
-
-
-def assert_close(actual: np.ndarray, wanted: np.ndarray) -> None:
-    """float16 within one unit, where float32 sums that were rounded otherwise lie on either side.
-
-    Those are within 1e-6 of each other (values up to 4), which near zero is more than a unit.
-    """
-    actual, wanted = actual.astype(np.float32), wanted.astype(np.float32)
-    unit = np.spacing(np.maximum(abs(actual), abs(wanted)).astype(np.float16)).astype(np.float32)
-    assert (abs(actual - wanted) <= unit + 1e-5).all(), abs(actual - wanted).max()
+    assert_like_float16(streamed, cached)
 
 
 def test_the_same_batch_is_streamed_to_the_same_bits_again(images):
@@ -148,7 +137,7 @@ def test_layers_give_the_mean_of_their_outputs(tmp_path, images):
     path = next(iter(images.values()))[0]
     outputs = model.features(model.preprocess([path]), [0, -1]).layers
     mean = (np.array(outputs[0]) + np.array(outputs[-1])) / 2
-    np.testing.assert_allclose(cache.rows(list(images)).batch([0]), mean, atol=4e-3)
+    assert_like_float16(cache.rows(list(images)).batch([0]), mean)
 
 
 def test_what_is_there_is_not_computed_again(tmp_path, images, monkeypatch):
@@ -185,6 +174,18 @@ def test_the_limit_holds_for_the_whole_folder(tmp_path, images):
     with pytest.raises(UsageError, match="the limit is"):
         second.fill(images)
     assert sum(path.stat().st_size for path in shards(folder)) == used
+
+
+def test_the_limit_holds_where_another_fills_the_folder_in_the_meantime(tmp_path, images):
+    folder, limit = tmp_path / "cache", 5 * (RECORD + 256)
+
+    def another(done: int, total: int) -> None:
+        (folder / "other").mkdir(exist_ok=True)
+        (folder / "other" / "tokens-000000.npy").write_bytes(bytes(RECORD))
+
+    with pytest.raises(OutputError, match="has grown to its limit"):
+        TokenCache(folder, encoder(), limit=limit).fill(images, another)
+    assert [path.parent.name for path in shards(folder)] == ["other"]
 
 
 def test_what_a_killed_run_of_another_encoder_left_does_not_pass_the_limit(tmp_path, images):
@@ -321,7 +322,7 @@ def test_a_damaged_shard_is_computed_again_and_the_others_are_kept(tmp_path, ima
     cache.fill(images)
     assert cache.missing(list(images)) == [] and first.read_bytes() == kept
     expected = wanted(encoder(), images)
-    np.testing.assert_allclose(cache.rows(list(images)).batch(range(5)), expected, atol=4e-3)
+    assert_like_float16(cache.rows(list(images)).batch(range(5)), expected)
 
 
 _FILL = """
