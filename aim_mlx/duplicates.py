@@ -1,85 +1,178 @@
-"""Groups of near-duplicates: rows that hang together by cosines at or above a threshold."""
+"""Groups of duplicates: exact copies by their digests, near-duplicates by the cosine of vectors.
 
-from collections.abc import Iterator
+A near-duplicate joins the first row that it is similar enough to, the reference of its group: so
+no chain of small steps joins photos that have nothing in common.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aim_mlx.errors import UsageError
 from aim_mlx.search import MARGIN, cosines, inverse_norms
 
+if TYPE_CHECKING:
+    from aim_mlx.store.photos import Photos
+    from aim_mlx.store.reading import EmbeddingStore
+
+THRESHOLD = 0.95
 _BLOCK_ROWS = 2048  # on both sides: 16 MB of cosines
-_GROUP_ROWS = 1024
-_PAIRS = 4096
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows in order, and the highest and lowest cosine of any two of them.
+    """Rows, the reference first, and their cosines to it, float64, from high to low.
 
-    Where A is like B and B like C, all three are a group: the lowest may lie below the threshold.
+    `exact` says that all have the same content.
     """
 
     rows: np.ndarray
-    highest: float
-    lowest: float
+    similarities: np.ndarray
+    exact: bool = False
+
+    @property
+    def lowest(self) -> float:
+        """The lowest similarity to the reference."""
+        return float(self.similarities[-1])
 
 
-def duplicates(matrix: np.ndarray, threshold: float, *, normalized: bool = False) -> list[Group]:
-    """Groups of two rows or more, joined by cosines >= `threshold`, by their first row.
+def photo_groups(store: "EmbeddingStore", photos: "Photos", threshold: float | None) -> list[Group]:
+    """Exact copies among a store's photos, then near-duplicates, the tightest groups first.
 
-    `matrix` is float32 (n, D); every two rows are compared once, n * n * D operations, in blocks.
-    `normalized` says that all rows have length 1. Raises UsageError for a threshold outside (0, 1].
+    With `threshold` None copies alone, for which no vector is read. Of copies one stands for all
+    among the near-duplicates. A photo that has several rows counts once, one that is gone not at
+    all. Raises UsageError for a threshold outside (0, 1].
+    """
+    candidates = np.ones(len(store), bool)
+    groups = []
+    for rows in _same_content(store):
+        kept = photos.each_once(sorted(rows.tolist(), key=photos.is_link))
+        candidates[rows] = False
+        candidates[kept[:1]] = True
+        if len(kept) > 1:
+            groups.append(Group(np.array(kept), np.ones(len(kept)), exact=True))
+    if threshold is not None:
+        groups += duplicates(
+            store.vectors,
+            threshold,
+            normalized=store.options.normalize,
+            candidates=candidates,
+            there=lambda row: photos.file(row) is not None,
+        )
+    return groups
+
+
+def _same_content(store: "EmbeddingStore") -> list[np.ndarray]:
+    """The rows of each digest that several have, in order."""
+    digests = store.table(["digest"])["digest"].combine_chunks()
+    codes = digests.dictionary_encode().indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order])) + 1
+    return [rows for rows in np.split(order, starts) if len(rows) > 1]
+
+
+def duplicates(
+    matrix: np.ndarray,
+    threshold: float,
+    *,
+    normalized: bool = False,
+    candidates: np.ndarray | None = None,
+    there: Callable[[int], bool] = lambda row: True,
+) -> list[Group]:
+    """Groups of a reference and the rows with a cosine >= `threshold` to it, tightest first.
+
+    In the order of the rows each joins the first reference that it is near enough to, or becomes
+    one. `matrix` is float32 (n, D), compared in blocks, n * n * D operations at most; `normalized`
+    says that all rows have length 1. `candidates`, bool (n,), are the rows to compare; `there` is
+    asked of those that would be in a group. Raises UsageError for a threshold outside (0, 1].
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"threshold must be above 0 and at most 1, got {threshold}")
     matrix = np.asarray(matrix)
-    scale = None if normalized else _inverse_norms(matrix)
-    forest = _Forest(len(matrix))
-    for left, right, scores in _blocks(matrix, scale):
-        hits = scores >= np.float32(threshold - MARGIN)
-        if not hits.any():
-            continue
-        hits &= forest.apart(left, right, hits.shape)  # of a large group most are joined by now
-        rows, others = np.divmod(np.flatnonzero(hits), hits.shape[1])
-        _join(forest, matrix, rows + left, others + right, scores[rows, others], threshold)
-    return [_group(matrix, rows) for rows in forest.groups()]
+    free = np.ones(len(matrix), bool) if candidates is None else candidates.copy()
+    finder = _Finder(matrix, threshold, None if normalized else _inverse_norms(matrix), free, there)
+    finder.run()
+    groups = [finder.group(reference) for reference in finder.members]
+    return sorted(groups, key=lambda group: (-group.lowest, group.rows[0]))
 
 
-def _blocks(matrix: np.ndarray, scale: np.ndarray | None) -> Iterator[tuple[int, int, np.ndarray]]:
-    """First rows on both sides and float32 cosines (rows, others) of each pair of blocks, once."""
-    count = len(matrix)
-    space = np.empty(_BLOCK_ROWS * _BLOCK_ROWS, np.float32)
-    for left in range(0, count, _BLOCK_ROWS):
-        block = matrix[left : left + _BLOCK_ROWS]
-        for right in range(left, count, _BLOCK_ROWS):
-            other = matrix[right : right + _BLOCK_ROWS]
-            scores = space[: len(block) * len(other)].reshape(len(block), len(other))
-            np.matmul(block, other.T, out=scores)
-            if scale is not None:
-                scores *= scale[left : left + len(block), None]
-                scores *= scale[right : right + len(other)]
-            yield left, right, scores
+class _Finder:
+    """The rows that are still free, and the members of each reference so far."""
 
+    def __init__(
+        self,
+        matrix: np.ndarray,
+        threshold: float,
+        scale: np.ndarray | None,
+        free: np.ndarray,
+        there: Callable[[int], bool],
+    ):
+        self._matrix, self._threshold, self._scale = matrix, threshold, scale
+        self._free, self._there = free, there
+        self._space = np.empty(_BLOCK_ROWS * _BLOCK_ROWS, np.float32)
+        self.members: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
 
-def _join(
-    forest: "_Forest",
-    matrix: np.ndarray,
-    rows: np.ndarray,
-    others: np.ndarray,
-    scores: np.ndarray,
-    threshold: float,
-) -> None:
-    """Joins pairs at or above the threshold; those too close to it to tell are computed exactly."""
-    sure = scores >= threshold + MARGIN
-    forest.join(rows[sure], others[sure])
-    rows, others = rows[~sure], others[~sure]
-    for start in range(0, len(rows), _PAIRS):  # of a thousand equal rows most are soon joined
-        left, right = rows[start : start + _PAIRS], others[start : start + _PAIRS]
-        apart = forest.roots(left) != forest.roots(right)
-        left, right = left[apart], right[apart]
-        alike = cosines(matrix, left, matrix, right) >= threshold
-        forest.join(left[alike], right[alike])
+    def run(self) -> None:
+        starts = range(0, len(self._matrix), _BLOCK_ROWS)
+        for left in starts:
+            rows = self._free_rows(left)
+            self._join(rows, rows, self._scores(rows, rows))
+            rows = rows[self._free[rows]]
+            for right in starts[left // _BLOCK_ROWS + 1 :]:
+                others = self._free_rows(right)
+                self._join(rows, others, self._scores(rows, others))
+
+    def group(self, reference: int) -> Group:
+        rows, scores = map(np.concatenate, zip(*self.members[reference], strict=True))
+        order = np.lexsort((rows, -scores))
+        return Group(
+            np.concatenate([[reference], rows[order]]), np.concatenate([[1.0], scores[order]])
+        )
+
+    def _free_rows(self, start: int) -> np.ndarray:
+        return start + np.flatnonzero(self._free[start : start + _BLOCK_ROWS])
+
+    def _scores(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Float32 cosines (rows, others), in memory that is used again."""
+        scores = self._space[: len(rows) * len(others)].reshape(len(rows), len(others))
+        np.matmul(self._block(rows), self._block(others).T, out=scores)
+        if self._scale is not None:
+            scores *= self._scale[rows, None]
+            scores *= self._scale[others]
+        return scores
+
+    def _block(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of ascending rows, in place where none is left out."""
+        if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
+            return self._matrix[rows[0] : rows[-1] + 1]
+        return self._matrix[rows]
+
+    def _join(self, rows: np.ndarray, others: np.ndarray, scores: np.ndarray) -> None:
+        """Gives to each row, in order, the free ones after it that are near enough."""
+        hits = scores >= np.float32(self._threshold - MARGIN)
+        if rows is others:
+            hits = np.triu(hits, 1)
+        for i in np.flatnonzero(hits.any(axis=1)):
+            row, near = int(rows[i]), others[hits[i]]
+            near = near[self._free[near]]
+            if not self._free[row] or not len(near):
+                continue
+            exact = cosines(self._matrix, np.full(len(near), row), self._matrix, near)
+            near, exact = near[exact >= self._threshold], exact[exact >= self._threshold]
+            if len(near):
+                self._take(row, near, exact)
+
+    def _take(self, row: int, near: np.ndarray, scores: np.ndarray) -> None:
+        """Members for a reference, as far as their photos are there."""
+        self._free[row] = self._there(row)
+        if not self._free[row]:
+            return
+        self._free[near] = False
+        there = np.array([self._there(int(other)) for other in near], bool)
+        if there.any():
+            self.members.setdefault(row, []).append((near[there], scores[there]))
 
 
 def _inverse_norms(matrix: np.ndarray) -> np.ndarray:
@@ -88,60 +181,3 @@ def _inverse_norms(matrix: np.ndarray) -> np.ndarray:
         for start in range(0, len(matrix), _BLOCK_ROWS)
     ]
     return np.concatenate([np.empty(0, np.float32), *parts])
-
-
-class _Forest:
-    """Union-find over numbers 0 to count - 1, many pairs at a time; the smallest is the root."""
-
-    def __init__(self, count: int):
-        self._parents = np.arange(count)
-
-    def roots(self, nodes: np.ndarray) -> np.ndarray:
-        found = self._parents[nodes]
-        while not np.array_equal(found, above := self._parents[found]):
-            found = above
-        self._parents[nodes] = found
-        return found
-
-    def apart(self, left: int, right: int, shape: tuple[int, int]) -> np.ndarray:
-        """Whether rows and others, consecutive from `left` and `right`, are in different trees."""
-        rows = self.roots(np.arange(left, left + shape[0]))
-        others = self.roots(np.arange(right, right + shape[1]))
-        return rows[:, None] != others
-
-    def join(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Joins left[i] with right[i] for each i."""
-        while len(left):
-            a, b = self.roots(left), self.roots(right)
-            apart = a != b
-            left, right, a, b = left[apart], right[apart], a[apart], b[apart]
-            # Of several claims on one root the smallest wins; the others come round again.
-            np.minimum.at(self._parents, np.maximum(a, b), np.minimum(a, b))
-
-    def groups(self) -> list[np.ndarray]:
-        """The members of every tree of two or more, in order, by their first."""
-        roots = self.roots(np.arange(len(self._parents)))
-        order = np.argsort(roots, kind="stable")
-        starts = np.flatnonzero(np.diff(roots[order], prepend=-1))
-        return [members for members in np.split(order, starts)[1:] if len(members) > 1]
-
-
-def _group(matrix: np.ndarray, rows: np.ndarray) -> Group:
-    """A group with the highest and lowest cosine in float64, block by block."""
-    highest, lowest = -1.0, 1.0
-    for left in range(0, len(rows), _GROUP_ROWS):
-        block = _unit(matrix[rows[left : left + _GROUP_ROWS]])
-        for right in range(left, len(rows), _GROUP_ROWS):
-            scores = block @ _unit(matrix[rows[right : right + _GROUP_ROWS]]).T
-            if left == right:
-                scores = scores[np.triu_indices(len(block), 1)]
-            if scores.size:
-                highest = max(highest, float(scores.max()))
-                lowest = min(lowest, float(scores.min()))
-    return Group(rows, min(highest, 1.0), max(lowest, -1.0))
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float64)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths, lengths, 1.0)

@@ -6,6 +6,7 @@ remote content, whatever a file's name may hold.
 
 import base64
 import html
+from pathlib import Path
 
 from aim_mlx.images import ImageSource, thumbnail
 
@@ -25,14 +26,25 @@ h2 { font-size: 1.1rem; margin: 2rem 0 .2rem; overflow-wrap: anywhere }
 p { margin: .2rem 0 0; color: var(--soft); overflow-wrap: anywhere }
 @media print { figure { break-inside: avoid } }
 """
+_HEAD = (
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="generator" content="aim-mlx">\n'
+)
 END = "</body>\n</html>\n"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a page that begin() began; raises OSError."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(_HEAD)) == _HEAD.encode()
 
 
 def begin(title: str, style: str) -> str:
     """A page up to its first heading; `style` is what its sections need."""
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'{_HEAD}<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{shown(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n"
     )

@@ -1,7 +1,7 @@
 """What is searched for, as vectors of a store: embedded as its rows were, or found among them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,11 @@ import numpy as np
 
 from aim_mlx.errors import UsageError
 from aim_mlx.lit import as_lit
+from aim_mlx.search import top_k
 
 if TYPE_CHECKING:
     from aim_mlx.embed import Embedded, Encoder
+    from aim_mlx.store.photos import Photos
     from aim_mlx.store.reading import EmbeddingStore
 
 
@@ -70,6 +72,28 @@ class Queries:
     @cached_property
     def _encoder(self) -> "Encoder":
         return self._load()
+
+
+def nearest(
+    store: "EmbeddingStore",
+    query: np.ndarray,
+    k: int,
+    photos: "Photos",
+    without: Collection[Hashable] = (),
+) -> list[tuple[int, float]]:
+    """The `k` photos nearest to a query (D,): row and cosine, best first, each file once.
+
+    Photos that are gone are left out, and the files `without`. Only rows that are near enough are
+    looked for on the disk: more are asked for until there are enough.
+    """
+    count = k + len(without)
+    while True:
+        rows, scores = top_k(store.vectors, query, count, normalized=store.options.normalize)
+        score_of = dict(zip(rows[0].tolist(), scores[0].tolist(), strict=True))
+        found = photos.each_once(score_of, without)[:k]
+        if len(found) == k or count >= len(store):
+            return [(row, score_of[row]) for row in found]
+        count *= 4
 
 
 def check_words(store: "EmbeddingStore") -> None:

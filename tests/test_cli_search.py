@@ -4,7 +4,9 @@ import base64
 import json
 import os
 import re
+import shutil
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.cli import main as cli
+from aim_mlx.store.photos import Photos
 from aim_mlx.store.reading import EmbeddingStore
 from tests.small import photo, save
 from tests.test_cli import assert_one_line, start
@@ -69,9 +72,28 @@ def test_the_photos_most_alike_come_first_with_their_similarity(capsys, made, tm
     np.testing.assert_allclose(scores, expected, atol=1e-4)  # four digits are printed
 
 
-def test_a_photo_of_the_store_is_found_without_the_model(capsys, made, monkeypatch):
+@pytest.mark.parametrize("name", ["as it is", "relative", "through a link", "a link"])
+def test_the_photo_searched_for_is_not_among_its_own_hits(
+    capsys, made, monkeypatch, tmp_path, name
+):
+    monkeypatch.chdir(made)
+    (tmp_path / "linked").symlink_to(made / "photos")
+    (tmp_path / "link.png").symlink_to(made / "photos" / "2.png")
+    query = {
+        "as it is": made / "photos" / "2.png",
+        "relative": "photos/2.png",
+        "through a link": tmp_path / "linked" / "2.png",
+        "a link": tmp_path / "link.png",
+    }[name]
+    code, stdout, _ = run(capsys, "search", made / "store", "--image", query, "-k", 2)
+    assert code == 0 and len(names(stdout)) == 2
+    assert names(stdout)[0] == "odd \\x1b[31m<b>\\n.png" and "2.png" not in names(stdout)
+
+
+def test_a_photo_of_the_store_is_found_without_the_model(capsys, made, monkeypatch, tmp_path):
     monkeypatch.setattr(EmbeddingStore, "load_encoder", no_model)
-    query = made / "photos" / "2.png"
+    query = tmp_path / "query.png"
+    shutil.copy(made / "photos" / "2.png", query)
     code, stdout, _ = run(capsys, "search", made / "store", "--image", query, "-k", 2, "--json")
     first, second, summary = map(json.loads, stdout.splitlines())
     assert code == 0 and first["score"] == second["score"] == pytest.approx(1, abs=1e-12)
@@ -100,7 +122,8 @@ def test_queries_are_weighed_and_subtracted(capsys, made):
     options += [photos / "3.png", "--weights", "2,1,0.5", "--json"]
     code, stdout, _ = run(capsys, "search", made / "store", *options)
     query = 2 * at["0.png"] + at["1.png"] - 0.5 * at["3.png"]
-    expected = np.sort(store.vectors @ query / np.linalg.norm(query))[::-1]
+    others = [at[name] for name in at if name not in ("0.png", "1.png", "3.png")]
+    expected = np.sort(np.array(others) @ query / np.linalg.norm(query))[::-1]
     scores = [json.loads(line)["score"] for line in stdout.splitlines()[:-1]]
     assert code == 0
     np.testing.assert_allclose(scores, expected, atol=1e-6)  # float32 vectors
@@ -109,9 +132,9 @@ def test_queries_are_weighed_and_subtracted(capsys, made):
 def test_names_are_escaped_on_the_terminal_and_exact_in_json(capsys, made):
     command = ["search", made / "store", "--image", made / "photos" / "2.png", "-k", 2]
     _, stdout, _ = run(capsys, *command)
-    assert names(stdout)[1] == "odd \\x1b[31m<b>\\n.png" and len(stdout.splitlines()) == 2
+    assert names(stdout)[0] == "odd \\x1b[31m<b>\\n.png" and len(stdout.splitlines()) == 2
     _, stdout, _ = run(capsys, *command, "--json")
-    assert json.loads(stdout.splitlines()[1])["path"].endswith(ODD)
+    assert json.loads(stdout.splitlines()[0])["path"].endswith(ODD)
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 names only")
@@ -122,7 +145,8 @@ def test_a_name_that_is_not_utf8_is_found_and_shown(capsys, made, tmp_path):
     arguments = ["embed", tmp_path / "photos", "-o", tmp_path / "store"]
     assert run(capsys, *arguments, "--model", made / "model")[0] == 0
     page = tmp_path / "page.html"
-    code, stdout, _ = run(capsys, "search", tmp_path / "store", "--image", path, "--html", page)
+    query = saved(tmp_path / "query.png", 1)
+    code, stdout, _ = run(capsys, "search", tmp_path / "store", "--image", query, "--html", page)
     assert code == 0 and names(stdout) == ["\\udcff.png"]
     assert "\\udcff.png" in page.read_text() and "vanished" not in page.read_text()
 
@@ -133,7 +157,7 @@ def test_the_page_shows_queries_and_results_with_the_stores_photos(capsys, made,
     code, stdout, _ = run(capsys, "search", made / "store", *options)
     text = page.read_text()
     assert code == 0 and re.findall("<h2>(.*?)</h2>", text) == ["Like", "Unlike", "Found"]
-    assert text.count("data:image/jpeg;base64,") == 10
+    assert text.count("data:image/jpeg;base64,") == 9  # 0.png is searched for, not found
     assert "&lt;b&gt;" in text and "<b>" not in text and "\x1b" not in text
     scores = [line.split("\t")[0] for line in stdout.splitlines()]
     assert re.findall(r"<div>(-?\d\.\d{4})</div>", text) == scores
@@ -141,16 +165,122 @@ def test_the_page_shows_queries_and_results_with_the_stores_photos(capsys, made,
         assert base64.b64decode(data).startswith(b"\xff\xd8")
 
 
-def test_photos_that_are_gone_are_still_found(capsys, made, tmp_path):
-    (tmp_path / "photos").mkdir()
-    gone = saved(tmp_path / "photos" / "gone.png", 1)
-    arguments = ["embed", tmp_path / "photos", "-o", tmp_path / "store"]
+@pytest.fixture
+def mine(capsys, made, tmp_path) -> Path:
+    """A store of three photos that a test may do away with, two of them nearly equal."""
+    for name, seed, level in (("a", 1, 1.0), ("b", 1, 0.97), ("c", 2, 1.0)):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        saved(tmp_path / "mine" / name / f"{name}.png", seed, level)
+    arguments = ["embed", tmp_path / "mine", "-o", tmp_path / "store"]
     assert run(capsys, *arguments, "--model", made / "model")[0] == 0
-    gone.unlink()
-    options = ["--image", made / "photos" / "1.png", "--html", tmp_path / "page.html"]
-    code, stdout, _ = run(capsys, "search", tmp_path / "store", *options)
-    assert code == 0 and names(stdout) == ["gone.png"]
-    assert "vanished" in (tmp_path / "page.html").read_text()
+    return tmp_path / "mine"
+
+
+def found(capsys, mine: Path, *options) -> tuple[list[str], str]:
+    """The names found for the photo that a.png is, and what was said."""
+    query = saved(mine.parent / "query.png", 1)
+    store = mine.parent / "store"
+    code, stdout, stderr = run(capsys, "search", store, "--image", query, "-k", 2, *options)
+    assert code == 0
+    return names(stdout), stderr
+
+
+def grouped(capsys, mine: Path, *options) -> tuple[list[str], str]:
+    """The names in groups of near-duplicates, and what was said."""
+    command = ["duplicates", mine.parent / "store", "--threshold", 0.9, *options]
+    code, stdout, stderr = run(capsys, *command)
+    assert code == 0
+    return names(stdout), stderr
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_photos_that_are_gone_are_left_out_unless_asked_for(capsys, mine, what):
+    assert grouped(capsys, mine)[0] == ["a.png", "b.png"]
+    shutil.rmtree(mine / "a") if what == "folder" else (mine / "a" / "a.png").unlink()
+    names, stderr = found(capsys, mine)
+    assert names == ["b.png", "c.png"]
+    assert stderr == "note: 1 photo that is gone was left out: --gone shows them\n"
+    assert grouped(capsys, mine)[0] == []
+    assert found(capsys, mine, "--gone") == (["a.png", "b.png"], "")
+    assert grouped(capsys, mine, "--gone")[0] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_photos_of_a_folder_that_is_not_there_are_found_with_a_note(capsys, mine, left):
+    mine.rename(mine.parent / "away")
+    if left == "an empty folder":  # where a disk was mounted
+        mine.mkdir()
+    names, stderr = found(capsys, mine, "--html", mine.parent / "page.html")
+    assert names == ["a.png", "b.png"]
+    assert stderr == "note: 2 photos are not there now: is their disk mounted?\n"
+    assert (mine.parent / "page.html").read_text().count("vanished") == 2
+    assert grouped(capsys, mine)[0] == ["a.png", "b.png"]
+
+
+def test_a_store_that_was_moved_with_its_photos_finds_them_from_their_folder(
+    capsys, made, tmp_path, monkeypatch
+):
+    (tmp_path / "old" / "photos").mkdir(parents=True)
+    saved(tmp_path / "old" / "photos" / "a.png", 1)
+    monkeypatch.chdir(tmp_path / "old")
+    assert run(capsys, "embed", "photos", "-o", "store", "--model", made / "model")[0] == 0
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    (tmp_path / "old" / "photos" / "a.png").unlink()
+    monkeypatch.chdir(tmp_path / "new")
+    query = saved(tmp_path / "query.png", 2)
+    code, stdout, stderr = run(capsys, "search", "store", "--image", query)
+    assert (code, names(stdout), stderr) == (0, ["a.png"], "")
+
+
+def test_only_the_photos_near_enough_are_looked_for(capsys, made, monkeypatch, tmp_path):
+    looked: list[int] = []
+    look = Photos._look
+    monkeypatch.setattr(Photos, "_look", lambda self, row: looked.append(row) or look(self, row))
+    query = saved(tmp_path / "query.png", 2)
+    run(capsys, "search", made / "store", "--image", query, "-k", 3)
+    assert len(looked) == 4  # one may be the photo searched for
+
+
+@pytest.fixture
+def several(capsys, made, tmp_path, monkeypatch) -> Path:
+    """A folder whose store names its photos twice, as stores of before may."""
+    (tmp_path / "in").mkdir()
+    for seed in (1, 2):
+        saved(tmp_path / "in" / f"{seed}.png", seed)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("aim_mlx.embed_files.rows_under_other_names", lambda *_: {})
+        for name in ("in", tmp_path / "in"):
+            run(capsys, "embed", name, "-o", "store", "--model", made / "model")
+    assert len(EmbeddingStore("store")) == 4
+    return tmp_path
+
+
+def test_a_file_is_no_duplicate_of_itself(capsys, several):
+    code, stdout, stderr = run(capsys, "duplicates", "store")
+    assert (code, stdout) == (0, "") and stderr.startswith("0 groups of copies, 0 groups of near")
+    code, stdout, _ = run(capsys, "search", "store", "--image", "in/1.png")
+    assert code == 0 and names(stdout) == ["2.png"]
+
+
+def test_a_link_is_no_copy_and_a_hard_link_is_named_as_one(capsys, made, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    saved(folder / "b.png", 1)
+    (folder / "a.png").symlink_to("b.png")
+    os.link(folder / "b.png", folder / "c.png")
+    shutil.copy(folder / "b.png", folder / "d.png")
+    arguments = ["-o", tmp_path / "store", "--model", made / "model"]
+    assert run(capsys, "embed", folder / "a.png", *arguments)[0] == 0
+    for name in ("b.png", "c.png", "d.png"):
+        assert run(capsys, "embed", folder / name, *arguments)[0] == 0
+    _, stdout, _ = run(capsys, "duplicates", tmp_path / "store", "--exact")
+    lines = [line.split("\t") for line in stdout.splitlines()]
+    assert [(line[1], Path(line[-1]).name) for line in lines] == [
+        ("reference", "b.png"),
+        ("hard link", "c.png"),
+        ("copy", "d.png"),
+    ]
 
 
 def test_another_model_than_the_stores_is_refused(capsys, made, tmp_path):
@@ -222,6 +352,25 @@ def test_a_page_replaces_nothing_unless_told_to(capsys, made, tmp_path):
     assert run(capsys, *command, page, "--overwrite")[0] == 0 and "<html" in page.read_text()
 
 
+def test_a_page_of_ours_is_replaced_without_asking(capsys, made, tmp_path):
+    page, command = tmp_path / "page.html", ["search", made / "store", "--html"]
+    assert run(capsys, *command, page, "--image", made / "photos" / "0.png")[0] == 0
+    before = page.read_text()
+    for options in (["search", "--image", made / "photos" / "1.png"], ["duplicates"]):
+        name, *rest = options
+        assert run(capsys, name, made / "store", "--html", page, *rest)[0] == 0
+        assert page.read_text() != before
+        before = page.read_text()
+    for other in (f"<p>{before}", before.replace('content="aim-mlx"', 'content="other"')):
+        page.write_text(other)  # someone's own, our mark among its text or none
+        assert run(capsys, *command, page, "--image", made / "photos" / "0.png")[0] == 5
+        assert page.read_text() == other
+    (tmp_path / "link.html").symlink_to("page.html")
+    page.write_text(before)
+    linked = [tmp_path / "link.html", "--image", made / "photos" / "0.png"]
+    assert run(capsys, *command, *linked)[0] == 5 and page.read_text() == before
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 def test_a_page_that_the_disk_has_no_room_for_is_an_output_error(
     capsys, made, tmp_path, monkeypatch
@@ -241,15 +390,36 @@ def test_a_page_that_the_disk_has_no_room_for_is_an_output_error(
 def test_near_duplicates_come_in_groups(capsys, made):
     code, stdout, stderr = run(capsys, "duplicates", made / "store", "--threshold", 0.99)
     lines = [line.split("\t") for line in stdout.splitlines()]
-    groups = [(number, Path(path).name) for number, _, _, path in lines]
-    assert code == 0 and stderr == "2 groups, 4 of 8 photos\n"
-    assert groups == [
-        ("1", "2.png"),
-        ("1", "odd \\x1b[31m<b>\\n.png"),
-        ("2", "4.png"),
-        ("2", "darker.png"),
+    assert code == 0
+    assert stderr == "1 group of copies, 1 group of near-duplicates: 4 photos of 8\n"
+    assert [(line[0], line[1], Path(line[-1]).name) for line in lines[:3]] == [
+        ("1", "reference", "2.png"),
+        ("1", "copy", "odd \\x1b[31m<b>\\n.png"),
+        ("2", "reference", "4.png"),
     ]
-    assert lines[0][1:3] == ["1.0000", "1.0000"] and 0.99 <= float(lines[2][1]) < 1
+    assert (lines[3][0], Path(lines[3][-1]).name) == ("2", "darker.png")
+    assert 0.99 <= float(lines[3][1]) < 1
+
+
+def test_each_photo_of_a_group_has_what_one_chooses_by(capsys, made):
+    os.utime(made / "photos" / "2.png", (1e9, 1e9))
+    _, stdout, _ = run(capsys, "duplicates", made / "store", "--exact")
+    path = made / "photos" / "2.png"
+    facts = EmbeddingStore(made / "store").table(["path", "mtime_ns"]).to_pylist()
+    (mtime,) = (row["mtime_ns"] for row in facts if row["path"] == str(path))
+    date = datetime.fromtimestamp(mtime // 10**9).strftime("%Y-%m-%d %H:%M")
+    size = str(path.stat().st_size)
+    expected = ["1", "reference", "80x60", size, date, str(path)]
+    assert stdout.splitlines()[0].split("\t") == expected
+
+
+def test_exact_copies_need_no_vectors(capsys, made, monkeypatch):
+    monkeypatch.setattr(EmbeddingStore, "vectors", None)
+    code, stdout, _ = run(capsys, "duplicates", made / "store", "--exact")
+    assert code == 0 and names(stdout) == ["2.png", "odd \\x1b[31m<b>\\n.png"]
+    code, _, stderr = run(capsys, "duplicates", made / "store", "--exact", "--threshold", 0.9)
+    assert code == 2
+    assert_one_line(stderr, "leave out --threshold")
 
 
 def test_groups_in_json_have_their_rows_and_exact_paths(capsys, made, tmp_path):
@@ -258,8 +428,11 @@ def test_groups_in_json_have_their_rows_and_exact_paths(capsys, made, tmp_path):
     code, stdout, _ = run(capsys, *command)
     group, summary = map(json.loads, stdout.splitlines())
     paths = EmbeddingStore(made / "store").paths
-    assert code == 0 and [paths[row] for row in group["rows"]] == group["paths"]
-    assert [Path(path).name for path in group["paths"]] == ["2.png", ODD]
+    photos = group["photos"]
+    assert code == 0 and all(paths[each["row"]] == each["path"] for each in photos)
+    assert [Path(each["path"]).name for each in photos] == ["2.png", ODD]
+    assert [each["likeness"] for each in photos] == ["reference", "copy"] and group["exact"]
+    assert (photos[0]["width"], photos[0]["height"]) == (80, 60)
     assert summary["groups"] == 1 and summary["photos"] == 2 and summary["rows"] == 8
     assert page.read_text().count("data:image/jpeg;base64,") == 2
 

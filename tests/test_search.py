@@ -24,8 +24,6 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(search, "_MOST_QUERIES", 3)
     monkeypatch.setattr(search, "_PAIRS", 5)
     monkeypatch.setattr(groups_module, "_BLOCK_ROWS", 8)
-    monkeypatch.setattr(groups_module, "_GROUP_ROWS", 4)
-    monkeypatch.setattr(groups_module, "_PAIRS", 5)
 
 
 def rows_of(seed: int, count: int, distinct: int, unit: bool = False) -> np.ndarray:
@@ -177,56 +175,81 @@ def test_queries_that_cannot_be_combined_are_refused(arguments, said):
         combine(*arguments)
 
 
-def brute_groups(matrix, threshold):
-    """Connected components by flooding, with the extremes of all pairs."""
+def brute_groups(matrix, threshold, compared):
+    """Each row joins the first reference that it is near enough to, or becomes one."""
     cosines = true_cosines(matrix, matrix)
-    left, found = set(range(len(matrix))), []
-    while left:
-        group, edge = set(), {min(left)}
-        while edge:
-            group |= edge
-            near = {j for i in edge for j in np.flatnonzero(cosines[i] >= threshold)}
-            edge = near - group
-        left -= group
-        if len(group) > 1:
-            rows = sorted(group)
-            among = cosines[np.ix_(rows, rows)][np.triu_indices(len(rows), 1)]
-            found.append((rows, among.max(), among.min()))
-    return found
+    groups: dict[int, list[int]] = {}
+    for row in np.flatnonzero(compared).tolist():
+        near = (reference for reference in groups if cosines[reference, row] >= threshold)
+        groups.setdefault(next(near, row), []).append(row)
+    return {
+        rows[0]: {row: cosines[rows[0], row] for row in rows[1:]}
+        for rows in groups.values()
+        if len(rows) > 1
+    }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    count=st.integers(0, 50),
+    count=st.integers(1, 50),
     distinct=st.integers(1, 50),
     threshold=st.sampled_from([1e-3, 0.2, 0.35, 0.5, 0.9, 1.0]),
     unit=st.booleans(),
+    part=st.sampled_from([1.0, 0.7, 0.3]),
 )
-def test_groups_are_those_of_brute_force(seed, count, distinct, threshold, unit):
+def test_groups_are_those_of_brute_force(seed, count, distinct, threshold, unit, part):
     matrix = rows_of(seed, count, distinct, unit)
-    found = duplicates(matrix, threshold, normalized=unit)
-    expected = brute_groups(matrix, threshold)
-    assert [group.rows.tolist() for group in found] == [rows for rows, _, _ in expected]
-    for group, (_, highest, lowest) in zip(found, expected, strict=True):
-        assert group.highest == pytest.approx(highest, abs=2e-12)
-        assert group.lowest == pytest.approx(lowest, abs=2e-12)
+    candidates, there = np.random.default_rng(seed).random((2, count)) < part
+    found = duplicates(
+        matrix,
+        threshold,
+        normalized=unit,
+        candidates=candidates,
+        there=lambda row: bool(there[row]),
+    )
+    expected = brute_groups(matrix, threshold, candidates & there)
+    assert {group.rows[0]: set(group.rows[1:].tolist()) for group in found} == {
+        reference: set(members) for reference, members in expected.items()
+    }
+    for group in found:
+        cosines = [expected[group.rows[0]][row] for row in group.rows[1:].tolist()]
+        # The oracle's rounding.
+        np.testing.assert_allclose(group.similarities, [1, *cosines], rtol=0, atol=2e-12)
+        assert (np.diff(group.similarities) <= 0).all() and group.similarities[0] == 1
+    lows = [group.lowest for group in found]
+    assert lows == sorted(lows, reverse=True)
 
 
-def test_a_chain_is_one_group_and_its_lowest_similarity_shows_it():
-    angles = np.radians([0, 10, 20, 90, 180, 185])
+def test_of_a_chain_each_photo_is_near_the_reference_of_its_group():
+    angles = np.radians([0, 10, 20, 30, 90, 180, 185])
     matrix = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    chain, pair = duplicates(matrix, np.cos(np.radians(11)))
-    assert chain.rows.tolist() == [0, 1, 2] and pair.rows.tolist() == [4, 5]
-    assert chain.lowest == pytest.approx(np.cos(np.radians(20)), abs=1e-6)  # float32 input
-    assert pair.lowest == pair.highest
+    groups = duplicates(matrix, np.cos(np.radians(11)))
+    # The tightest first; 20 degrees are near to 10, which belongs to 0.
+    assert groups[0].rows.tolist() == [5, 6]
+    assert sorted(group.rows.tolist() for group in groups[1:]) == [[0, 1], [2, 3]]
+    assert groups[1].lowest == pytest.approx(np.cos(np.radians(10)), abs=1e-6)  # float32 input
+
+
+def test_the_threshold_itself_is_near_enough():
+    matrix = np.array([[1, 0], [3, 4]], np.float32)  # 3 / 5 has no rounding
+    (group,) = duplicates(matrix, 0.6)
+    assert group.rows.tolist() == [0, 1] and group.lowest == 0.6
+    assert duplicates(matrix, float(np.nextafter(0.6, 1))) == []
+
+
+def test_only_photos_that_would_be_in_a_group_are_looked_for():
+    matrix = np.vstack([np.eye(D, dtype=np.float32), np.eye(1, D, 3, dtype=np.float32)])
+    asked: list[int] = []
+    (group,) = duplicates(matrix, 0.9, there=lambda row: not asked.append(row))
+    assert group.rows.tolist() == [3, D] and sorted(asked) == [3, D]
 
 
 def test_many_equal_rows_are_one_group():
     matrix = np.tile(rows_of(0, 1, 1), (300, 1))
     (group,) = duplicates(matrix, 1.0)
     assert len(group.rows) == 300
-    assert group.lowest == pytest.approx(1.0, abs=1e-12) and group.highest <= 1.0
+    assert group.lowest == pytest.approx(1.0, abs=1e-12) and group.similarities.max() <= 1.0
 
 
 def test_rows_of_zeros_are_no_duplicates():

@@ -1,91 +1,175 @@
-"""`aim-mlx duplicates`: photos of a store that are nearly the same."""
+"""`aim-mlx duplicates`: photos of a store that are the same, or nearly."""
 
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aim_mlx.cli.options import Store
+from aim_mlx.cli.options import Gone, Store
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from aim_mlx.duplicates import Group
+    from aim_mlx.store.photos import Photos
     from aim_mlx.store.reading import EmbeddingStore
 
 
 def duplicates(
     store: Store,
     threshold: Annotated[
-        float, typer.Option(help="Cosine from which two photos belong together.")
-    ] = 0.95,
+        float | None,
+        typer.Option(help="Least cosine to the reference of a group: 0.95 where not given."),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Only files with the same content, byte for byte.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Also write the groups as a web page.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that page.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace any file, not only a page of ours.")
+    ] = False,
+    gone: Gone = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print groups and a summary as JSON lines.")
     ] = False,
 ) -> None:
-    """Print groups of near-duplicates.
+    """Print groups of copies, then of near-duplicates, those most alike first.
 
-    A line has the group, the lowest and highest similarity in it, and the path.
+    A line a photo: the group, "reference" or how like the reference it is, pixels, bytes, the date
+    of its file, path. Of copies the first stands for all among the near-duplicates, where each
+    photo is in one group only.
     """
-    from aim_mlx.cli.reports import open_rows
+    from aim_mlx.cli.reports import note_missing, open_rows
     from aim_mlx.cli.targets import PAGES, check_target
-    from aim_mlx.duplicates import duplicates as find
+    from aim_mlx.duplicates import THRESHOLD, photo_groups
+    from aim_mlx.errors import UsageError
+    from aim_mlx.store.photos import Photos
 
+    if exact and threshold is not None:
+        raise UsageError("--exact compares bytes: leave out --threshold")
     check_target(html, PAGES, overwrite)
     rows = open_rows(store)
-    groups = find(rows.vectors, threshold, normalized=rows.options.normalize)
+    photos = Photos(rows, gone)
+    cosine = None if exact else THRESHOLD if threshold is None else threshold
+    groups = photo_groups(rows, photos, cosine)
+    facts = rows.table(["width", "height", "size", "mtime_ns"])
+    listed = [list(_members(rows, photos, group, facts)) for group in groups]
     if html is not None:
-        _write_page(html, rows, groups, threshold)
-    (_print_json if as_json else _print_lines)(rows, groups)
-    among = sum(len(group.rows) for group in groups)
-    print(f"{len(groups)} groups, {among} of {len(rows)} photos", file=sys.stderr)
+        _write_page(html, rows, groups, listed, cosine)
+    (_print_json if as_json else _print_lines)(rows, groups, listed)
+    print(_account(groups, len(rows)), file=sys.stderr)
+    note_missing(photos, [member.row for members in listed for member in members])
 
 
-def _print_lines(store: "EmbeddingStore", groups: list["Group"]) -> None:
+@dataclass(frozen=True)
+class _Member:
+    """A photo of a group; `likeness` is "reference", "copy", "hard link" or its cosine."""
+
+    row: int
+    path: str
+    likeness: str
+    similarity: float
+    width: int
+    height: int
+    bytes: int
+    modified: str
+
+    @property
+    def facts(self) -> list[str]:
+        return [f"{self.width}x{self.height}", f"{self.bytes:,} bytes", self.modified]
+
+
+def _members(
+    store: "EmbeddingStore", photos: "Photos", group: "Group", facts: "pa.Table"
+) -> Iterator[_Member]:
+    import pyarrow as pa
+
+    each = facts.take(pa.array(group.rows)).to_pylist()
+    for place, (row, fact) in enumerate(zip(group.rows.tolist(), each, strict=True)):
+        likeness = f"{group.similarities[place]:.4f}"
+        if not place:
+            likeness = "reference"
+        elif group.exact:
+            before = group.rows[:place].tolist()
+            linked = any(photos.is_hard_link(row, other) for other in before)
+            likeness = "hard link" if linked else "copy"
+        yield _Member(
+            row,
+            store.paths[row],
+            likeness,
+            float(group.similarities[place]),
+            fact["width"],
+            fact["height"],
+            fact["size"],
+            _date(fact["mtime_ns"]),
+        )
+
+
+def _date(mtime_ns: int) -> str:
+    return datetime.fromtimestamp(mtime_ns / 1e9).isoformat(" ", "minutes")
+
+
+def _account(groups: list["Group"], rows: int) -> str:
+    from aim_mlx.cli.reports import counted
+
+    copies = counted(sum(group.exact for group in groups), "group", "groups")
+    near = counted(sum(not group.exact for group in groups), "group", "groups")
+    among = counted(_among(groups), "photo", "photos")
+    return f"{copies} of copies, {near} of near-duplicates: {among} of {rows:,}"
+
+
+def _among(groups: list["Group"]) -> int:
+    """How many rows are in groups; one that stands for its copies may be in two."""
+    return len({row for group in groups for row in group.rows.tolist()})
+
+
+def _print_lines(
+    store: "EmbeddingStore", groups: list["Group"], listed: list[list[_Member]]
+) -> None:
     from aim_mlx.cli.terminal import escaped
 
-    for number, group in enumerate(groups, 1):
-        for row in group.rows:
-            path = escaped(store.paths[row])
-            print(f"{number}\t{group.lowest:.4f}\t{group.highest:.4f}\t{path}")
+    for number, members in enumerate(listed, 1):
+        for each in members:
+            facts = [each.likeness, f"{each.width}x{each.height}", str(each.bytes), each.modified]
+            print("\t".join([str(number), *facts, escaped(each.path)]))
 
 
-def _print_json(store: "EmbeddingStore", groups: list["Group"]) -> None:
-    for number, group in enumerate(groups, 1):
-        record = {
-            "event": "group",
-            "group": number,
-            "lowest": group.lowest,
-            "highest": group.highest,
-            "rows": group.rows.tolist(),
-            "paths": [store.paths[row] for row in group.rows],
-        }
+def _print_json(
+    store: "EmbeddingStore", groups: list["Group"], listed: list[list[_Member]]
+) -> None:
+    for number, (group, members) in enumerate(zip(groups, listed, strict=True), 1):
+        record: dict[str, Any] = {"event": "group", "group": number, "exact": group.exact}
+        record |= {"lowest": group.lowest, "photos": [asdict(member) for member in members]}
         print(json.dumps(record))
-    among = sum(len(group.rows) for group in groups)
-    summary = {"groups": len(groups), "photos": among, "rows": len(store), "exit_code": 0}
+    summary = {"groups": len(groups), "photos": _among(groups), "rows": len(store), "exit_code": 0}
     print(json.dumps({"event": "summary", **summary}))
 
 
 def _write_page(
-    target: Path, store: "EmbeddingStore", groups: list["Group"], threshold: float
+    target: Path,
+    store: "EmbeddingStore",
+    groups: list["Group"],
+    listed: list[list[_Member]],
+    threshold: float | None,
 ) -> None:
+    from aim_mlx.cli.reports import counted
     from aim_mlx.contact_sheet import Picture, Section, write_contact_sheet
 
-    sections = [
-        Section(
-            f"Group {number}",
-            [
-                Picture(store.locate(row), [Path(store.paths[row]).name, store.paths[row]])
-                for row in group.rows
-            ],
-            f"{len(group.rows)} photos, similarity {group.lowest:.4f} to {group.highest:.4f}",
-        )
-        for number, group in enumerate(groups, 1)
-    ]
-    note = (
-        f"{len(groups)} groups among {len(store):,} photos in {store.folder}, "
-        f"joined from a cosine similarity of {threshold}"
-    )
-    write_contact_sheet(target, "Near-duplicates", sections, note)
+    sections = []
+    for number, (group, members) in enumerate(zip(groups, listed, strict=True), 1):
+        kind = "the same content" if group.exact else f"at least {group.lowest:.4f} like the first"
+        pictures = [
+            Picture(store.locate(each.row), [each.likeness, *each.facts, each.path])
+            for each in members
+        ]
+        count = counted(len(members), "photo", "photos")
+        sections.append(Section(f"Group {number}", pictures, f"{count}, {kind}"))
+    note = _account(groups, len(store))
+    if threshold is not None:
+        note += f"; from a cosine similarity of {threshold:g} to the first of a group"
+    write_contact_sheet(target, "Duplicates", sections, note)

@@ -48,6 +48,7 @@ SplitColumn = Annotated[
     str | None,
     typer.Option(help="In a table, the column with train, val and test.  [default: split]"),
 ]
+Gone = Annotated[bool, typer.Option("--gone", help="Also photos whose files are gone.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Follow links to folders.")]
 
 # What is written

@@ -1,9 +1,12 @@
-"""What the commands that look things up in a store share: opening it."""
+"""What the commands that look things up in a store share: opening it, and what is missing."""
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from aim_mlx.store.photos import Photos
     from aim_mlx.store.reading import EmbeddingStore
 
 
@@ -16,3 +19,18 @@ def open_rows(folder: Path) -> "EmbeddingStore":
     if not len(store):
         raise AimError(f"{str(folder)!r} holds no rows: embed photos into it first")
     return store
+
+
+def note_missing(photos: "Photos", shown: Iterable[int]) -> None:
+    """Says on stderr what was left out as it is gone, and which rows shown are not there now."""
+    if photos.left_out:
+        what = counted(photos.left_out, "photo that is gone was", "photos that are gone were")
+        print(f"note: {what} left out: --gone shows them", file=sys.stderr)
+    if away := len(photos.away.intersection(shown)):
+        what = counted(away, "photo is", "photos are")
+        print(f"note: {what} not there now: is their disk mounted?", file=sys.stderr)
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """ "1 photo", "1,000 photos"."""
+    return f"{count:,} {one if count == 1 else many}"

@@ -1,12 +1,13 @@
 """`aim-mlx search`: the photos of a store that are most like others."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aim_mlx.cli.options import Offline, Store
+from aim_mlx.cli.options import Gone, Offline, Store
 
 if TYPE_CHECKING:
     from aim_mlx.store.reading import EmbeddingStore
@@ -35,7 +36,10 @@ def search(
     html: Annotated[
         Path | None, typer.Option(help="Also write the photos found as a web page.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that page.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace any file, not only a page of ours.")
+    ] = False,
+    gone: Gone = False,
     offline: Offline = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print results and a summary as JSON lines.")
@@ -43,15 +47,17 @@ def search(
 ) -> None:
     """Print the photos most like images or words.
 
-    A line has the cosine similarity and the path, with a tab between.
+    A line has the cosine similarity and the path, with a tab between. The photos searched for are
+    not among those found.
     """
     from huggingface_hub.utils import tqdm
 
-    from aim_mlx.cli.reports import open_rows
+    from aim_mlx.cli.reports import note_missing, open_rows
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import UsageError
-    from aim_mlx.queries import Queries
-    from aim_mlx.search import combine, top_k
+    from aim_mlx.queries import Queries, nearest
+    from aim_mlx.search import combine
+    from aim_mlx.store.photos import Photos, file_of
 
     images, texts = [image or [], minus or []], [text or [], minus_text or []]
     if not any([*images, *texts]):
@@ -66,14 +72,17 @@ def search(
     seen = queries.images([*images[0], *images[1]])
     wanted = [*seen[: len(images[0])], *spoken[0]]
     query = combine(wanted, [*seen[len(images[0]) :], *spoken[1]], factors)
-    found, scores = top_k(rows.vectors, query, k, normalized=rows.options.normalize)
+    photos = Photos(rows, gone)
+    asked = {file_of(path) for path in [*images[0], *images[1]] if os.path.exists(path)}
+    found = nearest(rows, query, k, photos, asked)
     results = [
-        {"rank": rank, "score": float(score), "row": int(row), "path": rows.paths[row]}
-        for rank, (row, score) in enumerate(zip(found[0], scores[0], strict=True), 1)
+        {"rank": rank, "score": score, "row": row, "path": rows.paths[row]}
+        for rank, (row, score) in enumerate(found, 1)
     ]
     if html is not None:
         _write_page(html, rows, images, texts, results)
     _print(results, as_json, html)
+    note_missing(photos, [row for row, _ in found])
 
 
 def parse_weights(text: str) -> list[float] | None:

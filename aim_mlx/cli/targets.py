@@ -10,8 +10,12 @@ TABLES = (".csv", ".jsonl")
 
 
 def check_target(target: Path | None, suffixes: tuple[str, ...], overwrite: bool) -> None:
-    """Raises UsageError for another suffix, OutputError for a file that cannot be written."""
+    """Raises UsageError for another suffix, OutputError for a file that cannot be written.
+
+    A page of ours may be written over, no other file.
+    """
     from aim_mlx.errors import OutputError, UsageError
+    from aim_mlx.page import is_ours
 
     if target is None:
         return
@@ -20,7 +24,7 @@ def check_target(target: Path | None, suffixes: tuple[str, ...], overwrite: bool
     with _found(target):
         if target.exists() and not target.is_file():
             raise OutputError(f"{str(target)!r} is not a file: choose another output")
-        if os.path.lexists(target) and not overwrite:
+        if os.path.lexists(target) and not overwrite and not is_ours(target):
             raise OutputError(f"{str(target)!r} exists: pass --overwrite to replace it")
 
 

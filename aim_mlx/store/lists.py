@@ -32,16 +32,22 @@ def read_files(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return lines[0], lines[1:]
 
 
+def read_header(folder: Path) -> dict[str, Any]:
+    """The facts of the last run; empty where there are none that can be read."""
+    try:
+        header = next(_lines(folder / FILES), None)
+    except OutputError:
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
 def started_in(folder: Path) -> str:
     """The folder that relative names of a store start in; empty where that is not known.
 
     It is not where the store was moved or copied since, with its photos or without.
     """
-    try:
-        header = next(_lines(folder / FILES), None)
-    except OutputError:
-        return ""
-    if not isinstance(header, dict) or header.get("output") not in (None, place(folder)):
+    header = read_header(folder)
+    if header.get("output") not in (None, place(folder)):
         return ""
     base = header.get("folder")
     return base if isinstance(base, str) and os.path.isdir(base) else ""

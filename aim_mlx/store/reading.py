@@ -107,7 +107,8 @@ class EmbeddingStore:
     def locate(self, row: int) -> Path:
         """Where the photo of row `row`, 0 to n - 1, is; it may be gone since.
 
-        A relative path is seen from here if it is there, else from where the run was started.
+        A relative path is seen from where the first run was started, or from here if it is only
+        there.
         Raises IndexError for a row that does not exist.
         """
         return self.locate_path(self.paths[row])
