@@ -34,6 +34,7 @@ class Selection:
     sources: tuple[str, ...]
     from_list: tuple[str, ...] = ()
     follow: bool = False
+    hidden: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     share: tuple[int, int] | None = None
@@ -51,6 +52,7 @@ class Selection:
         found = discover(
             sources,
             follow=self.follow,
+            hidden=self.hidden,
             exclude=list(outputs),
             include_patterns=self.include,
             exclude_patterns=self.exclude,

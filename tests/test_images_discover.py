@@ -430,3 +430,35 @@ def test_every_entry_of_any_tree_is_listed_ignored_or_skipped_once(tree, include
         assert names(listing, root) == sorted(files)
         assert (len(listing.skipped), listing.ignored) == (expected["skipped"], expected["ignored"])
         assert listing.listed == expected.total()
+
+
+# Hidden folders
+
+
+def test_hidden_folders_are_counted_and_not_entered_unless_that_is_asked_for(tmp_path):
+    make(tmp_path, "a.jpg", ".thumbnails/b.jpg", "c/.cache/deep/d.jpg", ".e.jpg")
+    listing = discover([tmp_path])
+    assert names(listing, tmp_path) == [".e.jpg", "a.jpg"]
+    assert listing.ignored == 2 and listing.notes == ("2 hidden folders",)
+    assert len(discover([tmp_path], hidden=True).files) == 4
+
+
+def test_a_hidden_folder_that_is_named_is_searched(tmp_path):
+    make(tmp_path, ".photos/a.jpg", ".photos/.more/b.jpg")
+    listing = discover([tmp_path / ".photos"])
+    assert names(listing, tmp_path) == [".photos/a.jpg"]
+    assert listing.notes == ("1 hidden folders",)
+
+
+# The order
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there, in text order too")
+def test_paths_are_sorted_by_their_bytes_not_as_text(tmp_path):
+    # Byte 0xFF is \udcff as text, which comes before \uff21, whose first byte is 0xEF.
+    folders = ["\udcff.photoslibrary", "\uff21.photoslibrary"]
+    make(tmp_path, "\udcff.jpg", "\uff21.jpg", *(f"{name}/a.jpg" for name in folders))
+    listing = discover([tmp_path], from_list=["\udcff", "\uff21"])
+    assert names(listing, tmp_path) == ["\uff21.jpg", "\udcff.jpg"]
+    assert [skip.path for skip in listing.skipped] == ["\uff21", "\udcff"]
+    assert ["\uff21" in note for note in listing.notes[-2:]] == [True, False]

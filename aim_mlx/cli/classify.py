@@ -10,6 +10,7 @@ from aim_mlx.cli.options import (
     BatchSize,
     Dtype,
     Follow,
+    Hidden,
     LitModel,
     Offline,
     Overwrite,
@@ -66,6 +67,7 @@ def classify(
     overwrite: Overwrite = False,
     offline: Offline = False,
     follow: Follow = False,
+    hidden: Hidden = False,
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Classify what is left of cut files.")
     ] = False,
@@ -100,12 +102,12 @@ def classify(
     options = EmbedOptions("attention", batch_size=batch_size, allow_truncated=allow_truncated)
     progress = Progress(as_json)
     report = Report(progress, Telling(told, as_json, output, html, keep=heatmap is not None))
-    unused = [model, revision, dtype, batch_size, follow, allow_truncated]  # by a store
+    unused = [model, revision, dtype, batch_size, follow, hidden, allow_truncated]  # by a store
     loading = {"revision": revision, "dtype": dtype, "offline": offline}
     try:
         source = _stored(sources, unused, offline)
         if source is None:
-            listing = list_images(sources, follow, [output, html], progress)
+            listing = list_images(sources, follow, hidden, [output, html], progress)
             source = Images(listing, lambda: load_lit(model, **loading), options)
         used = saved or build_head(source.lit, names, sentences, multi_label)
         if save_head is not None:
@@ -135,6 +137,6 @@ def _stored(sources: list[str], unused: list[Any], offline: bool) -> "Stored | N
     if any(unused):
         raise UsageError(
             "the photos of a store are embedded already: leave out --model, --revision, --dtype, "
-            "--batch-size, --follow and --allow-truncated"
+            "--batch-size, --follow, --hidden and --allow-truncated"
         )
     return Stored(store, lambda: as_lit(store.load_encoder(offline=offline, progress=tqdm)))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aim_mlx.cli.options import BatchSize, Dtype, Follow, MeanLayers, Offline, Revision
+from aim_mlx.cli.options import BatchSize, Dtype, Follow, Hidden, MeanLayers, Offline, Revision
 from aim_mlx.registry import DEFAULT_MODEL
 
 
@@ -46,6 +46,7 @@ def embed(
         typer.Option(help="Nothing that matches: 'drafts', '*.png'. Repeatable."),
     ] = None,
     follow: Follow = False,
+    hidden: Hidden = False,
     null: Annotated[
         bool, typer.Option("-0", "--null", help="The list on stdin is separated by NUL bytes.")
     ] = False,
@@ -101,6 +102,7 @@ def embed(
         tuple(source for source in sources if source != "-"),
         _listed("-" in sources, null),
         follow,
+        hidden,
         tuple(include or ()),
         tuple(exclude or ()),
         parse_share(shard) if shard else None,

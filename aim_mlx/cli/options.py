@@ -50,6 +50,7 @@ SplitColumn = Annotated[
 ]
 Gone = Annotated[bool, typer.Option("--gone", help="Also photos whose files are gone.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Follow links to folders.")]
+Hidden = Annotated[bool, typer.Option("--hidden", help="Enter hidden folders (.name) too.")]
 
 # What is written
 

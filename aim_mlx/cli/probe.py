@@ -11,6 +11,7 @@ from aim_mlx.cli.options import (
     AsJson,
     EncoderModel,
     Follow,
+    Hidden,
     LabelColumn,
     LabelledImages,
     MeanLayers,
@@ -217,6 +218,7 @@ def predict(
     model: OtherModel = None,
     overwrite: Overwrite = False,
     follow: Follow = False,
+    hidden: Hidden = False,
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> int:
@@ -235,7 +237,7 @@ def predict(
     check_target(output, TABLES, overwrite)
     check_target(html, PAGES, overwrite)
     progress = Progress(as_json)
-    listing = list_images(sources, follow, [output, html], progress)
+    listing = list_images(sources, follow, hidden, [output, html], progress)
     loaded = _load(probe, model, offline)
     if loaded.multi_label:
         likely = threshold if threshold is not None or top is not None else 0.5

@@ -22,13 +22,19 @@ def given_labels(labels: str | None, labels_file: Path | None, single: bool) -> 
 
 
 def list_images(
-    sources: list[str], follow: bool, exclude: list[Path | None], progress: "Progress"
+    sources: list[str],
+    follow: bool,
+    hidden: bool,
+    exclude: list[Path | None],
+    progress: "Progress",
 ) -> "Listing":
     """The image files under the sources; raises AimError where there are none."""
     from aim_mlx.errors import AimError
     from aim_mlx.images import discover
 
-    listing = discover(sources, follow=follow, exclude=[path for path in exclude if path])
+    listing = discover(
+        sources, follow=follow, hidden=hidden, exclude=[path for path in exclude if path]
+    )
     progress.listed(listing)
     if not listing.files and not listing.skipped:
         raise AimError(

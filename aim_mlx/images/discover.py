@@ -68,11 +68,13 @@ def discover(
     include_patterns: Iterable[str] = (),
     exclude_patterns: Iterable[str] = (),
     from_list: Iterable[str | Path] = (),
+    hidden: bool = False,
 ) -> Listing:
     """Image files under the sources, sorted by the bytes of their paths, each once.
 
     A file named itself is listed whatever its suffix and the patterns. Folders are searched by
-    suffix; links to files are followed, links to folders only with `follow`, each folder once.
+    suffix; links to files are followed, links to folders only with `follow`, each folder once. A
+    hidden folder (".name") is entered only if it is named itself, or with `hidden`.
     `exclude` names files and folders to pass by uncounted, such as the output.
 
     The patterns are globs (see Patterns) for what is found in folders. A folder that matches stands
@@ -84,7 +86,7 @@ def discover(
     """
     if isinstance(sources, (str, os.PathLike)):
         sources = (sources,)
-    search = _Search(follow, Patterns(include_patterns), Patterns(exclude_patterns))
+    search = _Search(follow, hidden, Patterns(include_patterns), Patterns(exclude_patterns))
     search.pass_by(exclude)
     search.add_sources(sources)
     search.add_sources(from_list, may_be_missing=True)
@@ -109,8 +111,9 @@ class _Folder(NamedTuple):
 class _Search:
     """One walk: iterative, so that no depth of folders ends it."""
 
-    def __init__(self, follow: bool, include: Patterns, exclude: Patterns):
+    def __init__(self, follow: bool, hidden: bool, include: Patterns, exclude: Patterns):
         self.follow = follow
+        self.hidden = hidden
         self.include = include
         self.exclude = exclude
         self.files: list[str] = []
@@ -215,6 +218,8 @@ class _Search:
     def _add_folder(self, path: str, below: str, is_link: bool, included: bool) -> None:
         if is_link and not self.follow:
             self.ignored["links to folders"] += 1
+        elif os.path.basename(path).startswith(".") and not self.hidden:
+            self.ignored["hidden folders"] += 1
         elif self.exclude and self.exclude.match(below, is_folder=True):
             self.ignored["excluded folders"] += 1
         elif below.lower().endswith(_LIBRARY_SUFFIXES):
