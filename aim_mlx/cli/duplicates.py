@@ -38,11 +38,11 @@ def duplicates(
         bool, typer.Option("--json", help="Print groups and a summary as JSON lines.")
     ] = False,
 ) -> None:
-    """Print groups of copies, then of near-duplicates, those most alike first.
+    """Print groups of copies and near-duplicates.
 
-    A line a photo: the group, "reference" or how like the reference it is, pixels, bytes, the date
-    of its file, path. Of copies the first stands for all among the near-duplicates, where each
-    photo is in one group only.
+    Copies come first, then near-duplicates, those most alike first. A line a photo: the group,
+    "reference" or how like the reference it is, pixels, bytes, the date of its file, path. Of
+    copies the first stands for all among the near-duplicates, where each photo is in one group.
     """
     from aim_mlx.cli.reports import note_missing, open_rows
     from aim_mlx.cli.targets import PAGES, check_target
