@@ -1,7 +1,7 @@
 """What is measured on: a checkpoint that both libraries read, and folders of photographs."""
 
+import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +61,22 @@ def make_checkpoint(model: str, folder: str) -> dict[str, Any]:
 
 
 def make_photos(folder: str, count: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Writes `count` JPEGs of `size` (width, height), the same few photographs over and over."""
+    """Writes `count` JPEGs of `size` (width, height): a few photographs, each time in other noise.
+
+    No two are alike, for a store computes equal files once.
+    """
     import skimage
 
     target = Path(folder)
     target.mkdir(parents=True)
     data = Path(skimage.__file__).parent / "data"
-    originals: list[Path] = []
-    for i in range(count):
-        path = target / f"{i:04}.jpg"
-        if i < len(PHOTOGRAPHS):
-            _photo(data / PHOTOGRAPHS[i], size, seed=i).save(path, quality=_QUALITY)
-            originals.append(path)
-        else:
-            shutil.copyfile(originals[i % len(originals)], path)
-    bytes_each = sum(path.stat().st_size for path in originals) / len(originals)
+    scaled = [_scaled(data / name, size) for name in PHOTOGRAPHS[:count]]
+    paths = [target / f"{i:04}.jpg" for i in range(count)]
+    for seed, path in enumerate(paths):
+        _noisy(scaled[seed % len(scaled)], seed).save(path, quality=_QUALITY)
+    if len({hashlib.sha256(path.read_bytes()).digest() for path in paths}) != count:
+        raise SystemExit("two of the photographs are alike")
+    bytes_each = sum(path.stat().st_size for path in paths) / count
     return {"count": count, "megabytes_each": round(bytes_each / 1e6, 2)}
 
 
@@ -85,10 +86,13 @@ def images_in_memory(count: int, side: int) -> list[np.ndarray]:
     return [rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
 
 
-def _photo(path: Path, size: tuple[int, int], seed: int) -> Image.Image:
-    """A photograph scaled and cut to `size`, with the noise that scaling up has not."""
+def _scaled(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A photograph scaled and cut to `size`, uint8 (H, W, 3)."""
     with Image.open(path) as image:
-        scaled = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(scaled, np.float32)
+        return np.asarray(ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BICUBIC))
+
+
+def _noisy(pixels: np.ndarray, seed: int) -> Image.Image:
+    """A photograph with the noise that scaling up has not."""
     noise = np.random.default_rng(seed).standard_normal(pixels.shape, np.float32)
     return Image.fromarray(np.clip(pixels + _NOISE * noise, 0, 255).astype(np.uint8))

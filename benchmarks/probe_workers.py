@@ -62,6 +62,7 @@ def _ours(folder: str, batch: int, steps: int, classes: int, *grid: Any) -> dict
     trainer = GridTrainer(config, classes, part, part, _HEADS)
     trainer._end_epoch = lambda epoch: {}  # no evaluation: the plain probe has none either
     seconds = _timed(lambda: trainer.run_step(), steps)
+    assert trainer.step == steps
     again = GridTrainer(config, classes, part, part, _HEADS)
     from aim_mlx.probe.losses import targets_of
     from aim_mlx.probe.passes import batch_gradients
@@ -121,6 +122,7 @@ def _theirs(folder: str, batch: int, steps: int, classes: int, normalised: bool)
         losses.append(loss.item())
 
     seconds = _timed(step, steps)
+    assert len(losses) == steps
     return _result(seconds, batch, losses[0])
 
 

@@ -37,7 +37,7 @@ def summarise(measured: dict[str, Any]) -> dict[str, Any]:
 
 def _loading(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     sums = [result["checksum"] for each in rounds for result in each.values()]
-    result: dict[str, Any] = {"checksums_differ_by": max(sums) - min(sums)}
+    result: dict[str, Any] = {"checksums_differ_by": (max(sums) - min(sums)) / abs(sums[0])}
     for side in ("ours", "theirs"):
         result[side] = {
             "seconds": spread([each[side]["seconds"] for each in rounds]),
@@ -72,7 +72,17 @@ def _encoder(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def goals(summary: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]:
+def possible(summary: dict[str, Any], machine: dict[str, Any]) -> float:
+    """The most that a folder can reach of the encoder alone: on a CPU they share the cores."""
+    if machine["on_gpu"]:
+        return 1.0
+    alone = machine["cores"] / summary["encoder_alone_images_per_second"]["median"]
+    return alone / (alone + summary["decode_core_seconds"]["median"])
+
+
+def goals(
+    summary: dict[str, Any], measured: dict[str, Any], machine: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Each goal, what was measured, and whether it holds."""
     encoder, start = summary["encoder"]["float32"], summary["start_seconds"]
     seconds = 1 / encoder["best"]["ours"]["median"]
@@ -83,12 +93,15 @@ def goals(summary: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, A
     milliseconds = 1e3 * start["import"]["median"]
     difference = encoder["checksums_differ_by"]
     loading = summary["loading"]["ours"]["peak_gb"]["high"]
+    loaded = summary["loading"]["checksums_differ_by"]
+    reach = 0.95 * possible(summary, machine)
     bound = 1.1 * measured["checkpoint"]["weights_bytes"] / GB + 0.3
     rows = [
-        ("outputs' checksums, ours and theirs", f"{difference:.0e}", "<= 1e-3", difference <= 1e-3),
+        ("outputs' checksums, ours and theirs", f"{difference:.0e}", "<= 3e-5", difference <= 3e-5),
+        ("weights' sums as loaded, of their size", f"{loaded:.0e}", "<= 1e-6", loaded <= 1e-6),
         ("rate of transformers, best against best", f"{ratio:.2f}", ">= 0.90", ratio >= 0.9),
         ("seconds an image", f"{seconds:.2f}", "<= 1.5", seconds <= 1.5),
-        ("folder against encoder alone", f"{pipeline:.2f}", ">= 0.95", pipeline >= 0.95),
+        ("folder against encoder alone", f"{pipeline:.2f}", f">= {reach:.2f}", pipeline >= reach),
         ("import aim_mlx", f"{milliseconds:.0f} ms", "< 50 ms", milliseconds < 50),
         ("aim-mlx --help", _time(start["--help"]), "< 0.4 s", start["--help"]["median"] < 0.4),
         ("mlx, torch imported at the start", ", ".join(unwanted) or "none", "none", not unwanted),

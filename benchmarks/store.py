@@ -6,7 +6,6 @@ when everything was imported.
 
 import argparse
 import json
-import os
 import resource
 import sys
 import tempfile
@@ -17,7 +16,6 @@ from typing import Any
 
 from benchmarks.processes import fresh
 
-DISTINCT = 300  # small files; the others are hard links to them
 _FOLDER = 1000  # files in a folder
 
 
@@ -30,7 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         results = [_files(Path(folder) / str(count), count) for count in options.files]
         worker("make_rows", folder=f"{folder}/rows", rows=options.rows)
-        opened = worker("open_store", folder=f"{folder}/rows")
+        opened = worker("open_store", folder=f"{folder}/rows", rows=options.rows)
     print(json.dumps({"files": results, "rows": {"rows": options.rows, **opened}}, indent=1))
 
 
@@ -38,6 +36,8 @@ def _files(folder: Path, count: int) -> dict[str, Any]:
     photos = str(folder / "photos")
     worker("make_files", folder=photos, count=count)
     first, again = (worker("embed", folder=photos, output=str(folder / "out")) for _ in range(2))
+    if (first["computed"], again["computed"], again["unchanged"]) != (count, 0, count):
+        raise SystemExit(f"{count} files, but the runs computed {first} and {again}")
     return {"files": count, "first": first, "again": again}
 
 
@@ -49,16 +49,11 @@ def worker(name: str, **arguments: Any) -> dict[str, Any]:
 
 
 def make_files(folder: str, count: int) -> dict[str, Any]:
-    """Hard links of small files, a thousand to a folder."""
+    """Small files, each with content of its own, a thousand to a folder."""
     for number in range(count):
         part = Path(folder, f"{number // _FOLDER:04}")
         part.mkdir(parents=True, exist_ok=True)
-        path = part / f"IMG_{number:08}.jpg"
-        if number < DISTINCT:
-            path.write_bytes(f"photo {number}".encode() * 100)
-        else:
-            first = number % DISTINCT
-            os.link(Path(folder, f"{first // _FOLDER:04}", f"IMG_{first:08}.jpg"), path)
+        (part / f"IMG_{number:08}.jpg").write_bytes(f"photo {number}".encode() * 100)
     return {"count": count}
 
 
@@ -83,6 +78,7 @@ def embed(folder: str, output: str) -> dict[str, Any]:
         "closing": ended - last,
         "processor_seconds": time.process_time() - cpu,
         "computed": summary.computed,
+        "unchanged": summary.unchanged,
         "peak_bytes": _peak() - before,
     }
 
@@ -113,7 +109,7 @@ def make_rows(folder: str, rows: int) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def open_store(folder: str) -> dict[str, Any]:
+def open_store(folder: str, rows: int) -> dict[str, Any]:
     """Seconds to check and read a store as the next run does, and to have its vectors in memory."""
     from aim_mlx.embed import EmbedOptions
     from aim_mlx.store.manifest import describe
@@ -135,6 +131,8 @@ def open_store(folder: str) -> dict[str, Any]:
         seconds[name] = time.perf_counter() - started
         _ = store.vectors[0]
         seconds[name] = time.perf_counter() - started
+        if len(store.vectors) != rows:
+            raise SystemExit(f"{len(store.vectors)} of {rows} rows")
     return seconds
 
 

@@ -63,7 +63,9 @@ def store(encoder: Encoder, folder: str) -> None:
     """The same into a new store."""
     with tempfile.TemporaryDirectory() as place:
         job = Job(Selection((folder,)), Path(place) / "store", EmbedOptions())
-        embed_files(job, lambda: encoder, Silent())
+        summary = embed_files(job, lambda: encoder, Silent())
+    if summary.computed != summary.embedded:
+        raise SystemExit(f"{summary.computed} of {summary.embedded} computed: give distinct photos")
 
 
 def free(images, options=None, block=None):

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISREG
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,10 +41,12 @@ def main() -> None:
         needed = worker("needed", folder)["bytes"]
         results: dict[str, Any] = {"images": options.images, "limit_bytes": needed}
         results["refused"] = worker("fill", folder, needed - 1)
+        assert "error" in results["refused"], "a cache took more than its limit"
         results["filling"] = _filled(folder, needed, options.kills, random.Random(options.seed))
         results["opening_cold"] = worker("opened", folder, True)
         results["opening"] = worker("opened", folder, False)
         results["checking"] = worker("checked", folder)
+        assert results["checking"]["images"] == options.images
     print(json.dumps(results, indent=1))
 
 
@@ -74,11 +77,12 @@ def _filled(folder: Path, limit: int, kills: int, rng: random.Random) -> dict[st
 
 
 def size(folder: Path) -> int:
-    """Bytes on the disk of all that is in a folder, by the blocks that they take."""
+    """Bytes of all files in a folder, which is what the limit counts."""
     total = 0
     for path in folder.rglob("*"):
         try:
-            total += path.lstat().st_blocks * 512
+            stat = path.lstat()
+            total += stat.st_size if S_ISREG(stat.st_mode) else 0
         except FileNotFoundError:  # renamed since
             pass
     return total

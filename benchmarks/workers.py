@@ -94,7 +94,9 @@ def embed_folder(model: str, folder: str, side: int) -> dict[str, Any]:
         target = Path(output) / "out.npz"
         job = Job(Selection((folder,)), target, EmbedOptions())
         summary = embed_files(job, lambda: encoder, Silent())
-        return _rate(summary.embedded, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+    _check_computed(summary.computed, folder)
+    return _rate(summary.computed, seconds)
 
 
 def decode_folder(folder: str, side: int, count: int) -> dict[str, Any]:
@@ -104,8 +106,9 @@ def decode_folder(folder: str, side: int, count: int) -> dict[str, Any]:
 
     paths, config = sorted(Path(folder).iterdir())[:count], PreprocessConfig.hub(side)
     started = time.process_time()
-    for path in paths:
-        preprocess(decode(path), config)
+    shapes = {preprocess(decode(path), config).shape for path in paths}
+    if shapes != {(side, side, 3)}:
+        raise SystemExit(f"pixels of shapes {shapes}")
     return {"core_seconds_an_image": (time.process_time() - started) / len(paths)}
 
 
@@ -120,9 +123,10 @@ def peak_memory(model: str, folder: str) -> dict[str, Any]:
         target = Path(output) / "out.npz"
         job = Job(Selection((folder,)), target, EmbedOptions())
         summary = embed_files(job, lambda: _encoder(model), Silent())
+    _check_computed(summary.computed, folder)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"count": summary.embedded, "peak_bytes": peak, "mlx_peak_bytes": mx.get_peak_memory()}
+    return {"count": summary.computed, "peak_bytes": peak, "mlx_peak_bytes": mx.get_peak_memory()}
 
 
 class Silent:
@@ -158,12 +162,21 @@ def _torch_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def _check_computed(computed: int, folder: str) -> None:
+    """Ends where not every file went through the encoder: equal files are computed once."""
+    count = len(os.listdir(folder))
+    if computed != count:
+        raise SystemExit(f"{computed} of {count} files were computed: measure on distinct ones")
+
+
 def _rate(count: int, seconds: float) -> dict[str, Any]:
     return {"count": count, "seconds": seconds, "images_per_second": count / seconds}
 
 
 def _checksum(vectors: np.ndarray) -> float:
     """One number that other vectors, or other rows' order, would change."""
+    if not np.isfinite(vectors).all():
+        raise SystemExit("a vector is not finite")
     weights = np.cos(np.arange(vectors.size, dtype=np.float64)).reshape(vectors.shape)
     return float((vectors * weights).sum())
 

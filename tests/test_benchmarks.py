@@ -1,0 +1,51 @@
+"""The benchmarks measure what they say, or fail."""
+
+import shutil
+import sys
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import report, workers
+from benchmarks.material import PHOTOGRAPHS, make_photos
+from tests import small
+
+
+def test_no_two_photographs_are_alike(tmp_path):
+    count = 2 * len(PHOTOGRAPHS)
+    assert make_photos(str(tmp_path / "photos"), count, (64, 48))["count"] == count
+    contents = {path.read_bytes() for path in (tmp_path / "photos").iterdir()}
+    assert len(contents) == count
+
+
+@pytest.mark.parametrize("measure", [workers.peak_memory, workers.embed_folder])
+def test_a_folder_with_copies_is_not_measured(tmp_path, measure):
+    photos = tmp_path / "photos"
+    make_photos(str(photos), 2, (64, 48))
+    asked: dict[str, Any] = {"model": str(small.save(tmp_path / "model")), "folder": str(photos)}
+    asked |= {"side": 56} if measure is workers.embed_folder else {}
+    assert measure(**asked)["count"] == 2
+    shutil.copy(photos / "0000.jpg", photos / "copy.jpg")
+    with pytest.raises(SystemExit, match="2 of 3 files were computed"):
+        measure(**asked)
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_goal_that_is_missed_is_an_exit_code(monkeypatch, holds):
+    goals = [{"goal": "seconds an image", "holds": holds}]
+    monkeypatch.setattr(sys, "argv", ["benchmarks"])
+    monkeypatch.setattr(benchmarks, "measure", lambda plan, model: {"goals": goals})
+    monkeypatch.setattr(benchmarks, "markdown", lambda result: "")
+    if holds:
+        benchmarks.main()
+    else:
+        with pytest.raises(SystemExit, match="missed: seconds an image"):
+            benchmarks.main()
+
+
+def test_a_folder_can_reach_less_of_the_encoder_where_both_share_the_cores():
+    spread = {"median": 1.0}
+    summary = {"encoder_alone_images_per_second": spread, "decode_core_seconds": spread}
+    assert report.possible(summary, {"on_gpu": False, "cores": 3}) == pytest.approx(3 / 4)
+    assert report.possible(summary, {"on_gpu": True, "cores": 3}) == 1
