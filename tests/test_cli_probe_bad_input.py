@@ -44,7 +44,7 @@ def test_a_split_that_is_none_is_refused(capsys, place):
     code, _, talk = run(
         capsys, "probe", "eval", place / "probe", place / "digits", "--split", "dev"
     )
-    assert code == 2 and "a split is train, val or test, got 'dev'" in talk
+    assert code == 2 and "a split is train, val, test or all, got 'dev'" in talk
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,10 @@ def test_probabilities_are_the_softmax_of_the_head_on_the_final_tokens(trained):
     tokens = trained.encoder.features(trained.encoder.preprocess(IMAGES[:2])).tokens
     logits = np.array(trained.head(tokens), np.float64)
     powers = np.exp(logits)
-    # The tokens that the probe works on have been rounded to float16.
     expected = powers / powers.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(trained.predict_proba(IMAGES[:2]), expected, atol=5e-3)
+    np.testing.assert_allclose(
+        trained.predict_proba(IMAGES[:2]), expected, atol=4e-4
+    )  # float16 tokens: seen 4e-5
 
 
 def test_a_loaded_probe_finds_its_encoder_and_says_the_same(trained, kept):
@@ -101,7 +102,9 @@ def test_layers_are_averaged_in_training_and_in_use(model):
     expected = probe.head((outputs[0] + outputs[1]) / 2)
     powers = np.exp(np.array(expected))
     expected = powers / powers.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(probe.predict_proba(IMAGES[:2]), expected, atol=5e-3)
+    np.testing.assert_allclose(
+        probe.predict_proba(IMAGES[:2]), expected, atol=4e-4
+    )  # float16 tokens: seen 4e-5
 
 
 def test_pictures_may_have_several_names():
@@ -265,8 +268,9 @@ def test_a_head_trained_elsewhere_becomes_a_probe_of_its_encoder(model, tmp_path
     logits = found.features(found.preprocess(IMAGES[:2]), layers=(0, -1)).layers
     tokens = (logits[0] + logits[-1]) / 2
     expected = np.array(mx.softmax(load_head(HEAD, heads=2)(tokens), axis=-1))
-    # float16 tokens: 11 bits.
-    np.testing.assert_allclose(probe.predict_proba(IMAGES[:2]), expected, atol=5e-3)
+    np.testing.assert_allclose(
+        probe.predict_proba(IMAGES[:2]), expected, atol=4e-4
+    )  # float16 tokens: seen 4e-5
     again = AttentiveProbe.load(probe.save(tmp_path / "probe"))
     assert again.predict(IMAGES[:2]) == probe.predict(IMAGES[:2])
     assert again.classes == NAMES and again.layers == (0, -1)
