@@ -1,8 +1,14 @@
-"""Files that are complete or not there: written aside, flushed to the disk, then renamed."""
+"""Files that are complete or not there: written aside, flushed to the disk, then renamed.
 
+And files of a folder that may come from elsewhere: opened as they are, or not at all.
+"""
+
+import errno
+import io
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -36,6 +42,49 @@ def publish(files: Mapping[Path, Callable[[BinaryIO], Any]]) -> None:
         raise
 
 
+def open_regular(path: Path, mode: str = "rb") -> io.BufferedRandom:
+    """Opens a regular file: never through a link, and nothing that makes one wait, as a pipe does.
+
+    Links in the folders on the way are followed. Raises OSError.
+    """
+    return open(path, mode, opener=regular)  # pyright: ignore[reportReturnType]
+
+
+def read_regular(path: Path, largest: int) -> bytes:
+    """The content of a regular file of at most so many bytes; raises OSError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, expected at most {largest:,}")
+        return file.read(largest)
+
+
+def regular(path: Any, flags: int) -> int:
+    """Like os.open, for regular files that are no links; raises OSError for what is something else.
+
+    What is there is looked at before, as opening a device may set it going, and again afterwards,
+    as another may be there by then.
+    """
+    try:
+        _check_regular(os.lstat(path), path)
+    except FileNotFoundError:
+        pass  # made by os.open, or missed by it
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        _check_regular(os.fstat(handle), path)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _check_regular(found: os.stat_result, path: Any) -> None:
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ELOOP, "it is a link, which is not followed here", os.fspath(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+
+
 def temporary(target: Path) -> Path:
     """The name of a file while this process writes it: hidden, beside its target."""
     return target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY}")
@@ -47,7 +96,10 @@ def remove_leftovers(target: Path) -> None:
     for name in os.listdir(target.parent):
         if unfinished.fullmatch(name):
             path = target.parent / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def flush(file: BinaryIO) -> None:

@@ -14,7 +14,7 @@ from aim_mlx.errors import AimError, Interrupted, UsageError
 from aim_mlx.images import Listing, Skip
 from aim_mlx.selection import Selected, Selection
 from aim_mlx.store.catalog import Catalog
-from aim_mlx.store.folder import remove
+from aim_mlx.store.folder import hidden_beside, remove
 from aim_mlx.store.journal import State
 from aim_mlx.store.lists import place, started_in
 from aim_mlx.store.manifest import NAME as MANIFEST
@@ -88,7 +88,7 @@ class Job:
         """The folder where the rows gather: the output, or a hidden one beside the output file."""
         if not self.is_file:
             return self.output
-        return self.output.with_name(f".{self.output.name}.aim-mlx")
+        return hidden_beside(self.output)
 
     def select(self) -> Selected:
         """The selected files; raises AimError where there is none."""

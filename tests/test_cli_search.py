@@ -377,10 +377,10 @@ def test_a_page_that_the_disk_has_no_room_for_is_an_output_error(
 ):
     from aim_mlx import durable
 
-    real_open = open
-    monkeypatch.setattr(
-        durable, "open", lambda *_, **__: real_open("/dev/full", "wb"), raising=False
-    )
+    def opened(path, mode="r", **more):
+        return open("/dev/full", "wb") if "x" in mode else open(path, mode, **more)
+
+    monkeypatch.setattr(durable, "open", opened, raising=False)
     command = ["duplicates", made / "store", "--html", tmp_path / "page.html"]
     code, stdout, stderr = run(capsys, *command)
     assert code == 5 and not stdout

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from aim_mlx import EmbeddingStore
+from aim_mlx.cli import main as cli
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.store import journal, shards
+from aim_mlx.store.reading import reading
 from aim_mlx.store.writer import writing
 from tests import stores
 
@@ -183,3 +185,51 @@ def test_duckdb_takes_the_vectors_as_arrays_of_fixed_length(folder):
 def test_the_journal_names_every_shard_that_others_read(folder):
     names = {shard.name for shard in journal.read(folder / journal.NAME)[0].shards}
     assert names == {path.name for path in folder.glob("rows-*.parquet")}
+
+
+def compact_at_the_first_read(folder, monkeypatch) -> list[bool]:
+    """A run joins the shards, and takes a row out, when a reader has read the journal only."""
+    done = []
+
+    def compacting(where, shard, columns):
+        if not done:
+            done.append(True)
+            with writing(folder) as writer:
+                writer.begin(stores.manifest(8))
+                writer.compact({0})
+        return read_table(where, shard, columns)
+
+    read_table = shards.read_table
+    monkeypatch.setattr("aim_mlx.store.reading.read_table", compacting)
+    return done
+
+
+def test_a_store_that_is_compacted_meanwhile_is_read_again_as_a_whole(folder, monkeypatch):
+    assert compact_at_the_first_read(folder, monkeypatch) == []
+    paths, vectors = reading(folder, lambda store: (store.paths, store.vectors))
+    assert paths == PATHS[1:]
+    np.testing.assert_array_equal(vectors, VECTORS[1:])
+
+
+def test_a_reader_that_does_not_begin_again_is_told_that_the_store_changed(folder, monkeypatch):
+    compact_at_the_first_read(folder, monkeypatch)
+    with pytest.raises(OutputError, match="changed while it was read: run the same command again"):
+        len(EmbeddingStore(folder))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["duplicates"], ["search", "--text", "words"], ["export", "{}/x.npz"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_no_command_takes_a_store_that_is_compacted_meanwhile_for_damaged(
+    folder, tmp_path, monkeypatch, capsys, arguments
+):
+    done = compact_at_the_first_read(folder, monkeypatch)
+    command, *rest = (each.format(tmp_path) for each in arguments)
+    code = cli._run([command, str(folder), *rest])
+    said = capsys.readouterr().err
+    assert done and "damaged" not in said and "changed" not in said
+    # Words cannot be compared with the vectors of this store: that is found once rows are there.
+    refused = command == "search"
+    assert code == (2 if refused else 0) and ("words can be compared" in said) == refused

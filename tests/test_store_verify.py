@@ -162,7 +162,7 @@ def test_a_damaged_manifest_or_journal_is_refused(store, name):
 
 def test_the_file_with_all_vectors_is_compared_too(store):
     store.vectors[0]
-    path = store.folder / matrix_name(store.state)
+    path = store.folder / matrix_name(store._state)
     assert faults(store) == []
     data = bytearray(path.read_bytes())
     data[5 * 4 * store.dim] ^= 1
@@ -222,13 +222,13 @@ def test_a_run_that_stopped_before_its_list_leaves_a_store_that_is_not_complete(
 
 
 def test_a_store_that_changes_while_it_is_read_is_judged_by_its_new_journal(store, monkeypatch):
-    def compact_first(folder, found):
+    def compact_first(folder, found, dim):
         if not compacted:
             compacted.append(True)
             with writing(folder) as writer:
                 writer.begin(stores.manifest(8))
                 StoreWriter.compact(writer, {0})
-        return damages(folder, found)
+        return damages(folder, found, dim)
 
     from aim_mlx.store import verify as module
 

@@ -44,7 +44,7 @@ def duplicates(
     "reference" or how like the reference it is, pixels, bytes, the date of its file, path. Of
     copies the first stands for all among the near-duplicates, where each photo is in one group.
     """
-    from aim_mlx.cli.reports import note_missing, open_rows
+    from aim_mlx.cli.reports import note_missing, with_rows
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.duplicates import THRESHOLD, photo_groups
     from aim_mlx.errors import UsageError
@@ -53,17 +53,20 @@ def duplicates(
     if exact and threshold is not None:
         raise UsageError("--exact compares bytes: leave out --threshold")
     check_target(html, PAGES, overwrite)
-    rows = open_rows(store)
-    photos = Photos(rows, gone)
-    cosine = None if exact else THRESHOLD if threshold is None else threshold
-    groups = photo_groups(rows, photos, cosine)
-    facts = rows.table(["width", "height", "size", "mtime_ns"])
-    listed = [list(_members(rows, photos, group, facts)) for group in groups]
-    if html is not None:
-        _write_page(html, rows, groups, listed, cosine)
-    (_print_json if as_json else _print_lines)(rows, groups, listed)
-    print(_account(groups, len(rows)), file=sys.stderr)
-    note_missing(photos, [member.row for members in listed for member in members])
+
+    def show(rows: "EmbeddingStore") -> None:
+        photos = Photos(rows, gone)
+        cosine = None if exact else THRESHOLD if threshold is None else threshold
+        groups = photo_groups(rows, photos, cosine)
+        facts = rows.table(["width", "height", "size", "mtime_ns"])
+        listed = [list(_members(rows, photos, group, facts)) for group in groups]
+        if html is not None:
+            _write_page(html, rows, groups, listed, cosine)
+        (_print_json if as_json else _print_lines)(rows, groups, listed)
+        print(_account(groups, len(rows)), file=sys.stderr)
+        note_missing(photos, [member.row for members in listed for member in members])
+
+    with_rows(store, show)
 
 
 @dataclass(frozen=True)

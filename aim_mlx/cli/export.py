@@ -26,14 +26,18 @@ def export(
     from aim_mlx.cli.terminal import escaped
     from aim_mlx.errors import UsageError
     from aim_mlx.store.onefile import Rows, write_file
-    from aim_mlx.store.reading import EmbeddingStore
+    from aim_mlx.store.reading import EmbeddingStore, reading
     from aim_mlx.store.thumbnails import IllustratedRows
 
     if thumbnails and target.suffix != ".parquet":
         raise UsageError(f"--thumbnails needs a .parquet file, got {target.name!r}")
-    opened = EmbeddingStore(store)
-    rows = IllustratedRows(opened) if thumbnails else Rows(opened)
-    write_file(rows, target, overwrite)
+
+    def written(opened: EmbeddingStore) -> tuple[EmbeddingStore, Rows]:
+        rows = IllustratedRows(opened) if thumbnails else Rows(opened)
+        write_file(rows, target, overwrite)
+        return opened, rows
+
+    opened, rows = reading(store, written)
     if not opened.finished:
         _say("note: the last run into this store was not finished; these are the rows so far")
     _say(f"{rows.shape[0]:,} rows of {rows.shape[1]:,} numbers: {escaped(str(target))}")

@@ -1,7 +1,7 @@
 """What the commands that look things up in a store share: opening it, and what is missing."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +10,20 @@ if TYPE_CHECKING:
     from aim_mlx.store.reading import EmbeddingStore
 
 
-def open_rows(folder: Path) -> "EmbeddingStore":
-    """A store that has rows; raises AimError for one that has none."""
-    from aim_mlx.errors import AimError
-    from aim_mlx.store.reading import EmbeddingStore
+def with_rows(folder: Path, use: "Callable[[EmbeddingStore], object]") -> None:
+    """Calls `use` with a store that has rows; again where a run changed it before all was read.
 
-    store = EmbeddingStore(folder)
-    if not len(store):
-        raise AimError(f"{str(folder)!r} holds no rows: embed photos into it first")
-    return store
+    Raises AimError for a store that has none.
+    """
+    from aim_mlx.errors import AimError
+    from aim_mlx.store.reading import reading
+
+    def checked(store: "EmbeddingStore") -> None:
+        if not len(store):
+            raise AimError(f"{str(folder)!r} holds no rows: embed photos into it first")
+        use(store)
+
+    reading(folder, checked)
 
 
 def note_missing(photos: "Photos", shown: Iterable[int]) -> None:

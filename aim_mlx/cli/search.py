@@ -52,7 +52,7 @@ def search(
     """
     from huggingface_hub.utils import tqdm
 
-    from aim_mlx.cli.reports import note_missing, open_rows
+    from aim_mlx.cli.reports import note_missing, with_rows
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import UsageError
     from aim_mlx.queries import Queries, nearest
@@ -66,23 +66,26 @@ def search(
         raise UsageError(f"-k must be at least 1, got {k}")
     factors = parse_weights(weights)
     check_target(html, PAGES, overwrite)
-    rows = open_rows(store)
-    queries = Queries(rows, lambda: rows.load_encoder(offline=offline, progress=tqdm))
-    spoken = [queries.texts(words) for words in texts]  # what can be refused before any photo
-    seen = queries.images([*images[0], *images[1]])
-    wanted = [*seen[: len(images[0])], *spoken[0]]
-    query = combine(wanted, [*seen[len(images[0]) :], *spoken[1]], factors)
-    photos = Photos(rows, gone)
-    asked = {file_of(path) for path in [*images[0], *images[1]] if os.path.exists(path)}
-    found = nearest(rows, query, k, photos, asked)
-    results = [
-        {"rank": rank, "score": score, "row": row, "path": rows.paths[row]}
-        for rank, (row, score) in enumerate(found, 1)
-    ]
-    if html is not None:
-        _write_page(html, rows, images, texts, results)
-    _print(results, as_json, html)
-    note_missing(photos, [row for row, _ in found])
+
+    def show(rows: "EmbeddingStore") -> None:
+        queries = Queries(rows, lambda: rows.load_encoder(offline=offline, progress=tqdm))
+        spoken = [queries.texts(words) for words in texts]  # what can be refused before any photo
+        seen = queries.images([*images[0], *images[1]])
+        wanted = [*seen[: len(images[0])], *spoken[0]]
+        query = combine(wanted, [*seen[len(images[0]) :], *spoken[1]], factors)
+        photos = Photos(rows, gone)
+        asked = {file_of(path) for path in [*images[0], *images[1]] if os.path.exists(path)}
+        found = nearest(rows, query, k, photos, asked)
+        results = [
+            {"rank": rank, "score": score, "row": row, "path": rows.paths[row]}
+            for rank, (row, score) in enumerate(found, 1)
+        ]
+        if html is not None:
+            _write_page(html, rows, images, texts, results)
+        _print(results, as_json, html)
+        note_missing(photos, [row for row, _ in found])
+
+    with_rows(store, show)
 
 
 def parse_weights(text: str) -> list[float] | None:

@@ -25,6 +25,17 @@ def is_ours(name: str) -> bool:
     return number_of(name.removesuffix(DAMAGED)) is not None
 
 
+def hidden_beside(target: Path) -> Path:
+    """The hidden folder where that gathers which appears under the name of a target at the end.
+
+    Raises OutputError for a link of this name, as what it leads to is no folder of ours.
+    """
+    folder = target.with_name(f".{target.name}.aim-mlx")
+    if os.path.islink(folder):
+        raise OutputError(f"{str(folder)!r} is a link in the place of a folder of ours: remove it")
+    return folder
+
+
 @contextmanager
 def prepared(folder: Path, overwrite: bool) -> Iterator[None]:
     """Locks a folder that is a store or can become one, and makes it; removes what became none.
@@ -37,7 +48,7 @@ def prepared(folder: Path, overwrite: bool) -> Iterator[None]:
         if made:
             folder.mkdir()
             sync_folder(folder.parent)
-        elif not (folder / manifest.NAME).exists():
+        elif not os.path.lexists(folder / manifest.NAME):
             _check_ours(folder, overwrite)
     except FileNotFoundError as error:
         raise OutputError(
@@ -57,7 +68,7 @@ def prepared(folder: Path, overwrite: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            if made and not (folder / manifest.NAME).exists():
+            if made and not os.path.lexists(folder / manifest.NAME):
                 _remove_empty(folder)
 
 
@@ -97,9 +108,10 @@ def matrix_name(state: journal.State) -> str:
 def clean(folder: Path, state: journal.State) -> None:
     """Removes what a crash left, and what the journal does not name: parts, shards, matrices."""
     live = {shard.name for shard in state.shards} | {matrix_name(state)}
-    for name in os.listdir(folder):
+    for entry in list(os.scandir(folder)):
+        name = entry.name
         stray = name not in live and (number_of(name) is not None or _MATRIX.fullmatch(name))
-        if stray or name.endswith(TEMPORARY):
+        if (stray or name.endswith(TEMPORARY)) and not entry.is_dir(follow_symlinks=False):
             (folder / name).unlink(missing_ok=True)
 
 

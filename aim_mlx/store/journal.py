@@ -6,18 +6,35 @@ published with it in one piece: where they are not all there it was no crash, an
 """
 
 import json
+import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from aim_mlx.durable import flush, publish
+from aim_mlx.durable import flush, open_regular, publish, read_regular
 from aim_mlx.errors import OutputError
-from aim_mlx.store.shards import Shard
+from aim_mlx.store import lists
+from aim_mlx.store.fields import PATH, SHA256, Damaged, Kind, check, parse, whole
+from aim_mlx.store.shards import MOST_ROWS, Shard, number_of
 
 NAME = "journal.jsonl"
 _MEND = "restore the file, or embed again with --overwrite"
+_LARGEST = 1 << 30  # bytes; a million skips are a quarter of it
+_NAME = Kind("the name of a shard", lambda v: isinstance(v, str) and number_of(v) is not None)
+_LINE = {
+    "base?": whole(),
+    "added?": [{"name": _NAME, "rows": whole(1, MOST_ROWS), "bytes": whole(1), "sha256": SHA256}],
+    "removed?": [_NAME],
+    "skipped?": [lists.SKIP],
+    "first_frames?": [PATH],
+    "whole?": [PATH],
+    "finished?": {
+        **{name: whole() for name in ("listed", "embedded", "skipped", "ignored")},
+        "files": SHA256,
+    },
+}
 
 
 @dataclass
@@ -42,7 +59,8 @@ class State:
     def apply(self, record: Mapping[str, Any]) -> None:
         """Takes one line into account: shards removed and added, images skipped, run finished."""
         removed = set(record.get("removed", ()))
-        added = [Shard(**shard) for shard in record.get("added", ())]
+        names = [each.name for each in fields(Shard)]
+        added = [Shard(*(shard[name] for name in names)) for shard in record.get("added", ())]
         place = next((i for i, shard in enumerate(self.shards) if shard.name in removed), None)
         place = len(self.shards) if place is None else place
         kept = [shard for shard in self.shards[:place] if shard.name not in removed]
@@ -80,7 +98,9 @@ class Journal:
         """
         record = _record(added, removed, skipped, first_frames, whole, finished)
         line = _line(record)
-        with open(self.path, "r+b") as file:
+        if os.lstat(self.path).st_nlink > 1:  # a backup made of links, which is not to change
+            self.rewrite()
+        with open_regular(self.path, "r+b") as file:
             file.truncate(self._size)  # what a crash left of a line
             file.seek(self._size)
             file.write(line)
@@ -108,19 +128,25 @@ class Journal:
 def read(path: Path) -> tuple[State, int]:
     """What a journal says, and the bytes of its complete lines; raises OutputError."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, _LARGEST)
     except OSError as error:
         raise OutputError(
             f"cannot read {str(path)!r}: {error.strerror or error}: {_MEND}"
         ) from error
     state, lines = State(), data.split(b"\n")[:-1]
+    base = 0
     for number, line in enumerate(lines, 1):
         try:
-            state.apply(_parsed(line))
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise OutputError(f"line {number} of {str(path)!r} is damaged: {_MEND}") from error
+            record = _parsed(line)
+        except Damaged as error:
+            raise OutputError(
+                f"line {number} of {str(path)!r} is damaged ({error}): {_MEND}"
+            ) from error
+        state.apply(record)
+        if number == 1:
+            base = len(line) + 1 + record.get("base", 0)
     size = sum(len(line) + 1 for line in lines)
-    if not lines or size < len(lines[0]) + 1 + _parsed(lines[0]).get("base", size):
+    if not lines or size < base:
         raise OutputError(f"{str(path)!r} is damaged, its end is missing: {_MEND}")
     return state, size
 
@@ -151,8 +177,9 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """The record of a line; raises ValueError for one that is not as it was written."""
-    record = json.loads(line)["record"]
+    """The record of a line; raises Damaged for one that is not as it was written."""
+    record = parse(line, {"record": {}})["record"]
     if _line(record) != line + b"\n":
-        raise ValueError("the checksum does not fit")
+        raise Damaged("its checksum does not fit")
+    check(record, _LINE)
     return record

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aim_mlx.durable import regular
 from aim_mlx.errors import OutputError
 
 NAME = ".lock"
@@ -18,7 +19,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises OutputError, with the process's number, while another writes there; OSError where the
     lock cannot be made.
     """
-    handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = regular(folder / NAME, os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -27,8 +28,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise OutputError(
                 f"process {owner} is writing to {str(folder)!r}: wait for it, or stop it"
             ) from error
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        if os.fstat(handle).st_nlink == 1:  # no file of somebody else under this name too
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)

@@ -9,14 +9,30 @@ from typing import Any
 
 from aim_mlx.backend import device_name
 from aim_mlx.config import to_dict
-from aim_mlx.durable import publish
+from aim_mlx.durable import publish, read_regular
 from aim_mlx.embed import EmbedOptions, Encoder
 from aim_mlx.errors import OutputError
+from aim_mlx.store.fields import FLAG, PATH, TEXT, Damaged, check, matching, maybe, parse, whole
 
 NAME = "manifest.json"
 SCHEMA = 1
 _MEND = "restore it, or embed again with --overwrite"
 _PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow", "pyarrow")
+
+_LARGEST = 4 << 20  # bytes; one has some 2,000
+_SCHEMA = {"schema": whole(1)}
+_FORM = {
+    "model": {"model": TEXT, "path": PATH, "revision?": maybe(TEXT)},
+    "weights": TEXT,
+    "encoder": {},
+    "preprocessing": {},
+    "pooling": matching("mean|max|gem|attention", "mean, max, gem or attention"),
+    "layers": [whole(-(2**10), 2**10)],
+    "normalized": FLAG,
+    "dtype": matching("float32|float16|bfloat16", "float32, float16 or bfloat16"),
+    "dim": whole(1, 2**20),
+    "block": whole(1, 2**31),
+}
 
 # What two runs must share to write into one store, in words for the message.
 _DECISIVE = {
@@ -54,8 +70,13 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of a store; raises OutputError where there is none that can be read."""
     path = folder / NAME
     try:
-        manifest = json.loads(path.read_bytes())
-        schema = manifest["schema"]
+        manifest = parse(read_regular(path, _LARGEST), _SCHEMA)
+        if manifest["schema"] > SCHEMA:
+            raise OutputError(
+                f"{str(folder)!r} has schema {manifest['schema']}, this aim-mlx knows {SCHEMA}: "
+                "update aim-mlx"
+            )
+        check(manifest, _FORM)
     except FileNotFoundError as error:
         raise OutputError(
             f"{str(folder)!r} is no store of embeddings: it has no {NAME}; "
@@ -63,17 +84,8 @@ def read(folder: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise OutputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise OutputError(f"{str(path)!r} is damaged: {_MEND}") from error
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise OutputError(
-            f"{str(folder)!r} has schema {schema}, this aim-mlx knows {SCHEMA}: update aim-mlx"
-        )
-    missing = [name for name in (*_DECISIVE, "model", "block") if name not in manifest]
-    if missing:
-        raise OutputError(f"{str(path)!r} lacks {', '.join(missing)}: {_MEND}")
-    if not all(type(manifest[name]) is int and manifest[name] > 0 for name in ("dim", "block")):
-        raise OutputError(f"{str(path)!r} is damaged: {_MEND}")
+    except Damaged as error:
+        raise OutputError(f"{str(path)!r} is damaged ({error}): {_MEND}") from error
     return manifest
 
 

@@ -15,7 +15,7 @@ from aim_mlx.durable import sync_folder
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.selection import digest_of_list
 from aim_mlx.store import lists, manifest
-from aim_mlx.store.folder import remove
+from aim_mlx.store.folder import hidden_beside, remove
 from aim_mlx.store.reading import EmbeddingStore
 from aim_mlx.store.rows import COLUMNS, Row, exact_paths
 from aim_mlx.store.shards import read_rows, read_table, vectors_of
@@ -180,7 +180,7 @@ def _appearing(target: Path) -> Iterator[StoreWriter]:
     What a crash left there is begun anew. All happens under the lock of the hidden folder, so that
     of two merges into one target the second is refused and touches nothing of the first.
     """
-    folder = target.with_name(f".{target.name}.aim-mlx")
+    folder = hidden_beside(target)
     with writing(folder, overwrite=True) as writer:
         try:
             yield writer

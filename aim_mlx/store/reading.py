@@ -2,25 +2,41 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from aim_mlx.config import to_dict
-from aim_mlx.durable import publish
+from aim_mlx.durable import open_regular, publish
 from aim_mlx.errors import CheckpointError, OutputError, UsageError, warn_of_untrained
 from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store.folder import matrix_name
 from aim_mlx.store.rows import COLUMNS, exact_paths, table_schema
-from aim_mlx.store.shards import read_table, vectors_of
+from aim_mlx.store.shards import Shard, read_table, vectors_of
 
 if TYPE_CHECKING:
     from aim_mlx.embed import EmbedOptions, Encoder
+
+T = TypeVar("T")
+_TRIES = 5  # each run changes a store but once in this way
+
+
+class StoreChanged(OutputError):
+    """A run that ended, and joined the shards of a store, took away what was to be read."""
+
+
+def reading(folder: Path, use: "Callable[[EmbeddingStore], T]") -> T:
+    """What `use` makes of a store; begun again with the store as it is then where it changed."""
+    for _ in range(_TRIES - 1):
+        with suppress(StoreChanged):
+            return use(EmbeddingStore(folder))
+    return use(EmbeddingStore(folder))
 
 
 class EmbeddingStore:
@@ -72,11 +88,13 @@ class EmbeddingStore:
         if not len(self):
             return np.empty(shape, np.float32)
         try:
-            if not path.is_file() or path.stat().st_size != 4 * shape[0] * shape[1]:
+            mapped = mapped_matrix(path, shape)
+            if mapped is None:
                 publish({path: self._write_matrix})
-            return np.memmap(path, np.float32, "r", shape=shape)
+                mapped = mapped_matrix(path, shape)
         except OSError:
-            return self._unnamed_matrix()
+            mapped = None
+        return self._unnamed_matrix() if mapped is None else mapped
 
     def table(self, columns: Sequence[str] = COLUMNS) -> pa.Table:
         """Columns of the rows as an Arrow table of n rows, in the order of `paths`.
@@ -176,8 +194,25 @@ class EmbeddingStore:
         """The current rows of each shard, with at least these columns."""
         wanted = [*dict.fromkeys([*columns, "path", "raw_path"])]
         for shard, keep in zip(self._state.shards, self._current, strict=True):
-            table = read_table(self.folder, shard, wanted)
+            table = self._read(shard, wanted)
             yield table if keep is None else table.filter(pa.array(keep))
+
+    def _read(self, shard: Shard, columns: Sequence[str]) -> pa.Table:
+        """Columns of a shard; raises StoreChanged where the store no longer is what it was."""
+        try:
+            table = read_table(self.folder, shard, columns)
+        except OutputError as error:
+            if journal.read(self.folder / journal.NAME)[0] == self._state:
+                raise
+            raise StoreChanged(
+                f"{str(self.folder)!r} changed while it was read: run the same command again"
+            ) from error
+        if "embedding" in columns and table["embedding"].type.list_size != self.dim:
+            raise OutputError(
+                f"shard {str(self.folder / shard.name)!r} is damaged (its vectors are not of "
+                f"length {self.dim}): embed again to compute it anew"
+            )
+        return table
 
     @cached_property
     def _current(self) -> list[np.ndarray | None]:
@@ -188,8 +223,7 @@ class EmbeddingStore:
         if self.finished:
             return [None] * len(self._state.shards)
         names = [
-            exact_paths(read_table(self.folder, shard, ["path", "raw_path"]))
-            for shard in self._state.shards
+            exact_paths(self._read(shard, ["path", "raw_path"])) for shard in self._state.shards
         ]
         later: set[str] = set()
         current: list[np.ndarray | None] = []
@@ -215,3 +249,17 @@ class EmbeddingStore:
                     f"in {str(self.folder)!r} nor in {tempfile.gettempdir()!r}"
                 ) from error
             return np.memmap(file, np.float32, "r", shape=(len(self), self.dim))
+
+
+def mapped_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The file with all vectors, float32 of this shape, read-only; None if there is no such file.
+
+    Raises OSError where what is there cannot be mapped.
+    """
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size == 4 * shape[0] * shape[1]:
+                return np.memmap(file, np.float32, "r", shape=shape)
+    except FileNotFoundError:
+        pass
+    return None

@@ -11,16 +11,16 @@ from aim_mlx.store.journal import Journal
 from aim_mlx.store.shards import Shard, damage, read_rows
 
 
-def damages(folder: Path, shards: Sequence[Shard]) -> dict[str, str]:
+def damages(folder: Path, shards: Sequence[Shard], dim: int) -> dict[str, str]:
     """What is wrong with which shards, by name; reads every byte of them."""
     with ThreadPoolExecutor() as threads:  # digests are computed outside the interpreter's lock
-        found = threads.map(lambda shard: damage(folder, shard), shards)
+        found = threads.map(lambda shard: damage(folder, shard, dim), shards)
         return {shard.name: wrong for shard, wrong in zip(shards, found, strict=True) if wrong}
 
 
-def without_damaged(folder: Path, journal: Journal) -> list[str]:
+def without_damaged(folder: Path, journal: Journal, dim: int) -> list[str]:
     """Takes damaged shards out of the journal and sets their files aside; a note on each."""
-    found = damages(folder, journal.state.shards)
+    found = damages(folder, journal.state.shards, dim)
     rows = {shard.name: shard.rows for shard in journal.state.shards}
     if found:
         journal.append(removed=found)

@@ -6,6 +6,8 @@ Vectors lie uncompressed, every page has a checksum, and the journal keeps the d
 import errno
 import hashlib
 import io
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +18,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aim_mlx.durable import publish
+from aim_mlx.durable import open_regular, publish
 from aim_mlx.errors import OutputError
 from aim_mlx.store.rows import COLUMNS, Row, exact_paths, path_columns, table_schema
 
 PREFIX, SUFFIX = "rows-", ".parquet"
+_MOST_DIGITS = 12  # of the number in a shard's name
 _GROUP_ROWS = 1024
-_BROKEN = (errno.EIO, errno.EISDIR, errno.ELOOP)  # what a disk, or a meddler, did to a file
+MOST_ROWS = 1 << 20  # that the journal may say a shard has; we write far fewer
+DIGEST = re.compile("[0-9a-f]{64}")
+_OTHER_COLUMNS = "its columns are not those of a store"
+_BROKEN = (errno.EIO, errno.EINVAL, errno.ELOOP)  # what a disk, or a meddler, did to a file
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ def name_of(number: int) -> str:
 def number_of(name: str) -> int | None:
     """The number in a shard's name, None for the name of another file."""
     digits = name.removeprefix(PREFIX).removesuffix(SUFFIX)
-    ours = digits.isascii() and digits.isdigit() and name_of(int(digits)) == name
+    known = digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS
+    ours = known and name_of(int(digits)) == name
     return int(digits) if ours else None
 
 
@@ -105,15 +112,23 @@ class _Summed(io.RawIOBase):
         return self.bytes
 
 
-def damage(folder: Path, shard: Shard) -> str | None:
+def damage(folder: Path, shard: Shard, dim: int) -> str | None:
     """What is wrong with a shard's file, None if every byte is as it was written.
 
+    Also where it was written wrong: with other columns than those of vectors of length `dim`.
     Raises OutputError where the file may be sound but cannot be read now.
     """
     try:
-        with open(folder / shard.name, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
+        with open_regular(folder / shard.name) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != shard.bytes:
+                return f"it has {size} bytes, {shard.bytes} were written"
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                return "its bytes are not those that were written"
+            ours = _parquet(file).schema_arrow.equals(table_schema(dim))
+            return None if ours else _OTHER_COLUMNS
+    except pa.ArrowException:
+        return _OTHER_COLUMNS
     except FileNotFoundError:
         return "it is missing"
     except OSError as error:
@@ -122,17 +137,15 @@ def damage(folder: Path, shard: Shard) -> str | None:
                 f"cannot read {str(folder / shard.name)!r}: {error.strerror or error}"
             ) from error
         return f"it cannot be read: {error.strerror or error}"
-    if size != shard.bytes:
-        return f"it has {size} bytes, {shard.bytes} were written"
-    return None if digest == shard.sha256 else "its bytes are not those that were written"
 
 
 def read_table(folder: Path, shard: Shard, columns: Sequence[str]) -> pa.Table:
     """Columns of a shard; raises OutputError, naming it, for one that cannot be read."""
     path = folder / shard.name
-    with _explained(path), open(path, "rb") as file:
+    with _explained(path), open_regular(path) as file:
         names = list(columns)
         table = _parquet(file).read(names, use_threads=False).select(names)
+        _check_columns(table)
     if len(table) != shard.rows:
         raise OutputError(
             f"shard {str(path)!r} has {len(table)} rows where {shard.rows} were written: "
@@ -144,7 +157,28 @@ def read_table(folder: Path, shard: Shard, columns: Sequence[str]) -> pa.Table:
 def read_rows(folder: Path, shard: Shard) -> tuple[list[str], pa.Table]:
     """The exact paths of a shard and its columns without the vectors."""
     table = read_table(folder, shard, COLUMNS)
+    with _explained(folder / shard.name):
+        if not all(map(DIGEST.fullmatch, table["digest"].to_pylist())):
+            raise pa.ArrowInvalid("it has rows without a SHA-256")
     return exact_paths(table), table
+
+
+def _check_columns(table: pa.Table) -> None:
+    """Raises ArrowInvalid for columns of other types, or with values that those cannot have."""
+    kind = table_schema(1)
+    for name in table.column_names:
+        field = table.schema.field(name)
+        if name == "embedding":
+            ours = pa.types.is_fixed_size_list(field.type) and field.type.value_type == pa.float32()
+        else:
+            ours = field.type == kind.field(name).type
+        if not ours or (table[name].null_count and not kind.field(name).nullable):
+            raise pa.ArrowInvalid(_OTHER_COLUMNS)
+    table.validate(full=True)
+    names = {"path", "raw_path"}.intersection(table.column_names)
+    texts = [chunk.buffers()[-1] for name in names for chunk in table[name].chunks]
+    if any(text is not None and b"\0" in text.to_pybytes() for text in texts):
+        raise pa.ArrowInvalid("it has paths that no file can have")
 
 
 @contextmanager
@@ -162,7 +196,7 @@ def _explained(path: Path) -> Iterator[None]:
 def read_group(folder: Path, shard: Shard, row: int) -> tuple[int, np.ndarray]:
     """The vectors, float32 (rows, D), of the row group that a row is in, and its first row."""
     path, group = folder / shard.name, row // _GROUP_ROWS
-    with _explained(path), open(path, "rb") as file:
+    with _explained(path), open_regular(path) as file:
         table = _parquet(file).read_row_group(group, ["embedding"], use_threads=False)
         vectors = vectors_of(table)
     return group * _GROUP_ROWS, vectors

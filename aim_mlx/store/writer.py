@@ -1,5 +1,6 @@
 """Writing to a store: rows gather to a shard; shard and line in the journal are one commit."""
 
+import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def writing(folder: Path, overwrite: bool = False) -> Iterator["StoreWriter"]:
     a folder that is no store, or while another process writes there.
     """
     with prepared(folder, overwrite):
-        if (folder / manifests.NAME).exists() and not overwrite:
+        if os.path.lexists(folder / manifests.NAME) and not overwrite:
             manifests.read(folder)  # a newer schema may have another journal
         yield StoreWriter(folder, overwrite)
 
@@ -95,7 +96,7 @@ class StoreWriter:
                 manifests.write(self.folder, manifest)
             there = manifests.read(self.folder)
             manifests.check_same(self.folder, there, manifest)
-            self.notes += without_damaged(self.folder, self._journal)
+            self.notes += without_damaged(self.folder, self._journal, there["dim"])
             clean(self.folder, self.state)
             load_rows(self.folder, self.state.shards, self.catalog)
         rows = map(self.catalog.find, self.state.first_frames)
@@ -104,7 +105,7 @@ class StoreWriter:
         return there
 
     def _is_new(self) -> bool:
-        return self._overwrite or not (self.folder / manifests.NAME).exists()
+        return self._overwrite or not os.path.lexists(self.folder / manifests.NAME)
 
     def _is_of(self, manifest: Mapping[str, Any]) -> bool:
         return manifests.difference(manifests.read(self.folder), manifest) is None
