@@ -1,6 +1,6 @@
 """Images to vectors: the main job."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -117,12 +117,14 @@ class Encoder:
         images: Iterable[ImageSource | Omitted],
         options: EmbedOptions | None = None,
         block: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> Generator[Embedded, None, None]:
         """Yields one row for each image, in order, with its vector (D,) float32 or its failure.
 
         With `block`, no batch reaches over a multiple of that many images: a run that starts at
-        one gives the same bits as a run that came to it. Raises CheckpointError if every vector of
-        the first batch is not finite.
+        one gives the same bits as a run that came to it. Once `stop` says so, no further batch
+        begins; the rows of those that have begun come, then Interrupted is raised. Raises
+        CheckpointError if every vector of the first batch is not finite.
         """
         options = options or EmbedOptions()
         self.check(options)
@@ -133,6 +135,7 @@ class Encoder:
             options,
             block or max(1, len(images)),
             self.model.config.grid,
+            stop,
         )
         return in_order(pipeline.rows(images), len(images))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from aim_mlx.backend import BLAS, on_gpu
 from aim_mlx.embed import Embedded, EmbedOptions, Encoder
-from aim_mlx.errors import AimError, ImageError, Interrupted, OutputError
+from aim_mlx.errors import AimError, ImageError, OutputError
 from aim_mlx.images import Content, Contents, Listing, Skip, changed, is_beyond_times
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.store.plan import facts_of
@@ -17,9 +17,9 @@ from aim_mlx.store.rows import Row
 from aim_mlx.store.writer import StoreWriter
 
 # Operations a second that even a slow device of the kind does: the first Macs with Apple silicon, a
-# CPU of two cores, one without a fast BLAS. They decide how much work a block is, no more.
-_GPU_RATE, _CPU_RATE, _SLOW_RATE = 2e12, 1.5e11, 5e9
-_BLOCK_SECONDS = 20.0
+# core of a CPU, one without a fast BLAS. They decide how much work a block is, no more.
+_GPU_RATE, _CORE_RATE, _SLOW_CORE_RATE = 2e12, 7.5e10, 5e9
+_BLOCK_SECONDS = 5.0
 _LARGEST_BLOCK = 1024
 _NATIVE_PATCHES = 1536  # of a photograph of 640 x 480
 # Reasons that lie in a file's place or its disk: another file with this content may do well.
@@ -37,18 +37,19 @@ class Report(Protocol):
 
 
 def block_size(model: VisionEncoder, batch_size: int | None) -> int:
-    """How many images make a block: some 20 s of work on a slow device, in whole batches.
+    """How many images make a block: some 5 s of work on a slow device, in whole batches.
 
     Batches do not reach over the end of a block, and only whole blocks are kept: so a run that was
-    interrupted gives the same bits as one that was not.
+    interrupted gives the same bits as one that was not. On a CPU each core has at least an image.
     """
     config = model.config
     patches = config.grid**2 if config.grid else _NATIVE_PATCHES
     block = config.embed_dim * (4 * config.embed_dim + 3 * config.mlp_hidden_dim)
     operations = 2 * patches * config.num_blocks * block
-    slow = _SLOW_RATE if BLAS.state == "missing" else _CPU_RATE
-    images = _BLOCK_SECONDS * (_GPU_RATE if on_gpu() else slow) / operations
-    size = min(_LARGEST_BLOCK, 1 << max(1, int(images)).bit_length() - 1)
+    cores = 1 if on_gpu() else BLAS.threads
+    rate = _SLOW_CORE_RATE if BLAS.state == "missing" else _CORE_RATE
+    images = int(_BLOCK_SECONDS * (_GPU_RATE if on_gpu() else cores * rate) / operations)
+    size = min(_LARGEST_BLOCK, max(cores, 1 << max(1, images).bit_length() - 1))
     whole = batch_size or 1
     return -(-size // whole) * whole
 
@@ -90,14 +91,14 @@ class EmbedRun:
                 Contents(
                     paths, lambda digest: known(digest) is not None, self._options.max_pixels
                 ) as contents,
-                closing(self._encoder.embed_stream(contents, self._options, block)) as rows,
+                closing(
+                    self._encoder.embed_stream(contents, self._options, block, self._stop)
+                ) as rows,
             ):
                 for row in rows:
                     self._take(row, paths[row.index], contents.take(row.index))
                     if (row.index + 1) % block == 0 or row.index + 1 == len(paths):
                         store.end_block()
-                    if self._stop() and row.index + 1 < len(paths):
-                        raise Interrupted("stopped")
         except OutputError:
             raise
         except AimError:

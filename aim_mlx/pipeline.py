@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from aim_mlx.backend import cpu_streams, mx, on_gpu
 from aim_mlx.batching import batches
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.errors import AimError, CheckpointError, ImageError, UsageError
+from aim_mlx.errors import AimError, CheckpointError, ImageError, Interrupted, UsageError
 from aim_mlx.images import OMITTED, ImageSource, Omitted, Sample, stream
 
 # Patches in a batch where no size is asked for: 32 images of 224 x 224 on a GPU, four on a CPU,
@@ -80,7 +80,8 @@ class EmbedOptions:
 class Pipeline:
     """One pass over images: `compute` takes pixels (B, H, W, 3) to lazy vectors (B, D).
 
-    Batches end at every multiple of `block` images. `grid` is that of a fixed-size model.
+    Batches end at every multiple of `block` images. `grid` is that of a fixed-size model. `stop` is
+    asked before each round of batches whether to end early.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class Pipeline:
         options: EmbedOptions,
         block: int,
         grid: int | None,
+        stop: Callable[[], bool] = lambda: False,
     ):
+        self._stop = stop
         self._compute, self._preprocessing = compute, preprocessing
         self._options, self._block, self._grid = options, block, grid
         self._patches = None  # of a full batch, where the caller gives no size
@@ -98,8 +101,12 @@ class Pipeline:
             self._patches = _GPU_PATCHES if on_gpu() else _CPU_PATCHES
 
     def rows(self, images: Sequence[ImageSource | Omitted]) -> Generator[Embedded, None, None]:
-        """Rows as they are finished; CheckpointError if no vector of the first batch is finite."""
+        """Rows as they are finished; CheckpointError if no vector of the first batch is finite.
+
+        Interrupted where it stopped early: after the rows of all batches that were begun.
+        """
         checked = False
+        done = 0
         most = math.ceil(self._block / (self._options.batch_size or 1))  # batches there can be
         with cpu_streams(most) as streams:
             samples = stream(
@@ -113,7 +120,10 @@ class Pipeline:
                 grouped = self._batches(samples, len(images), len(streams))
                 for rows in self._computed(grouped, streams):
                     checked = checked or _check_finite(rows)
+                    done += len(rows)
                     yield from rows
+        if done < len(images):
+            raise Interrupted("stopped")
 
     def _batches(
         self, samples: Iterator[Sample], count: int, streams: int
@@ -142,7 +152,7 @@ class Pipeline:
         so that a call for each would run them in turn. The next are gathered before any is read.
         """
         running: list[tuple[list[Sample], mx.array | None]] = []
-        while together := list(islice(grouped, len(streams))):
+        while together := self._next(grouped, len(streams)):
             started = [
                 (batch, self._start(batch, device_stream))
                 for batch, device_stream in zip(together, streams, strict=False)
@@ -152,6 +162,11 @@ class Pipeline:
             yield from (_finish(*each) for each in running)
             running = started
         yield from (_finish(*each) for each in running)
+
+    def _next(self, grouped: Iterator[list[Sample]], count: int) -> list[list[Sample]]:
+        """The batches to compute next, none if it is to stop, before or after waiting for them."""
+        together = [] if self._stop() else list(islice(grouped, count))
+        return [] if self._stop() else together
 
     def _start(self, batch: list[Sample], device_stream: mx.Stream) -> mx.array | None:
         """The vectors (B, D) of a batch, not yet computed; None where all of it failed."""

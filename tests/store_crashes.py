@@ -62,7 +62,7 @@ class StubEncoder(Encoder):
     def dim(self, options: EmbedOptions) -> int:
         return DIM
 
-    def embed_stream(self, images: Any, options=None, block=None):
+    def embed_stream(self, images: Any, options=None, block=None, stop=None):
         block = block or len(images)
         for start in range(0, len(images), block):
             part = range(start, min(start + block, len(images)))

@@ -1,14 +1,20 @@
 """Images to vectors: order, batches, failures."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from aim_mlx import embed as embed_module
+from aim_mlx import embed_run
 from aim_mlx.backend import mx
 from aim_mlx.embed import EmbedOptions, Encoder
-from aim_mlx.errors import AimError, CheckpointError, ImageError, UsageError
+from aim_mlx.errors import AimError, CheckpointError, ImageError, Interrupted, UsageError
+from aim_mlx.openblas import Blas
 from aim_mlx.pipeline import Pipeline
+from aim_mlx.registry import MODELS
 from tests.small import NATIVE, SMALL, encoder, photo
 
 # float32 sums in another order: batches are split over streams and multiplied together.
@@ -158,6 +164,49 @@ def test_out_of_memory_names_a_smaller_batch(monkeypatch):
     monkeypatch.setattr(embed_module.mx, "async_eval", explode)
     with pytest.raises(AimError, match="out of memory with 4 images at a time: try --batch-size 2"):
         encoder().embed([photo(seed) for seed in range(4)], batch_size=4)
+
+
+def test_rows_that_are_stopped_end_with_those_of_all_batches_that_have_begun(monkeypatch):
+    asked, begun = [], []
+    compute = Encoder._vectors
+
+    def stop_during_the_second_round(self, pixels, options):
+        begun.append(len(pixels))
+        if len(begun) > 4:
+            asked.append(True)
+        return compute(self, pixels, options)
+
+    monkeypatch.setattr(Encoder, "_vectors", stop_during_the_second_round)
+    images, rows = [photo(seed) for seed in range(40)], []
+    options = EmbedOptions(batch_size=1)
+    with pytest.raises(Interrupted):
+        for row in encoder().embed_stream(images, options, block=4, stop=lambda: bool(asked)):
+            rows.append(row.index)
+    assert rows == list(range(len(begun))) and 4 < len(rows) < 40
+
+
+def test_rows_that_are_stopped_when_all_are_done_are_all_there():
+    rows, images = [], [photo(0), photo(1)]
+    for row in encoder().embed_stream(images, EmbedOptions(), stop=lambda: len(rows) > 0):
+        rows.append(row.index)
+    assert rows == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("model", "state", "threads", "batch_size", "images"),
+    [
+        ("aimv2-large-patch14-224", "loaded", 2, None, 4),  # 158 GFLOP each, 150 GFLOP/s
+        ("aimv2-large-patch14-224", "loaded", 2, 3, 6),  # whole batches
+        ("aimv2-large-patch14-224", "missing", 2, None, 2),  # one on each core
+        ("aimv2-large-patch14-224", "loaded", 16, None, 32),
+        ("aimv2-3B-patch14-448", "loaded", 2, None, 2),
+    ],
+)
+def test_a_block_is_a_few_seconds_of_work(monkeypatch, model, state, threads, batch_size, images):
+    monkeypatch.setattr(embed_run, "BLAS", Blas(state, threads=threads))
+    monkeypatch.setattr(embed_run, "on_gpu", lambda: False)
+    network: Any = SimpleNamespace(config=MODELS[model].config)
+    assert embed_run.block_size(network, batch_size) == images
 
 
 def test_closing_the_rows_early_stops_the_work():

@@ -205,7 +205,7 @@ def test_a_copy_of_a_file_that_goes_or_changes_meanwhile_is_embedded(tmp_path, m
         path.write_bytes(b"good")
     read = StubEncoder.embed_stream
 
-    def meddle(self, images, options=None, block=None):
+    def meddle(self, images, options=None, block=None, stop=None):
         _ = images[len(images) - 1]  # all were digested
         if change == "deleted":
             paths[0].unlink(missing_ok=True)
