@@ -8,6 +8,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.cli import main as cli
+from aim_mlx.cli import progress
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.errors import UntrainedModelWarning
+from aim_mlx.errors import CheckpointError, ImageError, UntrainedModelWarning
 from tests.small import SMALL, SMALL_LIT, many_photos, photo, save, wait_for
 
 
@@ -87,6 +90,33 @@ def test_json_gives_a_record_for_each_skip_and_a_summary_that_adds_up(
     assert code == summary["exit_code"] == 3
 
 
+def test_images_that_were_there_already_are_called_unchanged(capsys, model, photos, tmp_path):
+    call = ("embed", photos, "-o", tmp_path / "out", "--model", model)
+    assert "3 embedded, 1 skipped, 1 ignored" in run(capsys, *call)[2]
+    Image.fromarray(photo(7)).save(photos / "new.png")
+    assert "1 embedded, 3 unchanged, 1 skipped, 1 ignored" in run(capsys, *call)[2]
+    assert "0 embedded, 4 unchanged, 1 skipped, 1 ignored" in run(capsys, *call)[2]
+
+
+def test_without_a_terminal_a_line_says_now_and_then_how_far_the_run_is(
+    capsys, monkeypatch, model, photos, tmp_path
+):
+    (photos / "broken.jpg").unlink()
+    call = ("embed", photos, "-o", tmp_path / "out", "--model", model)
+    run(capsys, "embed", photos / "a.png", *call[2:])
+    monkeypatch.setattr("aim_mlx.cli.progress._SILENCE", 0.0)
+    lines = [line for line in run(capsys, *call)[2].splitlines() if " of 3 images" in line]
+    assert [line.split(",")[0] for line in lines] == ["2 of 3 images", "3 of 3 images"]
+    assert all(re.fullmatch(r".*, \d+\.\d\d images/s", line) for line in lines)
+
+
+def test_images_that_were_there_already_do_not_count_as_speed():
+    task: Any = SimpleNamespace(
+        finished_time=None, elapsed=2.0, completed=10, fields={"unchanged": 8}
+    )
+    assert progress._rate(task) == "1.00 images/s"
+
+
 def test_of_an_animation_the_first_frame_is_embedded_and_noted(capsys, model, tmp_path):
     frames = [Image.fromarray(photo(seed)) for seed in range(3)]
     (tmp_path / "in").mkdir()
@@ -116,6 +146,41 @@ def test_options_reach_the_vectors(capsys, model, photos, tmp_path):
     expected = aim_mlx.load(model).embed([image], pooling="max", layers=[0, -1], normalize=False)
     assert code == 0
     np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
+
+
+def test_a_megapixel_is_a_million_pixels(capsys, model, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, width in (("a.png", 1000), ("b.png", 1001)):
+        Image.fromarray(photo(0, 1000, width)).save(tmp_path / "in" / name)
+    call = ["embed", tmp_path / "in", "-o", tmp_path / "out", "--model", model]
+    _, _, stderr = run(capsys, *call, "--max-megapixels", 1)
+    assert "b.png: too_large" in stderr and "1 embedded, 1 skipped" in stderr
+
+
+def test_retry_skipped_tries_again_what_failed_and_did_not_change(
+    capsys, monkeypatch, model, photos, tmp_path
+):
+    def fail(*_: object) -> None:
+        raise ImageError("not_image", "a decoder that is still to be mended")
+
+    call = ["embed", photos, "-o", tmp_path / "out", "--model", model]
+    with monkeypatch.context() as broken:
+        broken.setattr(sys.modules["aim_mlx.images.stream"], "preprocess", fail)
+        run(capsys, *call[:1], photos / "a.png", *call[2:])
+    assert "a.png: not_image" in run(capsys, *call)[2]
+    code, _, stderr = run(capsys, *call, "--retry-skipped")
+    assert "a.png" not in stderr and "1 embedded, 2 unchanged, 1 skipped" in stderr
+
+
+def test_a_revision_and_offline_reach_the_hub(capsys, monkeypatch, photos, tmp_path):
+    def fetch(repo: str, revision: str | None, *, offline: bool, progress: type | None) -> Path:
+        raise CheckpointError(f"asked for {repo} {revision} {offline}")
+
+    monkeypatch.setattr("aim_mlx.weights.hub.fetch_model", fetch)
+    call = ["embed", photos, "-o", tmp_path / "o.npz", "--model", "someone/model"]
+    assert "asked for someone/model None False" in run(capsys, *call)[2]
+    assert "someone/model v1 False" in run(capsys, *call, "--revision", "v1")[2]
+    assert "someone/model None True" in run(capsys, *call, "--offline")[2]
 
 
 def test_the_output_inside_the_source_is_not_an_input(capsys, model, photos):

@@ -177,6 +177,25 @@ def test_a_second_interrupt_ends_a_run_that_waits_for_a_decoder(one, model):
     assert process.returncode == 130 and "Ctrl-C again stops now" in stderr
 
 
+def test_an_interrupt_counts_where_a_shell_in_the_background_had_it_ignored(one, model):
+    slow = DECODING.format(hook="open('decoding', 'w').close(); time.sleep(1)")
+    process = start(
+        "embed",
+        one,
+        "-o",
+        "o",
+        "--model",
+        model,
+        before=slow,
+        cwd=one.parent,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    wait_for(one.parent / "decoding")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130, stderr
+
+
 def test_an_interrupted_command_does_not_wait_for_what_python_does_as_it_ends(one, model):
     """OpenBLAS waits there for its threads, which may never come."""
     before = DECODING.format(hook="open('decoding', 'w').close(); time.sleep(0.5)")

@@ -13,10 +13,8 @@ def watch() -> None:
     """Counts each Ctrl-C in a thread: a second one ends the process at once.
 
     Python's own handler waits until the main thread is back from compiled code, which may be
-    waiting minutes for a decoder. Where the parent had Ctrl-C ignored, it stays ignored.
+    waiting minutes for a decoder.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -24,16 +26,26 @@ from aim_mlx.embed_files import Summary
 from aim_mlx.images import Listing, Skip
 from aim_mlx.store.plan import Plan
 
+_SILENCE = 30.0  # seconds without a bar, before a line says how far the run is
+
 
 class _Rate(ProgressColumn):
     def render(self, task) -> Text:
-        # Over the whole run: rows come in bursts, a batch at a time.
-        seconds = task.finished_time or task.elapsed
-        return Text(f"{task.completed / seconds:.2f} images/s" if seconds else "")
+        return Text(_rate(task))
+
+
+def _rate(task: Task) -> str:
+    """Images a second over the whole run, as rows come in bursts; without those there before."""
+    seconds = task.finished_time or task.elapsed
+    done = task.completed - task.fields["unchanged"]
+    return f"{done / seconds:.2f} images/s" if seconds else ""
 
 
 class Progress:
-    """Shows a bar with rate, time left and skips on a terminal; skips as lines anywhere."""
+    """Shows a bar with rate, time left and skips on a terminal, else a line now and then.
+
+    Skips are lines anywhere.
+    """
 
     def __init__(self, as_json: bool):
         self._as_json = as_json
@@ -50,7 +62,8 @@ class Progress:
             # Where the data goes to a file or pipe it must not be drawn above the bar instead.
             redirect_stdout=on_terminal(sys.stdout),
         )
-        self._task = self._bar.add_task("embed", total=None, skips="")
+        self._id = self._bar.add_task("embed", total=None, skips="", unchanged=0)
+        self._said = time.monotonic()
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -60,7 +73,7 @@ class Progress:
         self._bar.stop()
 
     def listed(self, listing: Listing) -> None:
-        self._bar.update(self._task, total=len(listing.files) + len(listing.skipped))
+        self._bar.update(self._id, total=len(listing.files) + len(listing.skipped))
         for note in listing.notes:
             self.noted(note)
 
@@ -68,16 +81,17 @@ class Progress:
         self._say(f"note: {escaped(note)}")
 
     def unchanged(self, count: int) -> None:
-        self._bar.advance(self._task, count)
+        self._bar.update(self._id, advance=count, unchanged=count)
         if count:
             self.noted(f"{count:,} images are there already")
 
     def embedded(self, path: str) -> None:
-        self._bar.advance(self._task)
+        self._bar.advance(self._id)
+        self._say_how_far()
 
     def skipped(self, skip: Skip) -> None:
         self._skipped += 1
-        self._bar.update(self._task, advance=1, skips=f"{self._skipped} skipped")
+        self._bar.update(self._id, advance=1, skips=f"{self._skipped} skipped")
         self._say(f"skipped {escaped(str(skip.path))}: {skip.reason}: {escaped(skip.detail)}")
         self._emit("skipped", {**asdict(skip), "path": str(skip.path)})
 
@@ -104,7 +118,6 @@ class Progress:
         details = [
             f"{count:,} {what}"
             for count, what in (
-                (summary.unchanged, "there already"),
                 (summary.reused, "with the content of another"),
                 (summary.moved, "under a new name"),
                 (summary.vanished, "rows of files that are no more (--prune takes them out)"),
@@ -112,12 +125,20 @@ class Progress:
             )
             if count
         ]
+        unchanged = f"{summary.unchanged:,} unchanged, " if summary.unchanged else ""
         self._say(
-            f"{summary.embedded} embedded, {summary.skipped} skipped, {summary.ignored} ignored "
+            f"{summary.computed + summary.reused:,} embedded, {unchanged}"
+            f"{summary.skipped:,} skipped, {summary.ignored:,} ignored "
             f"in {summary.seconds:.1f} s{rate}: {escaped(summary.output)}"
             + "".join(f"; {detail}" for detail in details)
         )
         self._emit("summary", {**asdict(summary), "exit_code": summary.exit_code})
+
+    def _say_how_far(self) -> None:
+        if self._bar.disable and time.monotonic() - self._said >= _SILENCE:
+            task = self._bar.tasks[self._id]
+            self._say(f"{task.completed:,.0f} of {task.total:,.0f} images, {_rate(task)}")
+            self._said = time.monotonic()
 
     def _say(self, line: str) -> None:
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
