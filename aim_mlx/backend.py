@@ -6,6 +6,7 @@ only module that imports `mlx.core` by name.
 """
 
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 __all__ = [
     "BLAS",
     "DTYPES",
+    "check_not_forked",
     "cpu_streams",
     "device_name",
     "dtype_named",
@@ -53,6 +55,37 @@ __all__ = [
 ]
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+
+# Whether MLX had been used, as its memory shows, before the last fork; and in which of the two
+# processes that came of it we are.
+_used = _forked = False
+
+
+def _before_fork() -> None:
+    global _used
+    _used = _used or mx.get_peak_memory() > 0 or mx.get_active_memory() > 0
+
+
+def _in_child() -> None:
+    global _forked
+    _forked = _used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+
+
+def check_not_forked() -> None:
+    """Raises BackendError in a child forked after MLX was used: its threads are not there.
+
+    MLX would wait for them for ever. Everything that computes asks first.
+    """
+    if _forked:
+        raise BackendError(
+            "MLX was used before this process was forked, and cannot go on in it: start processes "
+            'with multiprocessing.get_context("spawn"), or use aim_mlx only after the fork'
+        )
 
 
 def on_gpu() -> bool:
@@ -86,6 +119,7 @@ def cpu_streams(count: int) -> Iterator[list[mx.Stream]]:
     end is one thread a stream. Independent work in as many streams as there are cores, each with
     a single-threaded BLAS, keeps all of them busy.
     """
+    check_not_forked()
     count = 1 if on_gpu() else max(1, min(count, BLAS.threads))
     if count == 1:
         yield [mx.default_stream(mx.default_device())]

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aim_mlx.backend import dtype_named, mx
+from aim_mlx.backend import check_not_forked, dtype_named, mx
 from aim_mlx.config import LiTConfig, VisionConfig
 from aim_mlx.embed import Encoder
 from aim_mlx.errors import CheckpointError, UsageError
@@ -60,6 +60,7 @@ def _load(
     offline: bool,
     progress: type[Any] | None,
 ) -> Encoder:
+    check_not_forked()
     precision = dtype_named(dtype)
     checkpoint = open_checkpoint(_locate(model, revision, offline, progress), config)
     encoder = _encoder(checkpoint, precision)

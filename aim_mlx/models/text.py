@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from aim_mlx.backend import mx, nn
+from aim_mlx.backend import check_not_forked, mx, nn
 from aim_mlx.config import TextConfig
 from aim_mlx.errors import UsageError
 from aim_mlx.models.layers import Trunk
@@ -67,6 +67,7 @@ class TextEncoder(nn.Module):
         behind them can reach them, they are computed once. Raises UsageError for ids that are not
         of the vocabulary, for texts over the context length and for a text without an end token.
         """
+        check_not_forked()
         ends = self.ends(ids)
         x = self.preprocessor(mx.array(ids.astype(np.int32)))
         before, x = (x[:1, :shared], x[:, shared:]) if shared else (None, x)
@@ -84,6 +85,7 @@ class TextEncoder(nn.Module):
 
         Raises UsageError as a call does, and for layers that do not exist.
         """
+        check_not_forked()
         ends = self.ends(ids)
         wanted = block_indices(layers, self._config.num_blocks)
         x = self.preprocessor(mx.array(ids.astype(np.int32)))

@@ -9,7 +9,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from aim_mlx.backend import mx, nn
+from aim_mlx.backend import check_not_forked, mx, nn
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import UsageError
 from aim_mlx.models.layers import Trunk
@@ -110,6 +110,7 @@ class VisionEncoder(nn.Module):
         another size only with `interpolate_positions`. Raises UsageError for sizes or layers that
         do not exist.
         """
+        check_not_forked()
         grid = self._grid(pixels, interpolate_positions)
         wanted = block_indices(layers, self._config.num_blocks)
         x = self.preprocessor(pixels, grid)

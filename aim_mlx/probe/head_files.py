@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import safetensors.numpy
 
-from aim_mlx.backend import mx
+from aim_mlx.backend import check_not_forked, mx
 from aim_mlx.config import HEAD_DIM
 from aim_mlx.durable import publish
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
@@ -165,6 +165,7 @@ def _names(checked: CheckedFile) -> dict[str, str]:
 
 def _read_head(checked: CheckedFile, config: HeadConfig) -> Head:
     """The head of a file, in float32, all of it and nothing else."""
+    check_not_forked()
     head = Head(config)
     expected = {name: value.shape for name, value in flat(head.parameters()).items()}
     names = _names(checked)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from aim_mlx.backend import mx, nn, tree_flatten
+from aim_mlx.backend import check_not_forked, mx, nn, tree_flatten
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.folded import attend, folded_queries, project
 from aim_mlx.models.pooling import pool
@@ -118,6 +118,7 @@ class Head(nn.Module):
         return self._config
 
     def __call__(self, tokens: mx.array) -> mx.array:
+        check_not_forked()
         tokens = tokens.astype(mx.float32)
         norm = None
         if self._config.batch_norm and self.training:

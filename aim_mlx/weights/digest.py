@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from aim_mlx.backend import mx, nn, tree_flatten
+from aim_mlx.backend import check_not_forked, mx, nn, tree_flatten
 
 # NumPy has no bfloat16; its bits serve as well.
 _AS_BITS = {mx.bfloat16: mx.uint16}
@@ -13,6 +13,7 @@ _AS_BITS = {mx.bfloat16: mx.uint16}
 
 def parameters_digest(network: nn.Module) -> str:
     """SHA-256 in hex over names, dtypes, shapes and values of all parameters."""
+    check_not_forked()
     tensors = sorted(dict(tree_flatten(network.parameters())).items())
     arrays = [value.view(_AS_BITS.get(value.dtype, value.dtype)) for _, value in tensors]
     mx.eval(arrays)

@@ -1,0 +1,63 @@
+"""MLX in this process, and in those that come of it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.small import save, save_lit
+
+# What a child does in the parent's stead; each ends the child with the error's text, or nothing.
+RUN = """
+import os, signal, sys
+import numpy as np
+import aim_mlx
+def child(call):
+    if pid := os.fork():
+        return os.waitpid(pid, 0)[1]
+    signal.alarm(20)  # it would wait for ever
+    try:
+        call()
+        print("computed", flush=True)
+    except aim_mlx.AimError as error:
+        print(error, flush=True)
+    os._exit(0)
+pixels = np.zeros((1, 56, 56, 3), np.float32)
+photo = np.zeros((60, 80, 3), np.uint8)
+model = sys.argv[1]
+"""
+
+
+def printed(code: str, model: object) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", RUN + code, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "aim_mlx.load(model)",
+        "lit.embed([photo])",
+        "lit.features(pixels)",
+        "lit.encode_image(pixels)",
+        "lit.encode_text(['a cat'])",
+        "lit.classify([photo], ['cat', 'dog'])",
+        "lit.weights_digest",
+    ],
+)
+def test_a_child_forked_after_the_parent_computed_is_told_to_be_spawned(tmp_path, call):
+    code = f"lit = aim_mlx.load(model)\nchild(lambda: {call})"
+    assert 'get_context("spawn")' in printed(code, save_lit(tmp_path / "lit"))
+
+
+def test_a_head_of_a_probe_in_a_forked_child_says_so_too():
+    code = "from tests.probes import mx, noisy_head, noisy_tokens\nhead = noisy_head()\n"
+    code += "child(lambda: head(mx.array(noisy_tokens())))"
+    assert 'get_context("spawn")' in printed(code, "-")
+
+
+def test_a_child_forked_before_anything_was_computed_computes(tmp_path):
+    code = "aim_mlx.load\nchild(lambda: aim_mlx.load(model).embed([photo]))"
+    assert printed(code, save(tmp_path / "model")) == "computed\n"
