@@ -2,12 +2,15 @@
 
 import _ctypes
 import ctypes
+import mmap
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from aim_mlx.errors import BackendError
 
 LIBRARY = "libopenblas.so.0"
 INSTALL = "sudo apt-get install libopenblas0-pthread"
@@ -17,6 +20,7 @@ INSTALL = "sudo apt-get install libopenblas0-pthread"
 _FALLBACKS = ("Prescott", "Core2", "Penryn", "Nehalem", "generic")
 _KERNELS = (("avx512vl", "SkylakeX"), ("avx2", "Haswell"))
 _CORETYPE = "OPENBLAS_CORETYPE"
+_BUFFER = 129 << 20  # bytes of addresses that a product takes, and a little
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,10 @@ class Blas:
 
 
 def load() -> Blas:
-    """Loads OpenBLAS for the symbols that MLX is about to bind."""
+    """Loads OpenBLAS for the symbols that MLX is about to bind.
+
+    Raises BackendError where a limit on the process leaves no room for its buffers.
+    """
     if sys.platform != "linux":
         return Blas("not needed")
     if "mlx.core" in sys.modules:
@@ -65,7 +72,34 @@ def load() -> Blas:
     finally:
         if better:
             del os.environ[_CORETYPE]
-    return Blas("loaded", _core(library), library.openblas_get_num_threads(), library)
+    threads = library.openblas_get_num_threads()
+    _take_buffers(library, 2 * threads)  # one for each of its threads, and for each that calls it
+    return Blas("loaded", _core(library), threads, library)
+
+
+def _take_buffers(library: ctypes.CDLL, count: int) -> None:
+    """Has OpenBLAS take its buffers now where the address space is limited, as by `ulimit -v`.
+
+    It takes them when it first needs them and, where there is no room, tries again for ever. Until
+    they are used they cost addresses and no memory.
+    """
+    import resource  # not there on every system, but on Linux
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return
+    try:
+        mmap.mmap(-1, count * _BUFFER).close()
+    except OSError as error:
+        raise BackendError(
+            f"this process may have {limit >> 20:,} MB of addresses (ulimit -v), too few for the "
+            f"{count * _BUFFER >> 20:,} MB of OpenBLAS's buffers: raise the limit, or set "
+            "OPENBLAS_NUM_THREADS=1"
+        ) from error
+    library.blas_memory_alloc.restype = ctypes.c_void_p
+    library.blas_memory_free.argtypes = [ctypes.c_void_p]
+    for buffer in [library.blas_memory_alloc(0) for _ in range(count)]:
+        library.blas_memory_free(buffer)
 
 
 def _core(library: ctypes.CDLL) -> str:

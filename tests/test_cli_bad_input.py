@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -135,6 +136,22 @@ def test_control_characters_in_an_error_line_are_escaped(capsys, monkeypatch):
 def test_control_characters_in_a_warning_are_escaped(capsys):
     cli._show_warning("a\x1b[31m\nb")
     assert capsys.readouterr().err == "aim-mlx: warning: a\\x1b[31m\\nb\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS knows no such limit")
+@pytest.mark.parametrize("megabytes", [600, 1250, 1330])
+def test_a_limit_on_the_address_space_gives_one_line_and_no_hang(one, model, megabytes):
+    """OpenBLAS asks for its buffers again and again, for ever, where there is no room."""
+    limit = megabytes * 1000 * 1024
+    process = start(
+        *("embed", one, "-o", one.parent / "o.npz", "--model", model),
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "2"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    _, stderr = process.communicate(timeout=60)
+    if process.returncode:  # with the largest of them there may be room
+        assert process.returncode == 1 and len(stderr.splitlines()) == 1, stderr
+        assert "raise the limit" in stderr, stderr
 
 
 def test_a_working_folder_that_cannot_be_written_or_is_gone_does_not_matter(one, model, tmp_path):

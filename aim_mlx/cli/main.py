@@ -138,6 +138,8 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in _STORAGE:
             _give_up_stdout()
             return _fail(f"cannot write: {error.strerror}: make room and run again", 5)
+        if _is_out_of_memory(error):
+            return _fail("out of memory: close other programs, or raise the limit (ulimit -v)", 1)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
 
 
@@ -152,6 +154,12 @@ def _was_interrupted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also where the system had no room for a thread's stack or for a library."""
+    texts = ("can't start new thread", "failed to map segment", "cannot allocate memory")
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in texts)
 
 
 def _fail(message: str, code: int) -> int:
