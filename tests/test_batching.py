@@ -128,6 +128,7 @@ def test_a_few_that_go_on_alike_stay_with_the_others():
 
 def test_no_text_shares_its_last_token_and_equal_ones_are_kept():
     assert batches_of([[9, 1, 2], [9, 1, 2], [9, 1, 2, 3]]) == [([2, 0, 1], 3)]
+    assert batches_of([[9, 1, 2], [9, 1, 2]]) == [([0, 1], 3)]  # of four tokens with the end token
     assert batches_of([[9]]) == [([0], 0)]
     assert list(text_batches(np.zeros((0, 3), int), np.zeros(0, int), 10)) == []
 

@@ -18,7 +18,7 @@ DATA = Path(__file__).parent / "data"
 LAYOUTS = ["ml_aim_mlx", "ml_aim_torch", "transformers", "timm", "transformers_bf16"]
 CASES = [
     (case, layout)
-    for case in ("vision_absolute", "vision_native_5x3")
+    for case in ("vision_absolute", "vision_native_5x3", "vision_d128_native_15x17")
     for layout in LAYOUTS
     if (DATA / case / layout).exists()
 ]
@@ -28,17 +28,19 @@ CASES = [
 def test_every_published_layout_gives_the_numbers_of_the_reference(case, layout):
     expected = load_file(DATA / case / "io.safetensors")
     encoder = aim_mlx.load(DATA / case / layout)
-    features = encoder.features(expected["pixels_nchw"].transpose(0, 2, 3, 1), layers=[0, 1, 2])
-    # The weights of the bfloat16 copies are rounded to 8 bits of mantissa.
-    tolerance = 0.1 if layout.endswith("bf16") else 1e-4
-    outputs = {"tokens": features.tokens} | {f"block_{i}": features.layers[i] for i in range(3)}
+    blocks = range(encoder.model.config.num_blocks)
+    features = encoder.features(expected["pixels_nchw"].transpose(0, 2, 3, 1), layers=blocks)
+    # Up to 6.7e-6 is measured (see test_models_vision.py); the weights of the bfloat16 copies are
+    # rounded to 8 bits of mantissa: up to 0.042, as PyTorch itself has it with such weights.
+    tolerance = 0.1 if layout.endswith("bf16") else 7e-5
+    outputs = {"tokens": features.tokens} | {f"block_{i}": features.layers[i] for i in blocks}
     for name, actual in outputs.items():
         difference = np.abs(np.array(actual) - expected[name])
         assert difference.max() <= tolerance, f"{name}: {difference.max()}, {difference.mean()}"
 
 
 def test_no_golden_layout_is_left_out():
-    assert len(CASES) == 9
+    assert len(CASES) == 10
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
@@ -117,10 +119,10 @@ def test_every_lit_layout_gives_the_numbers_of_the_reference(layout):
         "text_projected": lit.encode_text(expected["input_ids"]),
         "logits_per_image": lit.logits(pixels, expected["input_ids"]),
     }
-    for name, tolerance in (("image_projected", 1e-4), ("text_projected", 1e-4)):
+    for name, tolerance in (("image_projected", 2e-5), ("text_projected", 2e-5)):
         assert np.abs(np.array(outputs[name]) - expected[name]).max() <= tolerance, name
-    # Cosines within 1e-5, times a scale of up to 100.
-    assert np.abs(np.array(outputs["logits_per_image"]) - expected["logits_per_image"]).max() < 1e-3
+    # Up to 2.4e-6 is measured, for logits of up to six.
+    assert np.abs(np.array(outputs["logits_per_image"]) - expected["logits_per_image"]).max() < 3e-5
 
 
 def test_a_lit_model_embeds_into_the_space_of_its_texts_by_default():

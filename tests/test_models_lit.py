@@ -16,7 +16,7 @@ from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.pooling import AttentionPool
 
 DATA = Path(__file__).parent / "data" / "lit"
-CLOSE = 1e-4  # float32 sums in another order than PyTorch's
+CLOSE = 2e-5  # float32 sums in another order than PyTorch's: up to 1.2e-6 measured
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_both_towers_and_the_logits_equal_the_reference(
     texts = model.encode_text(expected["input_ids"])
     assert_close(images, expected["image_projected"])
     assert_close(texts, expected["text_projected"])
-    assert_close(model.logits(images, texts), expected["logits_per_image"], 1e-3)
+    assert_close(model.logits(images, texts), expected["logits_per_image"], 3e-5)  # 2.4e-6
 
 
 def test_what_follows_the_end_token_does_not_change_a_text(model, expected):

@@ -21,7 +21,7 @@ from aim_mlx.weights.checkpoint import (
     save_checkpoint,
 )
 from aim_mlx.weights.inspect import describe
-from aim_mlx.weights.quantize import MODES, quantized_names
+from aim_mlx.weights.quantize import MODES, pack, quantized_names, unpack
 from aim_mlx.weights.sizes import expected_shapes
 from tests.weights_files import Tensors, edit_json, read_tensors, weight_file, write_tensors
 
@@ -177,6 +177,27 @@ def test_packed_tensors_are_stored_as_mlx_has_them(packed: Path):
     parts = [mx.array(stored[f"{stem}.{part}"][1]) for part in ("weight", "scales", "biases")]
     full = mx.dequantize(*parts, group_size=64, bits=8)
     assert mx.array_equal(full, load_weights(open_checkpoint(packed))[f"{stem}.weight"]).item()
+
+
+@pytest.mark.parametrize("how", [Quantization(), Quantization(4, 32)], ids=str)
+def test_scales_are_computed_in_float32_whatever_the_weights_are_in(how: Quantization):
+    weight = mx.array(np.random.default_rng(0).normal(0, 0.1, (64, 128))).astype(mx.float16)
+    parts = pack("x.weight", weight, how)
+    exact = pack("x.weight", weight.astype(mx.float32), how)
+    assert parts["x.scales"].dtype == parts["x.biases"].dtype == mx.float32
+    assert all(mx.array_equal(parts[name], exact[name]).item() for name in exact)
+
+
+def test_scales_of_half_precision_are_multiplied_in_float32():
+    weight = mx.array(np.random.default_rng(0).normal(0, 0.1, (64, 128)).astype(np.float32))
+    packed, scales, biases = pack("x.weight", weight, Quantization()).values()
+    scales, biases = scales.astype(mx.float16), biases.astype(mx.float16)
+    steps = np.array(packed).view(np.uint8).reshape(64, 2, 64).astype(np.float32)
+    wide = [np.array(x).astype(np.float32)[..., None] for x in (scales, biases)]
+    expected = (steps * wide[0] + wide[1]).reshape(64, 128)
+    unpacked = np.array(unpack([packed, scales, biases], Quantization(), mx.float32))
+    # One rounding of float32 for values below one; in float16 it would be 2e-4.
+    np.testing.assert_allclose(unpacked, expected, rtol=0, atol=1e-7)
 
 
 def test_a_dtype_is_that_of_the_scales_too(tmp_path: Path):

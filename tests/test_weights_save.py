@@ -339,5 +339,17 @@ def test_a_failing_rename_of_the_config_leaves_nothing(tmp_path: Path, weights, 
     assert not (tmp_path / "m").exists()
 
 
+def test_config_json_is_renamed_last_so_that_a_killed_save_is_no_model(tmp_path: Path, monkeypatch):
+    """Whatever the kill leaves, a folder with a config.json of ours is complete."""
+    renamed = []
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (renamed.append(Path(b).name), real(a, b)))
+    tokenizer = {"vocab.json": b"{}", "merges.txt": b""}
+    weights = initial_weights(LIT, 0)
+    save_checkpoint(tmp_path / "m", weights, LIT, PREPROCESS, extra_files=tokenizer)
+    assert sorted(renamed) == ["config.json", "merges.txt", "model.safetensors", "vocab.json"]
+    assert renamed[-1] == "config.json"
+
+
 def test_the_shapes_saved_are_those_the_config_expects(weights):
     assert {k: tuple(v.shape) for k, v in weights.items()} == expected_shapes(CONFIG)
