@@ -1,0 +1,137 @@
+"""Trainings that are killed at any of their file operations, or at any time, and then resumed.
+
+As a program, `python -m tests.training_crashes JOB`: every run is a process of its own, forked
+before anything was computed, as MLX's threads do not survive a fork.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from aim_mlx import token_cache
+from aim_mlx.errors import AimError
+from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig
+from aim_mlx.lit_training.run import train_lit
+from aim_mlx.probe import run as probe_runs
+from aim_mlx.probe.config import protocol
+from aim_mlx.probe.data import Data
+from aim_mlx.probe.fit import fit
+from aim_mlx.probe.probe import AttentiveProbe
+from aim_mlx.probe.run import Plan, train_probe
+from tests.small import encoder
+from tests.store_crashes import Disk
+
+_RECORD = 64 + 2 * 16 * 64  # bytes of an image's tokens
+
+
+def train(kind: str, data: Path, folder: Path) -> None:
+    """A short training that keeps its state after every step, and tokens in several shards."""
+    with (
+        mock.patch.object(token_cache, "block_size", lambda *_: 4),
+        mock.patch.object(token_cache, "_SHARD_BYTES", 8 * _RECORD),
+        mock.patch.object(probe_runs, "fit", partial(fit, checkpoint_seconds=0)),
+        mock.patch.dict(TEXT_SIZES, tiny=TextSize(32, 88, 1, 2, 8_192, 24)),
+        mock.patch.object(os, "fsync", lambda _: None),  # no power fails here
+    ):
+        if kind == "probe":
+            plan = Plan(protocol("fast", epochs=2, batch_size=8, learning_rates=(0.01,)))
+            train_probe(Data(str(data)), folder, encoder, plan)
+        else:
+            config = TrainConfig(epochs=2, batch_size=8, held_out=0.25)
+            train_lit(data / "pairs.csv", folder, encoder, config, checkpoint_seconds=0)
+
+
+def killed_trainings(job: dict[str, Any]) -> None:
+    """Kills a run at every `every`-th operation and `random` times, each followed by a resumption.
+
+    `job`: kind ("probe" or "lit"), data, into. Leaves into/whole, of a run that was not killed, and
+    a folder for each other run; prints what a killed run left that is neither sound nor refused.
+    """
+    kind, data, into = job["kind"], Path(job["data"]), Path(job["into"])
+    started = time.monotonic()
+    _forked(lambda: _counted(kind, data, into))
+    seconds = time.monotonic() - started
+    count = int((into / "count").read_text())
+    for n in range(job.get("first", 0), count, job["every"]):
+        folder = into / f"{n:04}"
+        code = _forked(lambda n=n, folder=folder: _watched(kind, data, folder, n))
+        assert code == -signal.SIGKILL, f"{n}: {code}"
+        _resume(kind, data, folder)
+    rng = np.random.default_rng(0)
+    for i in range(job["random"]):
+        folder = into / f"random-{i}"
+        _forked(lambda folder=folder: train(kind, data, folder), rng.uniform(0.1, 1) * seconds)
+        _resume(kind, data, folder)
+    print(count)
+
+
+def _counted(kind: str, data: Path, into: Path) -> None:
+    disk = Disk(-1, _kill)
+    with disk.watched():
+        train(kind, data, into / "whole")
+    (into / "count").write_text(str(disk.count))
+
+
+def _watched(kind: str, data: Path, folder: Path, n: int) -> None:
+    with Disk(n, _kill).watched():
+        train(kind, data, folder)
+
+
+def _resume(kind: str, data: Path, folder: Path) -> None:
+    """Looks at what was left, then runs the same again."""
+    shutil.rmtree(folder.with_name("left"), ignore_errors=True)
+    if folder.exists():
+        shutil.copytree(folder, folder.with_name("left"))
+    code = _forked(lambda: _load(kind, folder.with_name("left")))
+    assert code == 0, f"{folder.name}: loading what was left ended with {code}"
+    code = _forked(lambda: train(kind, data, folder))
+    assert code == 0, f"{folder.name}: the same run again ended with {code}"
+
+
+def _load(kind: str, folder: Path) -> None:
+    """What there is loads, or is refused as a user's error."""
+    try:
+        if kind == "probe":
+            AttentiveProbe.load(folder, encoder()).predict([np.zeros((56, 56, 3), np.uint8)])
+        else:
+            from aim_mlx.loading import load
+
+            load(str(folder))
+    except AimError:
+        pass
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _forked(work: Callable[[], None], delay: float | None = None) -> int:
+    """How work in a process of its own ended, killed after `delay` seconds if that is given."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+        finally:
+            os._exit(code)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    killed_trainings(json.loads(sys.argv[1]))
