@@ -36,17 +36,19 @@ class Blas:
     threads: int = 1
     library: ctypes.CDLL | None = None
 
+    def use(self, threads: int) -> None:
+        """Has a matrix product use that many threads from now on."""
+        if self.library is not None:
+            self.library.openblas_set_num_threads(max(1, threads))
+
     @contextmanager
     def limited_to(self, threads: int) -> Iterator[None]:
         """Uses that many threads a matrix product inside the block."""
-        if self.library is None:
-            yield
-            return
-        self.library.openblas_set_num_threads(max(1, threads))
+        self.use(threads)
         try:
             yield
         finally:
-            self.library.openblas_set_num_threads(self.threads)
+            self.use(self.threads)
 
 
 def load() -> Blas:

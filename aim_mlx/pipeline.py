@@ -12,7 +12,7 @@ from itertools import groupby, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from aim_mlx.backend import cpu_streams, mx, on_gpu
+from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
 from aim_mlx.batching import batches
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import AimError, CheckpointError, ImageError, Interrupted, UsageError
@@ -109,14 +109,7 @@ class Pipeline:
         done = 0
         most = math.ceil(self._block / (self._options.batch_size or 1))  # batches there can be
         with cpu_streams(most) as streams:
-            samples = stream(
-                images,
-                self._preprocessing,
-                prefetch=self._ahead(len(streams)),
-                max_pixels=self._options.max_pixels,
-                allow_truncated=self._options.allow_truncated,
-            )
-            with closing(samples):
+            for samples in self._samples(images, len(streams)):
                 grouped = self._batches(samples, len(images), len(streams))
                 for rows in self._computed(grouped, streams):
                     checked = checked or _check_finite(rows)
@@ -124,6 +117,35 @@ class Pipeline:
                     yield from rows
         if done < len(images):
             raise Interrupted("stopped")
+
+    def _samples(
+        self, images: Sequence[ImageSource | Omitted], streams: int
+    ) -> Iterator[Iterator[Sample]]:
+        """Samples, decoded while others compute; on a CPU only if each product has one thread.
+
+        mlx-data has OpenBLAS use one thread while its own are at work, and then as many as they
+        found: with more than one, speed and rounding would be a matter of chance. So the images of
+        each block are decoded first.
+        """
+        threads = BLAS.threads // streams
+        alone = not on_gpu() and threads > 1
+        step = self._block if alone else max(1, len(images))
+        for start in range(0, len(images), step):
+            if start and self._stop():
+                return
+            samples = stream(
+                images,
+                self._preprocessing,
+                prefetch=self._ahead(streams),
+                max_pixels=self._options.max_pixels,
+                allow_truncated=self._options.allow_truncated,
+                places=range(start, min(start + step, len(images))),
+            )
+            with closing(samples):
+                if alone:
+                    samples = iter(list(samples))
+                    BLAS.use(threads)
+                yield samples
 
     def _batches(
         self, samples: Iterator[Sample], count: int, streams: int

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from aim_mlx.backend import mx
+from aim_mlx.backend import BLAS, mx
 from aim_mlx.config import to_dict
 from aim_mlx.embed import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, UsageError
@@ -109,7 +109,8 @@ def undecodable(
 ) -> list[Skip]:
     """The images that cannot be decoded, with the reason; nothing is computed."""
     skips = []
-    with closing(stream(paths, encoder.preprocessing)) as samples:
+    # Afterwards matrix products have their threads again, which mlx-data's take and give back.
+    with BLAS.limited_to(1), closing(stream(paths, encoder.preprocessing)) as samples:
         for sample in samples:
             if sample.failure is not None:
                 path = paths[sample.index]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from aim_mlx import embed as embed_module
 from aim_mlx import embed_run
-from aim_mlx.backend import mx
+from aim_mlx.backend import BLAS, mx
 from aim_mlx.embed import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, CheckpointError, ImageError, Interrupted, UsageError
 from aim_mlx.openblas import Blas
@@ -48,6 +48,28 @@ def test_rows_stay_in_order_when_native_sizes_are_mixed(batch_size):
     model, images = encoder(NATIVE), native_photos()
     expected = np.stack([reference(model, image) for image in images])
     np.testing.assert_allclose(model.embed(images, batch_size=batch_size), expected, atol=SAME)
+
+
+@pytest.mark.skipif(BLAS.threads < 2 or BLAS.library is None, reason="one core, or no OpenBLAS")
+@pytest.mark.parametrize(("block", "threads"), [(1, BLAS.threads), (BLAS.threads, 1)])
+def test_products_have_their_threads_whatever_the_decoders_do(monkeypatch, block, threads):
+    """mlx-data takes OpenBLAS's threads while it decodes, and gives back what it found."""
+    library: Any = BLAS.library
+    counts = []
+    compute = Encoder._vectors
+
+    def watched(self, pixels, options):
+        vectors = compute(self, pixels, options)
+        counts.append(library.openblas_get_num_threads())
+        mx.eval(vectors)
+        counts.append(library.openblas_get_num_threads())
+        return vectors
+
+    monkeypatch.setattr(Encoder, "_vectors", watched)
+    images = [photo(seed) for seed in range(24)]
+    assert len(list(encoder().embed_stream(images, block=block))) == 24
+    assert set(counts) == {threads}
+    assert library.openblas_get_num_threads() == BLAS.threads
 
 
 def test_reversed_input_gives_reversed_rows():

@@ -60,8 +60,11 @@ def stream(
     prefetch: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    places: range | None = None,
 ) -> Generator[Sample, None, None]:
     """Yields one Sample for each source, in order; a bad image is a sample with its failure.
+
+    With `places`, only for the sources that stand there.
 
     A source is asked for in the thread that decodes it, so `sources` may make them on demand.
     `threads` decode (default: the cores, at most 8), at most `prefetch` samples (default: twice the
@@ -77,7 +80,7 @@ def stream(
     def work(index: int) -> Sample:
         return _sample(index, sources[index], config, max_pixels, allow_truncated)
 
-    return _samples(work, len(sources), threads, prefetch)
+    return _samples(work, places or range(len(sources)), threads, prefetch)
 
 
 def _sample(
@@ -101,10 +104,10 @@ def _sample(
 
 
 def _samples(
-    work: Callable[[int], Sample], count: int, threads: int, prefetch: int
+    work: Callable[[int], Sample], places: range, threads: int, prefetch: int
 ) -> Generator[Sample, None, None]:
-    for start in range(0, count, _PART):
-        part = range(start, min(start + _PART, count))
+    for start in range(0, len(places), _PART):
+        part = places[start : start + _PART]
         run = _Run(work, part, threads, prefetch)
         try:
             for index in part:
