@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from aim_mlx.contact_sheet import Origin
 from aim_mlx.durable import publish
 from aim_mlx.embed import EmbedOptions
 from aim_mlx.errors import OutputError, UsageError
@@ -99,6 +100,11 @@ class Images:
                     labels = choice.of(head.labels, scores)
                     yield Classified(path, labels, row.index, row.multi_frame)
 
+    @property
+    def origin(self) -> Origin:
+        """The model."""
+        return Origin(self.lit.identity)
+
     def locate(self, row: Classified) -> Path:
         """Where the photo is."""
         return Path(self.listing.files[row.row])
@@ -129,6 +135,11 @@ class Stored:
             vectors = np.asarray(store.vectors[start : start + _ROWS_AT_ONCE])
             for row, scores in enumerate(head.scores(vectors, choice.multi_label), start):
                 yield Classified(store.paths[row], choice.of(head.labels, scores), row)
+
+    @property
+    def origin(self) -> Origin:
+        """The store, and the model that made it."""
+        return Origin(self._store.manifest["model"], self._store.folder)
 
     def locate(self, row: Classified) -> Path:
         """Where the photo was when it was embedded."""

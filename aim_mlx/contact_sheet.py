@@ -1,16 +1,18 @@
 """Contact sheets: one HTML file with small pictures and captions, complete in itself."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from aim_mlx.durable import publish
-from aim_mlx.errors import ImageError, OutputError
+from aim_mlx.errors import UNTRAINED, ImageError, OutputError
 from aim_mlx.images import ImageSource
-from aim_mlx.page import END, begin, inlined, shown
+from aim_mlx.page import END, address, begin, inlined, named, shown
 
 _AT_ONCE = 64  # pictures decoded before the next are begun: bounds what waits to be written
 
@@ -19,6 +21,7 @@ _STYLE = """
   grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 44vw), 1fr)) }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
   overflow: hidden; display: flex; flex-direction: column; max-width: 22rem }
+figure > a { display: block }
 img, .none { display: block; width: 100%; aspect-ratio: 1; background: var(--empty) }
 img { object-fit: contain }
 .none { display: grid; place-content: center; padding: .8rem; text-align: center;
@@ -27,6 +30,8 @@ figcaption { padding: .5rem .65rem .6rem; font-size: .8rem; color: var(--soft);
   overflow-wrap: anywhere }
 figcaption div:first-child { color: var(--text); font-size: .95rem; font-weight: 600;
   font-variant-numeric: tabular-nums }
+.warning { color: var(--text); border-left: .3rem solid var(--alarm); padding-left: .7rem;
+  margin-top: .6rem }
 .bar { height: .3rem; margin: .1rem 0 .35rem; border-radius: .15rem; background: var(--empty) }
 .bar i { display: block; height: 100%; border-radius: inherit; background: var(--bar) }
 """
@@ -57,17 +62,32 @@ class Section:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What the results on a page come from: `identity` is a model's, with `store` the store's."""
+
+    identity: Mapping[str, Any]
+    store: Path | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The model, the store and the time."""
+        parts = [f"Model {self.identity.get('model', 'unknown')}"]
+        parts += [] if self.store is None else [f"store {self.store}"]
+        return ", ".join([*parts, f"{datetime.now():%Y-%m-%d %H:%M}"]) + "."
+
+
 def write_contact_sheet(
-    target: Path, title: str, sections: Sequence[Section], note: str = ""
+    target: Path, title: str, sections: Sequence[Section], origin: Origin, note: str = ""
 ) -> None:
     """Writes a page of sections of pictures to `target`, complete or not at all.
 
-    An image that cannot be decoded is shown as a frame with its reason. Memory does not grow with
-    the pictures. Raises OutputError.
+    A picture of a file is a link to it. An image that cannot be decoded is shown as a frame with
+    its reason. Memory does not grow with the pictures. Raises OutputError.
     """
 
     def write(file: BinaryIO) -> None:
-        for part in _page(title, sections, note):
+        for part in _page(target, title, sections, [note, origin.sentence], origin.identity):
             file.write(part.encode())
 
     try:
@@ -78,22 +98,34 @@ def write_contact_sheet(
         ) from error
 
 
-def _page(title: str, sections: Sequence[Section], note: str) -> Iterator[str]:
+def _page(
+    target: Path,
+    title: str,
+    sections: Sequence[Section],
+    notes: Sequence[str],
+    identity: Mapping[str, Any],
+) -> Iterator[str]:
     yield begin(title, _STYLE)
-    yield f"<header><h1>{shown(title)}</h1>{_paragraph(note)}</header>\n"
+    yield f"<header><h1>{shown(title)}</h1>{''.join(map(_paragraph, notes))}"
+    if identity.get("trained") is False:
+        yield f'<p class="warning">{shown(UNTRAINED.capitalize())}.</p>'
+    yield "</header>\n"
+    figure = partial(_figure, target=target)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for section in sections:
             yield f"<section>\n<h2>{shown(section.title)}</h2>{_paragraph(section.note)}\n"
             yield '<div class="sheet">\n'
             for start in range(0, len(section.pictures), _AT_ONCE):
-                yield from pool.map(_figure, section.pictures[start : start + _AT_ONCE])
+                yield from pool.map(figure, section.pictures[start : start + _AT_ONCE])
             yield "</div>\n</section>\n"
     yield END
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: Picture, target: Path) -> str:
     try:
         image = f'<img alt="" src="{inlined(picture.image)}">'
+        if isinstance(picture.image, (str, os.PathLike)):
+            image = f'<a href="{address(picture.image, target)}">{image}</a>'
     except ImageError as error:
         image = f'<div class="none">{shown(str(error))}</div>'
     lines = "".join(map(_line, picture.lines))
@@ -102,13 +134,13 @@ def _figure(picture: Picture) -> str:
 
 def _line(line: Line | str) -> str:
     if isinstance(line, str):
-        return f"<div>{shown(line)}</div>"
+        return f"<div>{named(line)}</div>"
     if line.bar is None:
-        return f"<div>{shown(line.text)}</div>"
+        return f"<div>{named(line.text)}</div>"
     share = 100 * min(max(line.bar, 0.0), 1.0)
     bar = f'<div class="bar"><i style="width:{share:.1f}%"></i></div>'
-    return f"<div>{shown(line.text)}</div>{bar}"
+    return f"<div>{named(line.text)}</div>{bar}"
 
 
 def _paragraph(text: str) -> str:
-    return f"<p>{shown(text)}</p>" if text else ""
+    return f"<p>{named(text)}</p>" if text else ""

@@ -49,6 +49,9 @@ class ImageError(AimError):
         return type(self), (self.reason, self.detail)
 
 
+UNTRAINED = "the model is untrained, with random weights: its results mean nothing"
+
+
 class UntrainedModelWarning(UserWarning):
     """The weights are random: whatever is computed with them means nothing."""
 
@@ -59,11 +62,7 @@ def warn_of_untrained(trained: object, stacklevel: int = 2) -> None:
     So that a command, which shows a text once, says it once for the model and a store of its rows.
     """
     if trained is False:
-        warnings.warn(
-            "the model is untrained, with random weights: its results mean nothing",
-            UntrainedModelWarning,
-            stacklevel=stacklevel + 1,
-        )
+        warnings.warn(UNTRAINED, UntrainedModelWarning, stacklevel=stacklevel + 1)
 
 
 class AssumedHeadsWarning(UserWarning):

@@ -6,7 +6,10 @@ remote content, whatever a file's name may hold.
 
 import base64
 import html
+import os
+import re
 from pathlib import Path
+from urllib.parse import quote
 
 from aim_mlx.images import ImageSource, thumbnail
 
@@ -15,9 +18,11 @@ _SIDE = 320  # pixels of the longer edge of a thumbnail: sharp on a phone, 15 KB
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --text: #1c1c1a; --soft: #6a6a66;
-  --line: #e2e2de; --bar: #3d7bd9; --empty: #ececea }
+  --line: #e2e2de; --bar: #3d7bd9; --empty: #ececea;
+  --alarm: #d4553f }
 @media (prefers-color-scheme: dark) { :root { --page: #161617; --card: #212123; --text: #ececea;
-  --soft: #9c9c9a; --line: #333336; --bar: #6ea1ee; --empty: #2b2b2e } }
+  --soft: #9c9c9a; --line: #333336; --bar: #6ea1ee; --empty: #2b2b2e;
+  --alarm: #ee7a63 } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1500px; padding: 1.5rem 1rem 3rem; background: var(--page);
   color: var(--text); font: 15px/1.45 system-ui, -apple-system, "Segoe UI", sans-serif }
@@ -56,6 +61,22 @@ def shown(text: str) -> str:
         c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
     )
     return html.escape(visible)
+
+
+def named(path: str) -> str:
+    """A path for a page, which may break after what separates its words."""
+    return re.sub(r"(?<=\w)[/_-](?=\w)", r"\g<0><wbr>", shown(path))
+
+
+def address(photo: str | os.PathLike[str], page: Path) -> str:
+    """The address of a photo for a link: relative where it lies below the page, else whole.
+
+    Whatever a name holds, it is no more than a name.
+    """
+    place, folder = os.path.abspath(photo), os.path.abspath(page.parent)
+    if os.path.commonpath([place, folder]) == folder:
+        return "./" + quote(os.fsencode(os.path.relpath(place, folder)))
+    return "file://" + quote(os.fsencode(place))
 
 
 def inlined(source: ImageSource) -> str:

@@ -2,20 +2,27 @@
 
 import base64
 import io
+import os
 import re
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from aim_mlx.contact_sheet import Line, Picture, Section, write_contact_sheet
+from aim_mlx.contact_sheet import Line, Origin, Picture, Section, write_contact_sheet
 from aim_mlx.errors import OutputError
 from tests.small import photo
 
 HOSTILE = (
     "<script>alert(1)</script>\"'><img src=http://x/y onerror=z>\x1b[31m\u202egpj.exe\udcff\n.jpg"
 )
+
+
+ORIGIN = Origin({"model": "some-model", "trained": True}, Path("my store"))
 
 
 class Page(HTMLParser):
@@ -39,7 +46,7 @@ class Page(HTMLParser):
 
 def written(tmp_path, sections, title="Title", note="") -> tuple[str, Page]:
     target = tmp_path / "page.html"
-    write_contact_sheet(target, title, sections, note)
+    write_contact_sheet(target, title, sections, ORIGIN, note)
     text = target.read_text("utf-8")
     return text, Page(text)
 
@@ -83,7 +90,7 @@ def test_nothing_is_loaded_and_nothing_may_run(tmp_path):
     ]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     assert text.index("Content-Security-Policy") < text.index("<style>")  # holds for what follows
-    assert not {"script", "link", "iframe", "object", "a", "base"} & {t for t, _ in page.tags}
+    assert not {"script", "link", "iframe", "object", "base"} & {t for t, _ in page.tags}
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources())
     assert not re.search(r"https?:|url\(|@import|//", re.sub(r'src="data:[^"]*"', "", text))
 
@@ -97,6 +104,57 @@ def test_a_photo_that_is_not_there_keeps_its_place_with_the_reason(tmp_path):
     figures = [Page(figure).text for figure in re.findall(r"<figure>.*?</figure>", text, re.S)]
     assert figures[0].startswith("vanished") and figures[0].endswith("0")
     assert figures[1] == "1" and figures[2].startswith("not_image")
+
+
+def links(page: Page) -> list[str]:
+    return [attributes["href"] or "" for tag, attributes in page.tags if tag == "a"]
+
+
+NAMES = ["a b.jpg", "javascript:alert(1).jpg", "50%25 #1?x&y.jpg", "\"'<b>.jpg", "\udcff\n.jpg"]
+
+
+@pytest.mark.parametrize("below", [True, False], ids=["below the page", "elsewhere"])
+def test_a_picture_links_to_its_photo_whatever_its_name_holds(tmp_path, below):
+    folder = tmp_path / "pages"
+    photos = (folder if below else tmp_path) / "my photos"
+    for made in (folder, photos):
+        made.mkdir()
+    places = [photos / name for name in NAMES if sys.platform == "linux" or name.isprintable()]
+    for place in places:
+        Image.fromarray(photo(0)).save(place)
+    _, page = written(folder, [Section("All", [Picture(place, ["x"]) for place in places])])
+    assert len(links(page)) == len(places)
+    for link, place in zip(links(page), places, strict=True):
+        assert link.startswith("./my%20photos/" if below else f"file://{tmp_path}/my%20photos/")
+        parts = urlsplit(link)
+        assert not (parts.query or parts.fragment or parts.netloc)
+        target = unquote_to_bytes(parts.path)
+        assert os.path.join(os.fsencode(folder), target).replace(b"./", b"") == os.fsencode(place)
+
+
+def test_what_is_no_file_or_is_not_there_is_no_link(tmp_path):
+    _, page = written(tmp_path, [Section("All", [Picture(photo(0), []), Picture("gone.jpg", [])])])
+    assert links(page) == []
+
+
+def test_a_page_says_which_model_store_and_time_it_is_of(tmp_path):
+    _, page = written(tmp_path, [])
+    assert re.search(r"Model some-model, store my store, \d{4}-\d\d-\d\d \d\d:\d\d\.", page.text)
+    assert "untrained" not in page.text
+
+
+def test_a_page_of_an_untrained_model_says_that_it_means_nothing(tmp_path):
+    origin = Origin({"model": "m", "trained": False})
+    write_contact_sheet(tmp_path / "page.html", "Title", [], origin)
+    text = Page((tmp_path / "page.html").read_text()).text
+    assert "The model is untrained, with random weights: its results mean nothing." in text
+
+
+def test_a_path_breaks_after_its_separators_alone(tmp_path):
+    section = Section("All", [Picture(photo(0), ["photos/hubble_deep-field.jpg", "-0.5000"])])
+    text, page = written(tmp_path, [section])
+    assert "<div>photos/<wbr>hubble_<wbr>deep-<wbr>field.jpg</div><div>-0.5000</div>" in text
+    assert "photos/hubble_deep-field.jpg" in page.text
 
 
 def test_a_bar_is_as_long_as_its_share(tmp_path):
@@ -117,10 +175,10 @@ def test_more_pictures_than_are_decoded_at_once_come_whole_and_in_order(tmp_path
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
-        write_contact_sheet(tmp_path / "missing" / "page.html", "Title", [])
+        write_contact_sheet(tmp_path / "missing" / "page.html", "Title", [], ORIGIN)
     (tmp_path / "page.html").write_text("old")
     failing = Section("All", [Picture(photo(0), [5])])  # type: ignore[list-item]
     with pytest.raises(AttributeError):
-        write_contact_sheet(tmp_path / "page.html", "Title", [failing])
+        write_contact_sheet(tmp_path / "page.html", "Title", [failing], ORIGIN)
     assert (tmp_path / "page.html").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]

@@ -161,7 +161,7 @@ def _write_page(
     threshold: float | None,
 ) -> None:
     from aim_mlx.cli.reports import counted
-    from aim_mlx.contact_sheet import Picture, Section, write_contact_sheet
+    from aim_mlx.contact_sheet import Origin, Picture, Section, write_contact_sheet
 
     sections = []
     for number, (group, members) in enumerate(zip(groups, listed, strict=True), 1):
@@ -175,4 +175,5 @@ def _write_page(
     note = _account(groups, len(store))
     if threshold is not None:
         note += f"; from a cosine similarity of {threshold:g} to the first of a group"
-    write_contact_sheet(target, "Duplicates", sections, note)
+    origin = Origin(store.manifest["model"], store.folder)
+    write_contact_sheet(target, "Duplicates", sections, origin, note)

@@ -10,8 +10,9 @@ import typer
 
 from aim_mlx.classify import Choice, Classified, record, write_table
 from aim_mlx.cli.progress import Progress
+from aim_mlx.cli.reports import counted
 from aim_mlx.cli.terminal import escaped
-from aim_mlx.contact_sheet import Line, Picture, Section, write_contact_sheet
+from aim_mlx.contact_sheet import Line, Origin, Picture, Section, write_contact_sheet
 from aim_mlx.errors import AimError
 from aim_mlx.images import Listing, Skip
 
@@ -19,10 +20,12 @@ _ON_PAGE = 5  # labels that an image has on a page, where no number is asked for
 
 
 class Source(Protocol):
-    """Where rows come from: the images, and where the photo of a row is."""
+    """Where rows come from: the images, the model, and where the photo of a row is."""
 
     @property
     def listing(self) -> Listing: ...
+    @property
+    def origin(self) -> Origin: ...
     def locate(self, row: Classified) -> Path: ...
 
 
@@ -124,7 +127,12 @@ def write_page(target: Path, source: Source, rows: list[Classified], told: Choic
         return Picture(source.locate(row), [*lines, row.path])
 
     sections = [
-        Section(label or "None of the labels", list(map(picture, group)), f"{len(group)} photos")
+        Section(label or "None of the labels", list(map(picture, group)), _photos(len(group)))
         for label, group in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
-    write_contact_sheet(target, f"{len(rows)} photos by label", sections, note)
+    title = f"{_photos(len(rows))} by label"
+    write_contact_sheet(target, title, sections, source.origin, note)
+
+
+def _photos(count: int) -> str:
+    return counted(count, "photo", "photos")

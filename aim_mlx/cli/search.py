@@ -118,7 +118,7 @@ def _write_page(
     texts: list[list[str]],
     results: list[dict[str, Any]],
 ) -> None:
-    from aim_mlx.contact_sheet import Picture, Section, write_contact_sheet
+    from aim_mlx.contact_sheet import Origin, Picture, Section, write_contact_sheet
 
     sections = [
         Section(title, [Picture(path, [path]) for path in paths], ", ".join(words))
@@ -129,5 +129,7 @@ def _write_page(
         Picture(store.locate(each["row"]), [f"{each['score']:.4f}", each["path"]])
         for each in results
     ]
-    note = f"{len(results)} of {len(store):,} photos in {store.folder}, by cosine similarity"
-    write_contact_sheet(target, "Similar photos", [*sections, Section("Found", found)], note)
+    note = f"{len(results)} of {len(store):,} photos, by cosine similarity"
+    sections.append(Section("Found", found))
+    origin = Origin(store.manifest["model"], store.folder)
+    write_contact_sheet(target, "Similar photos", sections, origin, note)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aim_mlx.classify import Choice, Classified
+from aim_mlx.contact_sheet import Origin
 from aim_mlx.images import Listing, Skip
 from aim_mlx.probe.probe import AttentiveProbe
 
@@ -30,6 +31,11 @@ class Predicted:
                 else:
                     labels = choice.of(self.probe.classes, row.vector)
                     yield Classified(path, labels, row.index, row.multi_frame)
+
+    @property
+    def origin(self) -> Origin:
+        """The model that the probe was trained on."""
+        return Origin(self.probe.model)
 
     def locate(self, row: Classified) -> Path:
         """Where the photo is."""
