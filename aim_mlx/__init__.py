@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
     from aim_mlx.errors import AssumedHeadsWarning as AssumedHeadsWarning
     from aim_mlx.errors import BackendError as BackendError
     from aim_mlx.errors import CheckpointError as CheckpointError
+    from aim_mlx.errors import DarkImageWarning as DarkImageWarning
     from aim_mlx.errors import ImageError as ImageError
     from aim_mlx.errors import Interrupted as Interrupted
     from aim_mlx.errors import OutputError as OutputError
@@ -42,8 +43,8 @@ _NAMES = {
     "config": ("LiTConfig", "PreprocessConfig", "TextConfig", "VisionConfig"),
     "embed": ("EmbedOptions", "Embedded", "Encoder"),
     "errors": ("AimError", "AssumedHeadsWarning", "BackendError", "CheckpointError")
-    + ("ImageError", "Interrupted", "OutputError", "TruncatedTextWarning")
-    + ("UntrainedModelWarning", "UsageError"),
+    + ("DarkImageWarning", "ImageError", "Interrupted", "OutputError")
+    + ("TruncatedTextWarning", "UntrainedModelWarning", "UsageError"),
     "images": ("ImageSource",),
     "lit": ("LiT",),
     "loading": ("load", "load_lit"),

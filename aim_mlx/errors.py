@@ -69,5 +69,9 @@ class AssumedHeadsWarning(UserWarning):
     """No file states how wide the attention heads are: with a wrong guess all vectors are wrong."""
 
 
+class DarkImageWarning(UserWarning):
+    """16-bit images use so little of their range that hardly anything of them is seen."""
+
+
 class TruncatedTextWarning(UserWarning):
     """A text was over the context length: it was cut, and keeps its end token."""

@@ -4,6 +4,7 @@ Batches compute while the next is being gathered; on a CPU as many at a time as 
 """
 
 import math
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,14 @@ from numpy.typing import NDArray
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
 from aim_mlx.batching import batches
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.errors import AimError, CheckpointError, ImageError, Interrupted, UsageError
+from aim_mlx.errors import (
+    AimError,
+    CheckpointError,
+    DarkImageWarning,
+    ImageError,
+    Interrupted,
+    UsageError,
+)
 from aim_mlx.images import OMITTED, ImageSource, Omitted, Sample, stream
 
 # Patches in a batch where no size is asked for: 32 images of 224 x 224 on a GPU, four on a CPU,
@@ -110,7 +118,7 @@ class Pipeline:
         most = math.ceil(self._block / (self._options.batch_size or 1))  # batches there can be
         with cpu_streams(most) as streams:
             for samples in self._samples(images, len(streams)):
-                grouped = self._batches(samples, len(images), len(streams))
+                grouped = self._batches(_warned(samples), len(images), len(streams))
                 for rows in self._computed(grouped, streams):
                     checked = checked or _check_finite(rows)
                     done += len(rows)
@@ -197,6 +205,24 @@ class Pipeline:
             return None
         with mx.stream(device_stream):
             return self._compute(mx.array(np.stack(pixels)), self._options)
+
+
+def _warned(samples: Iterator[Sample]) -> Iterator[Sample]:
+    """The same samples; DarkImageWarning at the first that is dark.
+
+    They are not made brighter by themselves: of a series some images would be, and others not.
+    """
+    said = False
+    for sample in samples:
+        if sample.dark and not said:
+            said = True
+            warnings.warn(
+                "some 16-bit images use less than an eighth of their range, so that the model sees "
+                "them nearly black: where 12 bits are kept in 16, multiply the values by 16 first",
+                DarkImageWarning,
+                stacklevel=2,
+            )
+        yield sample
 
 
 def _finish(batch: list[Sample], computing: mx.array | None) -> list[Embedded]:

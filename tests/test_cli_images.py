@@ -24,6 +24,7 @@ from PIL import Image
 from aim_mlx.backend import mx
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.embed import Encoder
+from aim_mlx.errors import DarkImageWarning
 from tests.bad_images import BAD, FILMS, GOOD, JPEG, PHOTO, PNG, encoded
 from tests.embed_runs import OUTPUTS, SAME, Run, embed, make, vectors_of
 from tests.small import NATIVE, save
@@ -295,3 +296,14 @@ def test_a_vector_that_is_not_finite_is_skipped(model, tmp_path, output, monkeyp
     run.check_account(2, 1, 0)
     assert run.reasons == {"black.png": "non_finite"}
     assert set(vectors_of(tmp_path / output)) == {"a.png", "c.png"}
+
+
+def test_a_set_of_dark_16_bit_images_is_warned_of_once_and_its_rows_are_kept(model, tmp_path):  # 9
+    for name in "ab":
+        values = np.full((60, 80), 4000 + ord(name), np.uint16)
+        make(tmp_path / "in", {f"{name}.png": encoded(Image.fromarray(values))})
+    make(tmp_path / "in", {"c.png": PNG})
+    with pytest.warns(DarkImageWarning, match="multiply the values by 16") as caught:
+        run = embed(tmp_path / "in", "-o", tmp_path / "o.npz", "--model", model)
+    assert len(caught) == 1
+    run.check_account(3, 0, 0)

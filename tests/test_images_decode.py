@@ -485,6 +485,29 @@ def test_16_bit_png_is_scaled_not_clipped(colour):
     assert values[0].tolist() == [0] * 3 and values[-1].tolist() == [255] * 3
 
 
+def _deep(largest, colour="grey", format="PNG"):
+    """A 16-bit image, as bytes, whose values go up to `largest`."""
+    values = np.linspace(0, largest, 35).round().astype(np.uint16).reshape(5, 7)
+    if colour == "grey":
+        return encoded(Image.fromarray(values), format)
+    rows = np.repeat(values.astype(">u2")[..., None], 3, -1).reshape(5, -1)
+    return png_with_header(7, 5, 16, 2, data=b"".join(b"\0" + row.tobytes() for row in rows))
+
+
+@pytest.mark.parametrize("kind", [("grey", "PNG"), ("grey", "TIFF"), ("colour", "PNG")], ids=str)
+def test_a_16_bit_image_of_12_bits_is_known_as_dark_and_keeps_its_values(kind):
+    twelve, whole = decode(_deep(4095, *kind)), decode(_deep(65535, *kind))
+    assert twelve.info["dark"] and not whole.info["dark"]
+    assert np.asarray(twelve).max() == (16 if kind[0] == "grey" else 15)  # 4095 / 257, 4095 >> 8
+    assert not decode(_deep(8300, *kind)).info["dark"]  # an eighth
+
+
+def test_an_8_bit_image_is_not_dark_however_black():
+    for format in ("PNG", "TIFF", "BMP", "JPEG"):
+        assert not decode(encoded(Image.new("RGB", (8, 8)), format)).info["dark"]
+    assert not decode(encoded(Image.new("L", (8, 8)), "PNG")).info["dark"]
+
+
 @pytest.mark.parametrize("value", [0, 1, 128, 129, 256, 257, 32767, 65406, 65407, 65535])
 def test_16_bit_grey_tiff_is_rounded_to_the_nearest_of_256(value):
     grey = Image.fromarray(np.full((3, 5), value, np.uint16))

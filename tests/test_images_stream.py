@@ -111,6 +111,12 @@ def test_a_further_frame_is_said():
     assert [s.multi_frame for s in stream([file.getvalue(), png(30, 30)], CONFIG)] == [True, False]
 
 
+def test_a_dark_16_bit_image_is_said():
+    file = io.BytesIO()
+    Image.fromarray(np.full((30, 30), 4095, np.uint16)).save(file, "PNG")
+    assert [s.dark for s in stream([file.getvalue(), png(30, 30)], CONFIG)] == [True, False]
+
+
 def test_no_sources_give_no_samples():
     assert list(stream([], CONFIG)) == []
 

@@ -38,6 +38,7 @@ from aim_mlx.errors import (
     AimError,
     AssumedHeadsWarning,
     BackendError,
+    DarkImageWarning,
     TruncatedTextWarning,
     UntrainedModelWarning,
 )
@@ -96,6 +97,7 @@ def main() -> None:
     """
     for kind in (UntrainedModelWarning, AssumedHeadsWarning, TruncatedTextWarning):
         warnings.simplefilter("always", kind)
+    warnings.simplefilter("once", DarkImageWarning)
     warnings.showwarning = _show_warning
     _quieten_pillow()
     # The Hub's client reads these when it is imported: no lines of its own beside the bar and our

@@ -22,6 +22,7 @@ ImageSource = str | Path | KnownFile | bytes | Image.Image | np.ndarray
 
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112
+_DARK = 32  # of 255
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,7 +43,8 @@ def decode(
 
     `max_pixels` None means `default_max_pixels()`. `allow_truncated` keeps what is there of a file
     that was cut; the missing part is black or grey. `info["multi_frame"]` of the result is True
-    where further frames or pages were left out. Raises ImageError.
+    where further frames or pages were left out, `info["dark"]` where a 16-bit image uses less than
+    an eighth of its range. Raises ImageError.
     """
     with decoded(source, max_pixels, allow_truncated) as image:
         return image
@@ -62,6 +64,7 @@ def decoded(
             with opened(source, limit, allow_truncated) as encoded:
                 _check(encoded.size, encoded.mode, limit, turn)
                 image = _upright_rgb(encoded.load(), encoded.multi_frame)
+                image.info["dark"] = encoded.is_deep and _is_dark(image)
         else:
             given = _in_memory(source)
             _check(given.size, given.mode, limit, turn)
@@ -117,7 +120,7 @@ def _upright_rgb(image: Image.Image, multi_frame: bool) -> Image.Image:
             raise ImageError("unsupported_mode", detail) from error
         result = image.transpose(method) if method is not None else image._new(image.im)
     result.readonly = 1  # it may share the caller's pixels: Pillow copies before it writes
-    result.info = {"multi_frame": multi_frame}
+    result.info = {"multi_frame": multi_frame, "dark": False}
     return result
 
 
@@ -128,6 +131,12 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # metadata must not cost the image
         return 1
     return value if isinstance(value, int) else 1
+
+
+def _is_dark(image: Image.Image) -> bool:
+    """Whether no pixel reaches an eighth of white, as where 12 bits are kept in 16."""
+    extrema: Any = image.getextrema()
+    return all(high < _DARK for _, high in extrema)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

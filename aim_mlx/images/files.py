@@ -53,8 +53,8 @@ class KnownFile:
 class EncodedImage:
     """An image with only its header read; `load` decodes the pixels.
 
-    `size` is (width, height) as stored; `multi_frame` is True after loading where further frames or
-    pages are left out.
+    `size` is (width, height) as stored; `is_deep` tells samples of 16 bits; `multi_frame` is True
+    after loading where further frames or pages are left out.
     """
 
     def __init__(self, file: BinaryIO, file_size: int, max_pixels: int, allow_truncated: bool):
@@ -73,6 +73,8 @@ class EncodedImage:
         with explained():
             self._image = self._open(file)
         self.size, self.mode = self._image.size, self._image.mode
+        deep = self._format in ("PNG", "TIFF")
+        self.is_deep = deep and any(";16" in str(tile.args) for tile in self._image.tile[:1])
         if self._format == "JPEG":
             self._scan = file.tell()
             self._check_scans(self._scan)

@@ -41,7 +41,7 @@ class Sample:
     Both are None for a source that is OMITTED.
 
     `width` and `height` are those of the upright original, 0 on failure. `multi_frame` is True
-    where further frames or pages were left out.
+    where further frames or pages were left out, `dark` where a 16-bit image is nearly black.
     """
 
     index: int
@@ -50,6 +50,7 @@ class Sample:
     height: int
     failure: ImageError | None
     multi_frame: bool = False
+    dark: bool = False
 
 
 def stream(
@@ -100,7 +101,8 @@ def _sample(
     except MemoryError:
         failure = ImageError("too_large", "the memory ran out while it was resized")
         return Sample(index, None, 0, 0, failure)
-    return Sample(index, pixels, image.width, image.height, None, image.info["multi_frame"])
+    frames, dark = image.info["multi_frame"], image.info["dark"]
+    return Sample(index, pixels, image.width, image.height, None, frames, dark)
 
 
 def _samples(
