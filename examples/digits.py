@@ -2,7 +2,7 @@
 
 scikit-learn's 1,797 real scans of 8 x 8 pixels, enlarged, in a folder for each digit; and a
 checkpoint of half a million random, untrained weights, with which probes can be tried in seconds.
-Needs scikit-learn (in the extra `test`), no network.
+Needs scikit-learn (in the extra `examples`), no network.
 """
 
 import sys

@@ -2,6 +2,8 @@
 
     python examples/train_lit_on_shapes.py FOLDER [--seed S]
 
+With --draw it only writes FOLDER/pictures/pairs.jsonl and FOLDER/tower, for `aim-mlx lit train`.
+
 1,920 pictures of one shape each: 12 colours x 8 shapes at four places, 16 of the 96 combinations of
 colour and shape left out. The image tower is a small AIMv2 encoder with RANDOM weights that stay
 frozen (two blocks, width 192, 84 x 84 pixels); the attention pool, the projections and the `tiny`
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--each", type=int, default=6, help="pictures of a combination at a place")
+    parser.add_argument("--draw", action="store_true", help="write pictures and tower, no more")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -180,6 +183,9 @@ def main() -> None:
     started = time.monotonic()
     table = draw_pairs(arguments.folder / "pictures", arguments.each, arguments.seed)
     tower = image_tower(arguments.folder / "tower", arguments.seed)
+    if arguments.draw:
+        print(f"pairs in {table}, an untrained image tower in {tower}")
+        return
     config = TrainConfig(
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,

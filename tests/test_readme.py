@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import aim_mlx
-from aim_mlx.config import VisionConfig
+from aim_mlx.cli.models import size_at
+from aim_mlx.config import LiTConfig, VisionConfig
 from aim_mlx.errors import UntrainedModelWarning
+from aim_mlx.registry import MODELS
 from tests import small
 from tests.embed_runs import SAME
 
@@ -44,7 +46,7 @@ def python_blocks() -> list[str]:
 
 def run_block(mark: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """The lines of a block run in a folder; installing is what CI does."""
-    lines = re.sub(r"^pip install .*? && ", "", block(mark), flags=re.M)
+    lines = re.sub(r"^(python3? -m venv|pip install) .*\n", "", block(mark), flags=re.M)
     lines = lines.replace("python examples", f"python {ROOT}/examples")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
@@ -78,8 +80,12 @@ def stored(started, tmp_path_factory):
 
 def test_a_first_run_embeds_real_photographs_with_an_encoder_of_full_size(started):
     folder, done = started
-    assert done.returncode == 3, done.stderr
+    assert done.returncode == 0, done.stderr
     assert "cut_short.jpg: truncated" in done.stderr and "random weights" in done.stderr
+    page = (folder / "similar.html").read_text()
+    assert page.count("data:image/jpeg;base64,") >= 6 and "on_its_side.jpg" in page
+    done = run_block("export", folder)
+    assert done.returncode == 0, done.stderr
     with np.load(folder / "vectors.npz") as archive:
         vectors = dict(zip(map(str, archive["paths"]), archive["embeddings"], strict=True))
     assert len(vectors) == 6 and all(v.shape == (1024,) for v in vectors.values())
@@ -100,7 +106,8 @@ def test_the_lines_that_merge_give_the_store_of_one_machine(stored):
     folder, _ = stored
     done = run_block("merge", folder)
     assert done.returncode == 3 and "2 stores merged: 6 embedded, 1 skipped" in done.stderr
-    whole, merged = (aim_mlx.EmbeddingStore(folder / name) for name in ("vectors", "merged"))
+    with pytest.warns(UntrainedModelWarning):
+        whole, merged = (aim_mlx.EmbeddingStore(folder / name) for name in ("vectors", "merged"))
     assert merged.paths == whole.paths
     np.testing.assert_allclose(merged.vectors, whole.vectors, atol=SAME)
 
@@ -108,7 +115,8 @@ def test_the_lines_that_merge_give_the_store_of_one_machine(stored):
 def test_the_python_lines_about_stores_run(stored, monkeypatch):
     monkeypatch.chdir(stored[0])
     names: dict = {}
-    exec("\n".join(code for code in python_blocks() if "EmbeddingStore" in code), names)
+    with pytest.warns(UntrainedModelWarning):
+        exec("\n".join(code for code in python_blocks() if "EmbeddingStore" in code), names)
     assert names["store"].vectors.shape == (6, small.SMALL.embed_dim)
 
 
@@ -136,7 +144,9 @@ def test_the_line_that_quantises_runs_and_says_what_it_cost(tmp_path):
     sizes = [
         (tmp_path / name / "model.safetensors").stat().st_size for name in ("model", "model-8bit")
     ]
-    assert sizes[1] < 0.3 * sizes[0]
+    # Norms and the file's header are the few bytes that the table's rule leaves out.
+    assert sizes[1] == pytest.approx(size_at(DEEP, "8 bits"), rel=0.01)
+    assert sizes[0] == pytest.approx(size_at(DEEP, "float32"), rel=0.01)
 
 
 def test_the_lines_that_search_find_the_photo_that_was_turned(stored):
@@ -146,7 +156,7 @@ def test_the_lines_that_search_find_the_photo_that_was_turned(stored):
     found = [line.split("\t") for line in done.stdout.splitlines()]
     assert found[0][1] == "photos/on_its_side.jpg" and len(found[0]) == 2
     assert [line[:2] for line in found[3:]][0] == ["1", "reference"] and len(found) > 4
-    for page in ("similar.html", "duplicates.html"):
+    for page in ("like-chelsea.html", "duplicates.html"):
         assert "data:image/jpeg;base64," in (folder / page).read_text()
 
 
@@ -155,6 +165,28 @@ def test_the_line_with_words_runs_and_makes_a_page(stored):
     done = run_block("classify", folder)
     assert done.returncode == 3 and len(done.stdout.splitlines()) == 6, done.stderr
     assert (folder / "labels.html").read_text().count("<img ") == 6
+
+
+def test_the_line_that_makes_an_untrained_lit_model_names_a_published_one():
+    # The model is 1.7 GB; what init writes of such a model is tested with a small one elsewhere.
+    command, name, folder = block("lit").removeprefix("aim-mlx ").split()
+    assert (command, folder) == ("init", "lit") and isinstance(MODELS[name].config, LiTConfig)
+
+
+def test_the_lines_that_train_words_run(tmp_path):
+    done = run_block("pairs", tmp_path)
+    assert done.returncode == 0 and "320 pairs of 320 images" in done.stderr, done.stderr
+    assert (tmp_path / "my-lit/model.safetensors").is_file()
+
+
+def test_every_command_of_the_readme_is_in_a_block_that_is_run():
+    blocks = set(re.findall(r"(?:<!-- ([\w-]+) -->\n)?```bash\n(.*?)```", README, re.S))
+    assert [lines for mark, lines in blocks if not mark] == [
+        "sudo apt-get install libopenblas0-pthread\n"
+    ]
+    tests = Path(__file__).read_text()
+    for mark in {mark for mark, _ in blocks if mark} - {"tests"}:  # those are run by CI
+        assert f'block("{mark}"' in tests
 
 
 def test_the_lines_that_search_by_words_run(stored):

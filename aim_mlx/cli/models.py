@@ -2,12 +2,16 @@
 
 import json
 from math import prod
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-_PRECISIONS = {"float32": 32.0, "float16": 16.0, "8 bits": 8.5, "4 bits": 4.5}
-# Quantised in groups of 64 with a scale and a bias of 16 bits each: half a bit more a weight.
+if TYPE_CHECKING:
+    from aim_mlx.config import LiTConfig, VisionConfig
+
+# Bits of a weight in the blocks, and of all others, which are never quantised. From float32, groups
+# of 64 have a scale and a bias of 32 bits each: one bit more a weight.
+_PRECISIONS = {"float32": (32, 32), "float16": (16, 16), "8 bits": (9, 32), "4 bits": (5, 32)}
 
 
 def models(
@@ -43,9 +47,7 @@ def facts(name: str) -> dict[str, Any]:
     from aim_mlx.weights.sizes import expected_shapes
 
     spec = MODELS[name]
-    shapes = expected_shapes(spec.config)
-    total = sum(map(prod, shapes.values()))
-    blocks = sum(prod(shape) for key, shape in shapes.items() if ".blocks." in key)
+    total = sum(map(prod, expected_shapes(spec.config).values()))
     row: dict[str, Any] = {
         "name": name,
         "pixels": spec.vision.image_size or "any",
@@ -53,10 +55,20 @@ def facts(name: str) -> dict[str, Any]:
         "parameters": f"{total / 1e6:,.0f}M",
         "IN-1k": spec.top1 if spec.top1 is not None else "-",
     }
-    for precision, bits in _PRECISIONS.items():
-        rest = (total - blocks) * max(bits, 16)  # only the blocks are quantised
-        row[precision] = f"{(blocks * bits + rest) / 8e9:.2f} GB"
+    for precision in _PRECISIONS:
+        row[precision] = f"{size_at(spec.config, precision) / 1e9:.2f} GB"
     return row | {"licence": spec.licence if spec.repo else "no weights"}
+
+
+def size_at(config: "VisionConfig | LiTConfig", precision: str) -> float:
+    """Bytes of a model's weights at one of the precisions."""
+    from aim_mlx.weights.sizes import expected_shapes
+
+    bits, others = _PRECISIONS[precision]
+    shapes = expected_shapes(config)
+    return sum(
+        prod(shape) * (bits if ".blocks." in key else others) / 8 for key, shape in shapes.items()
+    )
 
 
 def markdown_table() -> str:
