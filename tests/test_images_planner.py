@@ -32,6 +32,15 @@ def test_known_plans(height, width, grid):
     assert plan_native(height, width) == (grid[0] * 14, grid[1] * 14)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "grid"),
+    [(575, 20, (58, 2)), (1241, 1291, (62, 64)), (1291, 1241, (64, 62))],
+)
+def test_the_nearest_aspect_is_that_of_the_smallest_ratio_not_difference(height, width, grid):
+    # 575 / 20 is 28.75: 29 is 1.0087 times that, and that 1.0088 times 28.5, which is as far away.
+    assert plan_native(height, width) == (grid[0] * 14, grid[1] * 14)
+
+
 @given(sides, sides)
 def test_every_image_gets_whole_patches_in_range(height, width):
     planned = plan_native(height, width)
