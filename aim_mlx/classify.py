@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from aim_mlx.store.reading import EmbeddingStore
 
 _ROWS_AT_ONCE = 4096
+_FORMULA = re.compile(r"[=@\t\r\n]|[-+](?!\d+(\.\d+)?\Z)")  # how one begins; -1 is a number
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,8 @@ def find_store(sources: Sequence[str]) -> "EmbeddingStore | None":
 def write_table(target: Path, rows: Iterable[Classified]) -> None:
     """Writes rows as they come, as CSV or JSON lines; complete or not at all.
 
-    CSV has a line for each label, and one without a label for an image that has none. Raises
-    OutputError.
+    CSV has a line for each label, and one without a label for an image that has none; a text that
+    a spreadsheet would take for a formula begins with an apostrophe. Raises OutputError.
     """
     write = _write_csv if target.suffix.lower() == ".csv" else _write_jsonl
     try:
@@ -180,10 +182,15 @@ def _write_csv(file: BinaryIO, rows: Iterable[Classified]) -> None:
     table.writerow(("path", "rank", "label", "score"))
     for row in rows:
         for rank, (label, score) in enumerate(row.labels, 1):
-            table.writerow((row.path, rank, label, f"{score:.6g}"))
+            table.writerow((_cell(row.path), rank, _cell(label), f"{score:.6g}"))
         if not row.labels:
-            table.writerow((row.path, "", "", ""))
+            table.writerow((_cell(row.path), "", "", ""))
     text.detach()
+
+
+def _cell(text: str) -> str:
+    """A text that no spreadsheet computes: with an apostrophe before what would be a formula."""
+    return "'" + text if _FORMULA.match(text) else text
 
 
 def _write_jsonl(file: BinaryIO, rows: Iterable[Classified]) -> None:

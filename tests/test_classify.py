@@ -111,6 +111,21 @@ def test_a_csv_has_a_line_for_each_label_and_one_for_an_image_without(tmp_path):
         ]
 
 
+def test_a_text_that_a_spreadsheet_would_compute_begins_with_an_apostrophe(tmp_path):
+    texts = ["=1+2", "+cmd|' /C calc'!A0", "-x", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "-1+1", "--1"]
+    plain = ["-1", "+2.5", "a=b", "'=1", "", "7", "caf\u00e9"]
+    labels = tuple((text, -0.5) for text in texts + plain)
+    rows = [Classified("=cmd.jpg", labels, 0), Classified("-none.jpg", (), 1)]
+    write_table(tmp_path / "x.csv", rows)
+    with open(tmp_path / "x.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["path"] for row in table] == ["'=cmd.jpg"] * len(labels) + ["'-none.jpg"]
+    assert [row["label"] for row in table[:-1]] == ["'" + text for text in texts] + plain
+    assert {row["score"] for row in table[:-1]} == {"-0.5"}  # a number stays one
+    write_table(tmp_path / "x.jsonl", rows)
+    assert json.loads((tmp_path / "x.jsonl").read_text().splitlines()[0])["path"] == "=cmd.jpg"
+
+
 def test_json_lines_hold_exact_names(tmp_path):
     write_table(tmp_path / "x.jsonl", ROWS)
     lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
