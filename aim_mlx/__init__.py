@@ -3,8 +3,14 @@
 The public names are imported when they are first used, so that `import aim_mlx` stays instant.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+if sys.version_info < (3, 11):  # noqa: UP036 - pip refuses; a clone that is not installed says so
+    raise ImportError(
+        "aim-mlx needs Python 3.11 or newer, this is {}.{}".format(*sys.version_info[:2])
+    )
 
 if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Python
     from aim_mlx.config import LiTConfig as LiTConfig

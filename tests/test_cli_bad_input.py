@@ -1,5 +1,6 @@
 """What a poor terminal or a hostile checkpoint gets from the real command."""
 
+import ast
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import aim_mlx
 from aim_mlx.cli import main as cli
 from aim_mlx.errors import AimError
 from tests.bad_images import PNG
@@ -152,6 +154,23 @@ def test_a_limit_on_the_address_space_gives_one_line_and_no_hang(one, model, meg
     if process.returncode:  # with the largest of them there may be room
         assert process.returncode == 1 and len(stderr.splitlines()) == 1, stderr
         assert "raise the limit" in stderr, stderr
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="this system has no /proc")
+@pytest.mark.parametrize("name", ["x", "x.npz"])
+def test_a_folder_that_takes_no_new_files_is_not_said_to_be_missing(capsys, one, model, name):
+    code = cli._run(["embed", str(one), "-o", f"/proc/{name}", "--model", str(model)])
+    line = capsys.readouterr().err
+    assert code == 5 and "'/proc' takes no new files" in line and "not exist" not in line
+
+
+def test_an_older_python_is_told_which_one_is_needed():
+    code = "import sys; sys.version_info = (3, 10, 13); import aim_mlx"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last == "ImportError: aim-mlx needs Python 3.11 or newer, this is 3.10"
+    # It must get so far: the file, and what is imported before it, is Python that 3.10 can read.
+    ast.parse(Path(aim_mlx.__file__).read_text(), feature_version=(3, 10))
 
 
 def test_a_working_folder_that_cannot_be_written_or_is_gone_does_not_matter(one, model, tmp_path):

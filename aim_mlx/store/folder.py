@@ -51,6 +51,10 @@ def prepared(folder: Path, overwrite: bool) -> Iterator[None]:
         elif not os.path.lexists(folder / manifest.NAME):
             _check_ours(folder, overwrite)
     except FileNotFoundError as error:
+        if folder.parent.is_dir():  # one that the system makes up, such as /proc
+            raise OutputError(
+                f"{str(folder.parent)!r} takes no new files: choose another output"
+            ) from error
         raise OutputError(
             f"folder {str(folder.parent)!r} does not exist: create it first"
         ) from error
