@@ -396,6 +396,13 @@ def test_a_shard_that_is_a_link_out_of_the_folder_is_refused(folder: Path, tmp_p
     assert "leaves" in rejected(folder)
 
 
+def test_a_shard_that_is_a_link_to_itself_is_refused(folder: Path):
+    name = shard(folder)["rms_norm.weight"]
+    (folder / name).unlink()
+    (folder / name).symlink_to(name)
+    assert "cannot be opened" in rejected(folder)
+
+
 def test_a_shard_that_is_a_link_within_the_folder_is_accepted(folder: Path):
     name = shard(folder)["rms_norm.weight"]
     (folder / name).rename(folder / "real.safetensors")

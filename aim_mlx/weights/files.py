@@ -1,5 +1,6 @@
 """Which files of a folder are its weights: one file, or the shards that an index names."""
 
+import os
 from pathlib import Path
 
 from aim_mlx.errors import CheckpointError
@@ -84,7 +85,8 @@ def _check_shard(folder: Path, name: str) -> CheckedFile:
         raise CheckpointError(
             f"missing shard {show(name)} in {at(folder)}: download the checkpoint again"
         )
-    home, target = folder.resolve(), path.resolve()
+    # Not Path.resolve, which raises RuntimeError where a link leads to itself.
+    home, target = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     allowed = [home]
     if home.parent.name == "snapshots":  # models--owner--name/snapshots/<revision>/<file>
         allowed.append(home.parents[1] / "blobs")
