@@ -16,7 +16,7 @@ _LONGEST_TEXT = 2**16  # characters of one value
 # What a file may hold grows with its own size, so that a small one cannot fill the memory.
 _ROWS = 200_000  # and one for each byte of the file
 _TEXT = 2**26  # bytes of a Parquet file's columns, and 16 for each byte of the file
-_BATCH, _BATCH_TEXT = 8192, 2**26  # rows of a Parquet file at a time, and bytes that may be copies
+_BATCH = 64  # rows of a Parquet file at a time: each may be a copy of one text of a few megabytes
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -194,18 +194,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Rows of a file whose columns were measured before they are unpacked."""
+    """Rows of a file, a few at a time, as long as they keep to what a file of its size may hold."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with open(path, "rb") as raw, pq.ParquetFile(raw) as file:
+        with pq.ParquetFile(path) as file:
             for column in columns:
                 _column(path, file.schema_arrow.names, column)
                 _check_type(path, column, file.schema_arrow.field(column).type)
-            room, rows = _measured(path, raw, file.metadata, columns)
+            room = _room(path, file.metadata, columns)
             number = 0
-            for batch in file.iter_batches(rows, columns=list(dict.fromkeys(columns))):
+            for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns))):
                 values = {name: _dense(batch.column(name)) for name in columns}
                 room -= sum(array.nbytes for array in values.values())
                 if room < 0:
@@ -233,24 +233,18 @@ def _check_type(path: Path, column: str, kind: Any) -> None:
         raise UsageError(f"{path.name}: expected text as {column!r}, got a column of {kind!s:.80}")
 
 
-def _measured(path: Path, raw: BinaryIO, metadata: Any, columns: Sequence[str]) -> tuple[int, int]:
-    """Bytes that the columns may take, and rows to read at a time.
-
-    Raises UsageError for more values or bytes than a file of its size has.
-    """
-    from aim_mlx.parquet_pages import extent
-
-    parts = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    found = extent(
-        raw,
-        metadata,
-        [i for i, part in enumerate(parts) if any(f"{part}.".startswith(f"{c}.") for c in columns)],
-    )
+def _room(path: Path, metadata: Any, columns: Sequence[str]) -> int:
+    """Bytes that the columns may take; UsageError where they claim more than a file of its size."""
     size = path.stat().st_size
-    room = _TEXT + 16 * size
-    if found.values > len(columns) * (_ROWS + size) or found.unpacked > room:
-        raise _too_much(path, f"{found.values:,} values and {found.unpacked:,} bytes, unpacked,")
-    return room, min(_BATCH, max(1, _BATCH_TEXT // max(1, found.repeated)))
+    room, values, unpacked = _TEXT + 16 * size, 0, 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema.split(".")[0] in columns:
+                values += chunk.num_values
+                unpacked += chunk.total_uncompressed_size
+    if values > len(columns) * (_ROWS + size) or unpacked > room:
+        raise _too_much(path, f"{values:,} values and {unpacked:,} bytes, unpacked,")
+    return room
 
 
 def _dense(array: Any) -> Any:
