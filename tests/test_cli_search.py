@@ -450,3 +450,70 @@ def test_a_closed_pipe_ends_quietly(made):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_a_store_takes_no_vectors_of_other_preprocessing(capsys, made, tmp_path):
+    (tmp_path / "in").mkdir()
+    saved(tmp_path / "in" / "a.png", 1)
+    shutil.copytree(made / "model", tmp_path / "model")
+    command = ["embed", tmp_path / "in", "-o", tmp_path / "store", "--model", tmp_path / "model"]
+    assert run(capsys, *command)[0] == 0
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["preprocessing"]["mean"][0] != 0.5
+    config["preprocessing"]["mean"][0] = 0.5
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    code, _, stderr = run(capsys, *command)
+    assert code == 5
+    assert_one_line(stderr, "another preprocessing", "--overwrite")
+
+
+def test_a_changed_store_is_searched_as_it_is_now_and_keeps_one_matrix(capsys, made, tmp_path):
+    (tmp_path / "in").mkdir()
+    saved(tmp_path / "in" / "a.png", 1)
+    query = saved(tmp_path / "query.png", 2)
+    embedding = ["embed", tmp_path / "in", "-o", tmp_path / "store", "--model", made / "model"]
+    searching = ["search", tmp_path / "store", "--image", query]
+    for count, change in enumerate(("add", "replace")):
+        assert run(capsys, *embedding)[0] == 0
+        assert names(run(capsys, *searching)[1])[0] == ["a.png", "b.png"][count]
+        assert len(list((tmp_path / "store").glob(".vectors-*"))) == 1
+        saved(tmp_path / "in" / ("b.png" if change == "add" else "a.png"), 2 + count)
+    # As many rows as before, and one of them of another photo.
+    assert run(capsys, *embedding)[0] == 0
+    _, stdout, _ = run(capsys, *searching, "--json")
+    of_now = EmbeddingStore(tmp_path / "store")
+    encoder = aim_mlx.load(made / "model")
+    expected = encoder.embed([saved(tmp_path / "a.png", 3)])[0] @ encoder.embed([query])[0]
+    scores = {Path(r["path"]).name: r["score"] for r in map(json.loads, stdout.splitlines()[:-1])}
+    assert scores["a.png"] == pytest.approx(float(expected), abs=1e-5)  # float32 vectors
+    assert len(of_now) == 2 and len(list((tmp_path / "store").glob(".vectors-*"))) == 1
+
+
+def test_in_a_store_of_any_lengths_the_most_alike_come_first_and_not_the_longest(
+    capsys, made, tmp_path
+):
+    assert embed(made, "lengths", "--no-normalize") == 0
+    vectors = np.array(EmbeddingStore(made / "lengths").vectors)
+    photos = [Path(path).name for path in EmbeddingStore(made / "lengths").paths]
+    query = saved(tmp_path / "query.png", 9)
+    vector = aim_mlx.load(made / "model").embed([query])[0]
+    dots, lengths = vectors @ vector, np.linalg.norm(vectors, axis=1)
+    best = int(np.argmax(dots / lengths))
+    # Two are asked for, as one may be the photo searched for; longer vectors hide the best.
+    assert best not in np.argsort(-dots)[:2]
+    code, stdout, _ = run(capsys, "search", made / "lengths", "--image", query, "-k", 1)
+    assert code == 0 and names(stdout) == [photos[best]]
+
+
+@pytest.mark.parametrize("offline", [[], ["--offline"]], ids=str)
+def test_offline_holds_for_the_model_of_the_store(capsys, made, tmp_path, monkeypatch, offline):
+    asked, encoder = [], aim_mlx.load(made / "model")
+
+    def load(*_, **options):
+        asked.append(options["offline"])
+        return encoder
+
+    monkeypatch.setattr("aim_mlx.loading.load", load)
+    query = saved(tmp_path / "query.png", 9)
+    assert run(capsys, "search", made / "store", "--image", query, *offline)[0] == 0
+    assert asked == [bool(offline)]

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from aim_mlx import duplicates as groups_module
 from aim_mlx import search
-from aim_mlx.duplicates import duplicates
+from aim_mlx.duplicates import duplicates, photo_groups
 from aim_mlx.errors import UsageError
 from aim_mlx.search import combine, top_k
+from aim_mlx.store.photos import Photos
+from tests.stores import make_store
 
 D = 24
 
@@ -243,6 +245,15 @@ def test_only_photos_that_would_be_in_a_group_are_looked_for():
     asked: list[int] = []
     (group,) = duplicates(matrix, 0.9, there=lambda row: not asked.append(row))
     assert group.rows.tolist() == [3, D] and sorted(asked) == [3, D]
+
+
+def test_a_store_of_short_vectors_has_the_groups_of_their_directions(tmp_path):
+    vectors = 0.1 * np.eye(3, D, dtype=np.float32)
+    vectors[2] = 0.2 * vectors[0]
+    store = make_store(tmp_path / "store", ["a.jpg", "b.jpg", "c.jpg"], vectors)
+    store.manifest["normalized"] = False
+    (group,) = photo_groups(store, Photos(store), 0.9)
+    assert group.rows.tolist() == [0, 2]
 
 
 def test_many_equal_rows_are_one_group():

@@ -60,6 +60,17 @@ def test_what_is_no_store_is_refused_and_left_as_it_is(model, tmp_path, output, 
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["weights", "encoder", "preprocessing", "pooling", "layers", "normalized", "dtype", "dim"],
+)
+def test_whatever_decides_the_vectors_keeps_two_kinds_apart(store, name):
+    there = manifest.read(store)
+    manifest.check_same(store, there, dict(there))
+    with pytest.raises(OutputError, match="choose another output"):
+        manifest.check_same(store, there, there | {name: "other"})
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 

@@ -81,9 +81,8 @@ class Photos:
     @cached_property
     def _sources(self) -> list[str]:
         """The folders of the last run."""
-        sources = read_header(self._store.folder).get("sources")
-        named = sources if isinstance(sources, list) else []
-        return [self._places.locate(s) for s in named if isinstance(s, str)]
+        sources = read_header(self._store.folder).get("sources", [])
+        return [self._places.locate(source) for source in sources]
 
 
 def file_of(place: str | os.PathLike[str], found: os.stat_result | None = None) -> Hashable:
