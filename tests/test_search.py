@@ -252,7 +252,7 @@ def test_a_store_of_short_vectors_has_the_groups_of_their_directions(tmp_path):
     vectors[2] = 0.2 * vectors[0]
     store = make_store(tmp_path / "store", ["a.jpg", "b.jpg", "c.jpg"], vectors)
     store.manifest["normalized"] = False
-    (group,) = photo_groups(store, Photos(store), 0.9)
+    (group,) = photo_groups(store, Photos(store, gone=True), 0.9)
     assert group.rows.tolist() == [0, 2]
 
 
