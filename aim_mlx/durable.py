@@ -18,11 +18,13 @@ from typing import Any, BinaryIO
 TEMPORARY = ".aim-mlx.tmp"  # what the names of unfinished files end with
 
 
-def publish(files: Mapping[Path, Callable[[BinaryIO], Any]]) -> None:
+def publish(files: Mapping[Path, Callable[[BinaryIO], Any]], last: Path | None = None) -> None:
     """Writes files of one folder, each by its function, and renames them onto their names in order.
 
     All that can fail is done before the first rename. On any failure the new files are gone and the
-    old ones as they were. Raises OSError.
+    old ones as they were. The file `last` is renamed after the others, and where there was one
+    before it goes before them: a crash never leaves it beside files that are not its own. Raises
+    OSError.
     """
     temporaries = {target: temporary(target) for target in files}
     new = [target for target in files if not os.path.lexists(target)]
@@ -32,8 +34,10 @@ def publish(files: Mapping[Path, Callable[[BinaryIO], Any]]) -> None:
             with open(temporaries[target], "xb") as file:
                 write(file)
                 flush(file)
-        for target, unfinished in temporaries.items():
-            os.replace(unfinished, target)
+        if last is not None:
+            last.unlink(missing_ok=True)
+        for target in sorted(files, key=lambda target: target == last):
+            os.replace(temporaries[target], target)
         sync_folder(next(iter(files)).parent)
     except BaseException:
         with suppress(OSError):
@@ -91,15 +95,30 @@ def temporary(target: Path) -> Path:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Deletes what killed processes left of a file or folder that no other writes now."""
-    unfinished = re.compile(rf"\.{re.escape(target.name)}\.\d+{re.escape(TEMPORARY)}")
-    for name in os.listdir(target.parent):
-        if unfinished.fullmatch(name):
-            path = target.parent / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    """Deletes what killed processes left when they wrote a file, or removed a folder."""
+    for path in leftovers(target):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def leftovers(target: Path) -> list[Path]:
+    """The unfinished files and folders of a target whose processes are no more."""
+    unfinished = re.compile(rf"\.{re.escape(target.name)}\.(\d{{1,9}}){re.escape(TEMPORARY)}")
+    found = map(unfinished.fullmatch, os.listdir(target.parent))
+    return [target.parent / each[0] for each in found if each and not _is_running(int(each[1]))]
+
+
+def _is_running(process: int) -> bool:
+    """Whether another process has this number: ours, where it was another's, is free again."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return process not in (0, os.getpid())
 
 
 def flush(file: BinaryIO) -> None:

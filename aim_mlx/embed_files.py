@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from aim_mlx.durable import remove_leftovers
 from aim_mlx.embed import EmbedOptions, Encoder
 from aim_mlx.embed_run import EmbedRun, Report, block_size, skip_record
 from aim_mlx.errors import AimError, Interrupted, UsageError
@@ -19,7 +18,7 @@ from aim_mlx.store.journal import State
 from aim_mlx.store.lists import place, started_in
 from aim_mlx.store.manifest import NAME as MANIFEST
 from aim_mlx.store.manifest import describe
-from aim_mlx.store.onefile import Rows, check_target, is_file_target, sidecar, write_file
+from aim_mlx.store.onefile import Rows, check_target, clear_up, is_file_target, sidecar, write_file
 from aim_mlx.store.plan import (
     Plan,
     check_prune,
@@ -122,6 +121,7 @@ def embed_files(job: Job, load: Callable[[], Encoder], report: Report) -> Summar
     Interrupted where it was stopped.
     """
     if job.is_file:
+        clear_up(job.output, job.rules.overwrite)
         check_target(job.output, job.rules.overwrite)
     if job.rules.prune and (job.selection.from_list or job.selection.share):
         raise UsageError("--prune needs whole folders: it does not go with lists or --shard")
@@ -138,8 +138,6 @@ def embed_files(job: Job, load: Callable[[], Encoder], report: Report) -> Summar
         run = EmbedRun(store, encoder, job.options, report, job.stop)
         summary = _run(job, store, run, selected, manifest["block"], report)
         if job.is_file:
-            for path in (job.output, sidecar(job.output), job.store):
-                remove_leftovers(path)  # whoever writes there has the lock that is ours now
             rows = Rows(EmbeddingStore(job.store), selected.listing.files)
             write_file(rows, job.output, job.rules.overwrite)
     return summary

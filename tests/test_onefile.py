@@ -1,7 +1,9 @@
 """One-file outputs: complete or untouched, readable by the usual libraries."""
 
+import hashlib
 import json
 import os
+from contextlib import suppress
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.store import onefile
 from aim_mlx.store.onefile import Rows, is_file_target, sidecar, write_file
 from tests.full_disk import full_from
+from tests.store_crashes import Disk
 from tests.stores import make_store
 
 VECTORS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -177,3 +180,85 @@ def test_a_full_disk_is_an_output_error_that_leaves_all_as_it_was(tmp_path, suff
         with pytest.raises(OutputError, match="it is as it was"), full_from(limit):
             write_file(Rows(source), target, overwrite=True)
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# Crashes
+
+
+class Crash(BaseException):
+    """The end of a process: on the way out nothing changes the disk any more."""
+
+
+def crash() -> None:
+    raise Crash
+
+
+def crashed_writes(store, tmp_path, suffix, before, **rules):
+    """The folders that writes of a file left which ended at another operation each."""
+    counting = Disk(-1, crash)
+    for n in [-1, *range(1000)]:
+        if n >= 0 and n >= counting.count:
+            return
+        target = tmp_path / f"{n}" / f"out{suffix}"
+        target.parent.mkdir()
+        before(target)
+        disk = counting if n < 0 else Disk(n, crash, for_good=True)
+        with suppress(Crash), disk.watched():
+            write_file(Rows(store), target, **rules)
+        if n >= 0:
+            yield target
+
+
+def fits(target) -> bool:
+    """Whether rows and sidecar, where both are there, name each other."""
+    both = target.exists() and sidecar(target).exists()
+    named = json.loads(sidecar(target).read_text())["sha256"] if both else None
+    return not both or named == hashlib.sha256(target.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("suffix", onefile.SUFFIXES)
+def test_after_a_crash_the_same_command_writes_the_file_and_leaves_nothing_else(
+    store, tmp_path, suffix
+):
+    write_file(Rows(store), tmp_path / f"out{suffix}")
+    whole = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    folders = list(crashed_writes(store, tmp_path, suffix, before=lambda target: None))
+    assert len(folders) > 3
+    for target in folders:
+        complete = all((target.parent / name).exists() for name in whole)
+        try:
+            write_file(Rows(store), target)
+        except OutputError as error:
+            assert "exists: pass --overwrite" in str(error) and complete
+        assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == whole
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
+def test_a_crash_never_leaves_old_rows_beside_new_paths(store, tmp_path, suffix):
+    def older(target):
+        write_file(Rows(store, PATHS[::-1]), target)  # as many rows: nothing else would show it
+
+    seen = set()
+    for target in crashed_writes(store, tmp_path, suffix, before=older, overwrite=True):
+        assert fits(target)
+        seen.add((target.exists(), sidecar(target).exists()))
+        write_file(Rows(store), target, overwrite=True)
+        assert fits(target) and {p.name for p in target.parent.iterdir()} == {
+            target.name, sidecar(target).name,
+        }  # fmt: skip
+    assert seen == {(True, True), (False, True)}
+
+
+def test_a_sidecar_names_the_digest_of_its_rows(store, tmp_path):
+    write_file(Rows(store), tmp_path / "out.npy")
+    assert fits(tmp_path / "out.npy")
+    np.save(tmp_path / "out.npy", VECTORS[::-1])
+    assert not fits(tmp_path / "out.npy")
+
+
+def test_a_sidecar_whose_rows_were_moved_away_is_not_taken_for_a_leftover(store, tmp_path):
+    write_file(Rows(store), tmp_path / "out.npy")
+    os.rename(tmp_path / "out.npy", tmp_path / "mine.npy")
+    with pytest.raises(OutputError, match="out.npy.json' exists"):
+        write_file(Rows(store), tmp_path / "out.npy")
+    assert sidecar(tmp_path / "out.npy").exists()

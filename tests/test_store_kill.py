@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aim_mlx.errors import AimError
+from aim_mlx.errors import AimError, OutputError
 from aim_mlx.store.reading import EmbeddingStore
 from tests.store_crashes import all_vectors, facts, run, vector_of
 
@@ -139,8 +139,30 @@ def test_a_file_whose_run_was_killed_is_that_of_a_run_that_was_not(life, tmp_pat
     expected = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     # Before its last operations it is a store like any other.
     for folder in life.killed(tmp_path / "killed", name, last=30):
-        done = any((folder / n).exists() for n in expected)
+        complete = all((folder / n).exists() for n in expected)
         if (folder / name).exists():  # killed between the last rename and the end
             assert {n: (folder / n).read_bytes() for n in expected} == expected, folder.name
-        run(life.photos, folder / name, overwrite=done)
+        try:
+            run(life.photos, folder / name)
+        except OutputError as error:
+            assert "exists: pass --overwrite" in str(error) and complete, folder.name
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected, folder.name
+
+
+def test_a_file_that_was_being_replaced_is_never_rows_beside_the_paths_of_others(tmp_path):
+    photos, before, whole = (tmp_path / name for name in ("photos", "before", "whole"))
+    for folder in (photos, before, whole):
+        folder.mkdir()
+    make(photos, FILES)
+    run(photos, before / "out.npy")
+    make(photos, CHANGES)
+    run(photos, whole / "out.npy")
+    expected = {path.name: path.read_bytes() for path in whole.iterdir()}
+    life = Life(photos, before, whole, {"overwrite": True})
+    for folder in life.killed(tmp_path / "killed", "out.npy", last=30):
+        rows, paths = folder / "out.npy", folder / "out.npy.json"
+        if rows.exists():
+            digest = hashlib.sha256(rows.read_bytes()).hexdigest()
+            assert digest == json.loads(paths.read_text())["sha256"], folder.name
+        run(photos, folder / "out.npy", overwrite=True)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected, folder.name

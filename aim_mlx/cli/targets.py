@@ -14,6 +14,7 @@ def check_target(target: Path | None, suffixes: tuple[str, ...], overwrite: bool
 
     A page of ours may be written over, no other file.
     """
+    from aim_mlx.durable import remove_leftovers
     from aim_mlx.errors import OutputError, UsageError
     from aim_mlx.page import is_ours
 
@@ -22,6 +23,7 @@ def check_target(target: Path | None, suffixes: tuple[str, ...], overwrite: bool
     if target.suffix.lower() not in suffixes:  # never over a photo given by mistake
         raise UsageError(f"expected a name that ends in {', '.join(suffixes)}, got {target.name!r}")
     with _found(target):
+        remove_leftovers(target)
         if target.exists() and not target.is_file():
             raise OutputError(f"{str(target)!r} is not a file: choose another output")
         if os.path.lexists(target) and not overwrite and not is_ours(target):

@@ -8,7 +8,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,11 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aim_mlx.durable import publish
+from aim_mlx.durable import leftovers, publish, remove_leftovers
 from aim_mlx.errors import OutputError, UsageError
+from aim_mlx.store import journal
+from aim_mlx.store.folder import hidden_beside, remove
+from aim_mlx.store.lock import locked
 from aim_mlx.store.reading import EmbeddingStore
 from aim_mlx.store.rows import COLUMNS, table_schema
-from aim_mlx.store.shards import PARQUET, vectors_of
+from aim_mlx.store.shards import PARQUET, Summed, vectors_of
 from aim_mlx.weights.writer import SafetensorsWriter
 
 _PART_ROWS = 4096
@@ -88,22 +91,61 @@ def write_file(rows: Rows, target: Path, overwrite: bool = False) -> None:
 
     .npz: `embeddings` float32 (n, D), `paths` (n,), and `manifest` as JSON text.
     .safetensors: `embeddings`, `paths_json` uint8 (a JSON list), the manifest as metadata.
-    .npy: the embeddings alone; paths and manifest in TARGET.json beside it.
+    .npy: the embeddings alone; in TARGET.json beside it paths, manifest, and the file's sha256.
     .parquet: the columns of a store, the manifest as metadata `aim_mlx`.
-    .jsonl: an object a row; the manifest in TARGET.json beside it.
+    .jsonl: an object a row; manifest and sha256 in TARGET.json beside it.
     Raises UsageError for another suffix, OutputError where it cannot write.
     """
+    clear_up(target, overwrite)
     check_target(target, overwrite)
-    files: dict[Path, Callable[[BinaryIO], Any]] = {}
-    if target.suffix in _WITH_SIDECAR:  # first, so that where the target is all is there
-        record: dict[str, Any] = {"manifest": rows.manifest}
-        if target.suffix == ".npy":
-            record["paths"] = rows.paths
-        text = json.dumps(record, indent=1).encode() + b"\n"
-        files[sidecar(target)] = lambda file: file.write(text)
-    files[target] = partial(_WRITERS[target.suffix], rows)
+    write_rows = partial(_WRITERS[target.suffix], rows)
     with _storage(target):
-        publish(files)
+        if target.suffix not in _WITH_SIDECAR:
+            publish({target: write_rows})
+            return
+        summed: list[Summed] = []
+        facts: dict[str, Any] = {"manifest": rows.manifest}
+        if target.suffix == ".npy":
+            facts["paths"] = rows.paths
+
+        def write(file: BinaryIO) -> None:
+            summed.append(Summed(file))
+            write_rows(summed[0])  # pyright: ignore[reportArgumentType]
+
+        def write_sidecar(file: BinaryIO) -> None:
+            named = {"sha256": summed[0].digest.hexdigest(), **facts}
+            file.write(json.dumps(named, indent=1).encode() + b"\n")
+
+        publish({target: write, sidecar(target): write_sidecar}, last=target)
+
+
+def clear_up(target: Path, overwrite: bool) -> None:
+    """Removes what runs that were killed in their last steps left beside a file.
+
+    That is what they had not finished, a sidecar whose rows still have another name, and the hidden
+    store of a file that is all there, unless it is to be written anew. Raises OutputError.
+    """
+    with _storage(target):
+        if not target.parent.is_dir():
+            return
+        beside = sidecar(target)
+        if target.suffix in _WITH_SIDECAR and leftovers(target) and not os.path.lexists(target):
+            beside.unlink(missing_ok=True)
+        store = hidden_beside(target)
+        for path in (target, beside, store):
+            remove_leftovers(path)
+        if not overwrite and store.is_dir() and target.is_file():
+            _remove_if_done(store, target)
+
+
+def _remove_if_done(store: Path, target: Path) -> None:
+    """Removes a hidden store whose rows all went to its file, unless a process writes there."""
+    record = store / journal.NAME
+    if not record.is_file() or record.stat().st_mtime_ns > target.stat().st_mtime_ns:
+        return  # of a run that was to replace the file
+    with suppress(OutputError), locked(store):
+        if journal.read(record)[0].finished is not None:
+            remove(store)
 
 
 def _write_npy(rows: Rows, file: BinaryIO) -> None:

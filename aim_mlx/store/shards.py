@@ -83,17 +83,17 @@ PARQUET: dict[str, Any] = {
 def write_shard(folder: Path, number: int, table: pa.Table) -> Shard:
     """Publishes a table as a shard; raises OSError."""
     name = name_of(number)
-    summed: list[_Summed] = []
+    summed: list[Summed] = []
 
     def write(file: BinaryIO) -> None:
-        summed.append(_Summed(file))
+        summed.append(Summed(file))
         write_table(table, summed[0])
 
     publish({folder / name: write})
     return Shard(name, len(table), summed[0].bytes, summed[0].digest.hexdigest())
 
 
-class _Summed(io.RawIOBase):
+class Summed(io.RawIOBase):
     """A file to write to, which counts and digests what goes through."""
 
     def __init__(self, file: BinaryIO):
