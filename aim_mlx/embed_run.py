@@ -40,7 +40,7 @@ def block_size(model: VisionEncoder, batch_size: int | None) -> int:
     """How many images make a block: some 5 s of work on a slow device, in whole batches.
 
     Batches do not reach over the end of a block, and only whole blocks are kept: so a run that was
-    interrupted gives the same bits as one that was not. On a CPU each core has at least an image.
+    interrupted gives the same bits as one that was not. On a CPU each core has a batch.
     """
     config = model.config
     patches = config.grid**2 if config.grid else _NATIVE_PATCHES
@@ -49,8 +49,8 @@ def block_size(model: VisionEncoder, batch_size: int | None) -> int:
     cores = 1 if on_gpu() else BLAS.threads
     rate = _SLOW_CORE_RATE if BLAS.state == "missing" else _CORE_RATE
     images = int(_BLOCK_SECONDS * (_GPU_RATE if on_gpu() else cores * rate) / operations)
-    size = min(_LARGEST_BLOCK, max(cores, 1 << max(1, images).bit_length() - 1))
-    whole = batch_size or 1
+    size = min(_LARGEST_BLOCK, 1 << max(1, images).bit_length() - 1)
+    whole = cores * (batch_size or 1)
     return -(-size // whole) * whole
 
 

@@ -218,7 +218,8 @@ def test_rows_that_are_stopped_when_all_are_done_are_all_there():
     ("model", "state", "threads", "batch_size", "images"),
     [
         ("aimv2-large-patch14-224", "loaded", 2, None, 4),  # 158 GFLOP each, 150 GFLOP/s
-        ("aimv2-large-patch14-224", "loaded", 2, 3, 6),  # whole batches
+        ("aimv2-large-patch14-224", "loaded", 2, 3, 6),  # a whole batch on each core
+        ("aimv2-large-patch14-224", "loaded", 2, 4, 8),
         ("aimv2-large-patch14-224", "missing", 2, None, 2),  # one on each core
         ("aimv2-large-patch14-224", "loaded", 16, None, 32),
         ("aimv2-3B-patch14-448", "loaded", 2, None, 2),
