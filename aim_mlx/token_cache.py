@@ -197,7 +197,9 @@ class TokenCache:
             return False
         try:
             records = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError):
+        except OSError:
+            raise
+        except Exception:  # of as many kinds as a header can be damaged in
             return False
         if records.dtype != self._record or records.ndim != 1:
             return False

@@ -401,11 +401,15 @@ def test_a_second_run_on_a_folder_in_use_is_refused(table, tmp_path):
         train_lit(table, tmp_path / "out", encoder, QUICK)
 
 
-def test_a_finished_run_called_again_leaves_the_same_model(table, tmp_path):
+def test_a_finished_run_called_again_leaves_the_same_model_and_records(table, tmp_path):
+    """Also where it was killed between its last state and its records."""
     train_lit(table, tmp_path / "out", encoder, QUICK)
-    before = weights(tmp_path / "out")
+    before, records = weights(tmp_path / "out"), tmp_path / "out/training/metrics.json"
+    kept = records.read_bytes()
+    records.unlink()
     again = train_lit(table, tmp_path / "out", encoder, QUICK)
     assert weights(tmp_path / "out") == before and again.metrics
+    assert records.read_bytes() == kept
 
 
 @pytest.mark.parametrize("change", ["option", "encoder", "pairs"])

@@ -55,6 +55,17 @@ def test_one_changed_bit_anywhere_is_refused_and_nothing_is_taken_up(tmp_path):
             assert found.step == 3 and damaged[place] ^ 1 in b" \t\n\r"
 
 
+def test_a_state_of_another_run_is_refused_where_only_its_data_differ(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / RUN).write_text(json.dumps({"data set": name}))
+    save_state(tmp_path / "a", Trainer(3))
+    assert load_state(tmp_path / "a", Trainer())
+    (tmp_path / "a" / NAME).rename(tmp_path / "b" / NAME)
+    with pytest.raises(OutputError, match=r"it is another run's.: remove it to start again"):
+        load_state(tmp_path / "b", Trainer())
+
+
 @pytest.mark.parametrize("content", ["[" * 100_000, "no JSON", None])
 def test_a_run_that_cannot_be_read_is_refused(tmp_path, content):
     if content is None:

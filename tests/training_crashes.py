@@ -52,17 +52,19 @@ def train(kind: str, data: Path, folder: Path) -> None:
 
 
 def killed_trainings(job: dict[str, Any]) -> None:
-    """Kills a run at every `every`-th operation and `random` times, each followed by a resumption.
+    """Kills a run at operations and at random times, and runs the same again after each.
 
-    `job`: kind ("probe" or "lit"), data, into. Leaves into/whole, of a run that was not killed, and
-    a folder for each other run; prints what a killed run left that is neither sound nor refused.
+    `job`: kind ("probe" or "lit"), data, into; every `every`-th operation and the `last` ones;
+    `random` times. Leaves into/whole, of a run that was not killed, and
+    a folder for each other run; fails where what was left is neither sound nor refused. Prints how
+    many operations there are.
     """
     kind, data, into = job["kind"], Path(job["data"]), Path(job["into"])
     started = time.monotonic()
     _forked(lambda: _counted(kind, data, into))
     seconds = time.monotonic() - started
     count = int((into / "count").read_text())
-    for n in range(job.get("first", 0), count, job["every"]):
+    for n in (n for n in range(count) if n % job["every"] == 0 or n >= count - job["last"]):
         folder = into / f"{n:04}"
         code = _forked(lambda n=n, folder=folder: _watched(kind, data, folder, n))
         assert code == -signal.SIGKILL, f"{n}: {code}"

@@ -86,6 +86,7 @@ def train_lit(
             for note in _notes(trainer, measured, parts[1]):
                 report.noted(note)
             _train(trainer, measured, work, report, checkpoint_seconds, stop)
+            write_metrics(work, trainer.history)  # also where a kill came between the two
             _save(folder, trainer, encoder, Path(table).name, facts)
     return Result(
         output=str(folder),

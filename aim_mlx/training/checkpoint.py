@@ -1,5 +1,6 @@
 """The state of a run on disk: one safetensors file, always complete."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -11,11 +12,12 @@ import numpy as np
 from aim_mlx.backend import mx
 from aim_mlx.durable import publish
 from aim_mlx.errors import CheckpointError, OutputError
+from aim_mlx.training.folder import RUN
 from aim_mlx.weights.safety import TensorReader, check_file
 from aim_mlx.weights.writer import SafetensorsWriter
 
 NAME = "checkpoint.safetensors"
-_RECORD, _CHECKSUM = "aim_mlx_training", "aim_mlx_crc32"
+_RECORD, _RUN, _CHECKSUM = "aim_mlx_training", "aim_mlx_run", "aim_mlx_crc32"
 _DTYPES = {"float32": "F32", "uint64": "U64", "uint32": "U32", "int32": "I32"}
 
 
@@ -39,7 +41,7 @@ def save_state(folder: Path, trainer: Trainer) -> None:
     state = {name: np.asarray(value) for name, value in trainer.state().items()}
     specs = {name: (_DTYPES[str(value.dtype)], value.shape) for name, value in state.items()}
     record = json.dumps({"step": trainer.step, "history": trainer.history})
-    about = {_RECORD: record, _CHECKSUM: _checksum(record, state)}
+    about = {_RECORD: record, _RUN: _run(folder), _CHECKSUM: _checksum(record, state)}
 
     def write(file) -> None:
         writer = SafetensorsWriter(file, specs, about)
@@ -65,6 +67,8 @@ def load_state(folder: Path, trainer: Trainer) -> bool:
         record = checked.metadata[_RECORD]
         if checked.metadata.get(_CHECKSUM) != _checksum(record, state):
             raise ValueError("it is not as it was written")
+        if checked.metadata.get(_RUN) != _run(folder):
+            raise ValueError("it is another run's")
         expected = {name: value.shape for name, value in trainer.state().items()}
         if {name: value.shape for name, value in state.items()} != expected:
             raise ValueError("its tensors are another model's")
@@ -76,6 +80,15 @@ def load_state(folder: Path, trainer: Trainer) -> bool:
             f"{str(path)!r} cannot be taken up ({error}): remove it to start again"
         ) from error
     return True
+
+
+def _run(folder: Path) -> str:
+    """What stands for the run of this folder: SHA-256 of its run.json, empty where there is none.
+
+    Runs on other data or with another seed have tensors of the same shapes.
+    """
+    path = folder / RUN
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _checksum(record: str, state: Mapping[str, np.ndarray]) -> str:

@@ -204,7 +204,7 @@ def check_folder(folder: Path, overwrite: bool) -> bool:
         raise OutputError(
             f"{at(folder)} is not empty: choose another folder, or say to overwrite it"
         )
-    if names and not _is_ours(folder):
+    if names and not (_is_ours(folder) or _is_half_written(folder, names)):
         raise OutputError(
             f"{at(folder)} holds something else than an aim-mlx model: choose another"
         )
@@ -226,6 +226,12 @@ def _is_ours(folder: Path) -> bool:
         return read_object(folder / "config.json").get("format") == FORMAT
     except CheckpointError:
         return False
+
+
+def _is_half_written(folder: Path, names: set[str]) -> bool:
+    """Whether it is a training's folder, killed while its model came file by file."""
+    trained = (folder / WORK_FOLDER / "run.json").is_file()
+    return trained and names <= {OUR_FILE, *EXTRA_FILES}
 
 
 def _version(package: str) -> str | None:
