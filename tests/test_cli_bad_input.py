@@ -336,3 +336,30 @@ def test_inspect_escapes_what_a_checkpoint_says_of_itself(capsys, tmp_path):
         code = cli._run(["inspect", str(folder), *options])
         captured = capsys.readouterr()
         assert code == 0 and all(line.isprintable() for line in captured.out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["embed", "{}/in", "-o", "out", "--model", "{}/m"], 2, "was started in is gone"),
+        (["embed", ".", "-o", "{}/out", "--model", "{}/m"], 1, "0 images"),
+        (["embed", "{}/in", "-o", "{}/out", "--model", "{}/m"], 0, "1 embedded"),
+        (["verify", "{}/store"], 0, "sound and complete"),
+        (["verify", "store"], 2, "is none"),
+        (["duplicates", "{}/store", "--html", "page.html"], 5, "cannot write 'page.html'"),
+        (["export", "{}/store", "x.npz"], 5, "cannot write 'x.npz'"),
+    ],
+    ids=lambda each: str(each)[:40],
+)
+def test_in_a_folder_that_was_deleted_commands_work_or_say_what_is_missing(
+    model, one, tmp_path, monkeypatch, capsys, arguments, code, words
+):
+    (tmp_path / "m").symlink_to(model)
+    assert cli._run(["embed", str(one), "-o", f"{tmp_path}/store", "--model", str(model)]) == 0
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    capsys.readouterr()
+    assert cli._run([each.format(tmp_path) for each in arguments]) == code
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "note:" not in line]
+    assert words in line and "--debug" not in line

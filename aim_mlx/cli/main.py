@@ -140,9 +140,19 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in _STORAGE:
             _give_up_stdout()
             return _fail(f"cannot write: {error.strerror}: make room and run again", 5)
+        if isinstance(error, FileNotFoundError) and _is_working_folder_gone():
+            return _fail("the folder that this was started in is gone: go to another", 2)
         if _is_out_of_memory(error):
             return _fail("out of memory: close other programs, or raise the limit (ulimit -v)", 1)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _is_working_folder_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _give_up_stdout() -> None:
