@@ -107,7 +107,7 @@ def dtype_named(name: str | None) -> mx.Dtype:
     """
     try:
         return DTYPES[name or "float32"]
-    except KeyError:
+    except (KeyError, TypeError):  # what cannot be a key is no name either
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}") from None
 
 

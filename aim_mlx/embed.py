@@ -17,14 +17,17 @@ from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import ImageSource, Omitted, decode, preprocess
 from aim_mlx.models.pooling import POOLINGS, check_pooling, normalized, pool
-from aim_mlx.models.vision import Features, VisionEncoder, block_indices
+from aim_mlx.models.vision import Features, VisionEncoder, block_indices, layer_numbers
 from aim_mlx.pipeline import Embedded, EmbedOptions, Pipeline
 from aim_mlx.weights.digest import parameters_digest
 
 
-@dataclass
+@dataclass(eq=False)
 class Encoder:
-    """A vision encoder with its preprocessing; `identity` says where it came from, for records."""
+    """A vision encoder with its preprocessing; `identity` says where it came from, for records.
+
+    Use one in one thread at a time, and read MLX arrays in the thread that got them.
+    """
 
     model: VisionEncoder
     preprocessing: PreprocessConfig
@@ -67,10 +70,15 @@ class Encoder:
     def preprocess(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
         """Images -> normalised pixels, float32 (B, H, W, 3).
 
-        Raises ImageError for an image that cannot be decoded, UsageError where a native-resolution
-        model gives the images different sizes.
+        Raises ImageError, naming the image, for one that cannot be decoded, UsageError where a
+        native-resolution model gives the images different sizes.
         """
-        pixels = [preprocess(decode(image), self.preprocessing) for image in listed(images)]
+        pixels = []
+        for index, image in enumerate(listed(images)):
+            try:
+                pixels.append(preprocess(decode(image), self.preprocessing))
+            except ImageError as failure:
+                raise named(failure, index, image) from failure
         if not pixels:
             raise UsageError("expected at least one image, got none")
         if len({each.shape for each in pixels}) > 1:
@@ -88,7 +96,7 @@ class Encoder:
         All in the encoder's dtype, and computed when they are read. `layers` names blocks, -1 the
         last one. Raises UsageError for sizes or layers that the model does not have.
         """
-        return self.model(mx.array(pixels).astype(self.dtype), layers, interpolate_positions)
+        return self.model(self._as_pixels(pixels), layers, interpolate_positions)
 
     def embed(
         self,
@@ -104,7 +112,7 @@ class Encoder:
         Images are paths, encoded bytes, PIL images or uint8 arrays (H, W, 3). Raises ImageError,
         naming the image, for the first that cannot be embedded; `embed_stream` goes on instead.
         """
-        options = EmbedOptions(pooling, tuple(layers), normalize, batch_size)
+        options = EmbedOptions(pooling, layer_numbers(layers), normalize, batch_size)
         images = listed(images)
         vectors = np.empty((len(images), self.dim(options)), np.float32)
         with closing(self.embed_stream(images, options)) as rows:
@@ -139,6 +147,22 @@ class Encoder:
         )
         return in_order(pipeline.rows(images), len(images))
 
+    def _as_pixels(self, pixels: NDArray[Any] | mx.array) -> mx.array:
+        """Pixels in the encoder's dtype; raises UsageError for what is no array of numbers."""
+        if isinstance(pixels, mx.array):
+            return pixels.astype(self.dtype)
+        try:
+            numbers = np.asarray(pixels)
+        except ValueError:  # rows of several lengths
+            numbers = np.empty(0, object)
+        if numbers.dtype.kind not in "fiu":
+            raise UsageError(
+                "expected pixels as an array (B, H, W, 3), such as preprocess() gives, got "
+                f"{type(pixels).__name__} of {numbers.dtype}"
+            )
+        # A copy, as MLX takes no array with negative strides, such as a mirrored one.
+        return mx.array(np.array(numbers, np.float32, order="C")).astype(self.dtype)
+
     def _vectors(self, pixels: mx.array, options: EmbedOptions) -> mx.array:
         """Pixels (B, H, W, 3) -> vectors (B, D) float32, not yet computed."""
         features = self.features(pixels, options.layers)
@@ -152,18 +176,24 @@ class Encoder:
         return pool(tokens, self.pooling(options))
 
 
-def listed(images: Any) -> Sequence[ImageSource]:
-    """The images as a sequence; raises UsageError for a single one, which reads as a list too."""
-    single = isinstance(images, (str, bytes, Path, Image.Image))
-    if single or (isinstance(images, np.ndarray) and images.ndim == 3):
-        raise UsageError("expected a list of images, got a single one: put it in [ ]")
-    return images if isinstance(images, Sequence) else list(images)
+def listed(given: Any, what: str = "images") -> Sequence[Any]:
+    """What was given, as a sequence; raises UsageError for a single one, which may pass for one."""
+    single = isinstance(given, (str, bytes, Path, Image.Image))
+    if single or (isinstance(given, np.ndarray) and given.ndim == 3):
+        raise UsageError(f"expected a list of {what}, got a single one: put it in [ ]")
+    if not isinstance(given, Iterable):
+        raise UsageError(f"expected a list of {what}, got {type(given).__name__}")
+    return given if isinstance(given, Sequence) else list(given)
 
 
 def vector_of(row: Embedded, images: Sequence[ImageSource]) -> NDArray[np.float32]:
     """The vector of a row; raises its failure with the image's place and name."""
     if row.failure is None:
         return row.vector
-    image = images[row.index]
+    raise named(row.failure, row.index, images[row.index])
+
+
+def named(failure: ImageError, index: int, image: ImageSource) -> ImageError:
+    """A failure with the image's place and, of a path, its name."""
     name = f" ({image!s:.200})" if isinstance(image, (str, Path)) else ""
-    raise ImageError(row.failure.reason, f"image {row.index}{name}: {row.failure.detail}")
+    return ImageError(failure.reason, f"image {index}{name}: {failure.detail}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
 from aim_mlx.batching import text_batches
-from aim_mlx.embed import EmbedOptions, Encoder
+from aim_mlx.embed import EmbedOptions, Encoder, listed
 from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
 from aim_mlx.images import ImageSource
 from aim_mlx.models.lit import LiTModel
@@ -29,7 +29,7 @@ _GPU_TOKENS = 32 * 1024
 _CPU_TOKENS = 512
 
 
-@dataclass
+@dataclass(eq=False)
 class LiT(Encoder):
     """A LiT model with its preprocessing; `model` is its image tower."""
 
@@ -64,7 +64,7 @@ class LiT(Encoder):
         Float32 whatever the model's dtype, as from `encode_text`. Raises UsageError for a size that
         the model does not take.
         """
-        return self.lit.encode_image(mx.array(pixels).astype(self.dtype)).astype(mx.float32)
+        return self.lit.encode_image(self._as_pixels(pixels)).astype(mx.float32)
 
     def tokenize(self, texts: Sequence[str]) -> TokenIds:
         """Texts -> token ids, with the rows that were over the context length and are cut.
@@ -165,7 +165,7 @@ class LiT(Encoder):
         Cosines from -1 to 1, float32, as of `similarity_map`; the vectors, such as `encode_text`
         gives, may be of any length. Raises UsageError for pixels or vectors of another shape.
         """
-        vectors = mx.array(vectors)
+        pixels, vectors = self._as_pixels(pixels), mx.array(vectors)
         expected = self.lit.config.projection_dim
         if vectors.ndim != 2 or vectors.shape[1] != expected or len(pixels) != 1:
             raise UsageError(
@@ -179,7 +179,9 @@ class LiT(Encoder):
 
     def _ids(self, texts: Texts) -> NDArray[Any]:
         """The ids (B, L) of texts, or those given."""
-        if isinstance(texts, str) or not len(texts) or isinstance(texts[0], str):
+        if not isinstance(texts, (np.ndarray, mx.array)):
+            texts = listed(texts, "texts")
+        if not len(texts) or isinstance(texts[0], str):
             tokens = self.tokenize(cast(Sequence[str], texts))
             if tokens.cut:
                 warn_of_cut(len(tokens.cut), tokens.ids.shape[1], stacklevel=4)

@@ -62,6 +62,8 @@ def _load(
 ) -> Encoder:
     check_not_forked()
     precision = dtype_named(dtype)
+    if config is not None and not isinstance(config, (VisionConfig, LiTConfig)):
+        raise UsageError(f"expected config= a VisionConfig or LiTConfig, got {config!r:.80}")
     checkpoint = open_checkpoint(_locate(model, revision, offline, progress), config)
     encoder = _encoder(checkpoint, precision)
     encoder.identity = {"model": os.fspath(model), **_identity(checkpoint)}
@@ -73,6 +75,8 @@ def _locate(
     model: str | os.PathLike[str], revision: str | None, offline: bool, progress: type[Any] | None
 ) -> Path:
     """The path of a model on disk, downloaded if it is a name or repo id not yet there."""
+    if not isinstance(model, (str, os.PathLike)):
+        raise UsageError(f"expected a model's name, repo, folder or file, got {model!r:.80}")
     path, text = Path(model), os.fspath(model)
     if not text:
         raise UsageError("expected a model's name, repo, folder or file, got an empty text")

@@ -33,7 +33,7 @@ _CPU_PATCHES = 4 * 256
 _MOST_AHEAD = 64  # decoded samples that wait, 0.6 MB each at 224 x 224
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Embedded:
     """One image's row: its vector, or why it has none.
 
@@ -79,10 +79,11 @@ class EmbedOptions:
     allow_truncated: bool = False
 
     def __post_init__(self):
-        if self.batch_size is not None and (
-            type(self.batch_size) is not int or self.batch_size < 1
-        ):
-            raise UsageError(f"batch size must be a whole number from 1, got {self.batch_size!r}")
+        for name in ("batch_size", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                name = name.replace("_", " ")
+                raise UsageError(f"{name} must be a whole number from 1, got {value!r:.80}")
 
 
 class Pipeline:

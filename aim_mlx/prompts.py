@@ -58,6 +58,7 @@ def as_labels(labels: Sequence[str], single: bool = False) -> tuple[str, ...]:
     """
     if isinstance(labels, str):
         raise UsageError("expected a list of labels, got a single text: put it in [ ]")
+    labels = tuple(labels)
     for label in labels:
         if not isinstance(label, str) or not _is_unicode(label):
             raise UsageError(f"expected labels as texts in Unicode, got {label!a:.80}")

@@ -33,7 +33,7 @@ _LARGEST_VECTORS = 2**30
 _PROMPTS_AT_ONCE = 8192  # so many that lengths can be sorted; their vectors take 25 MB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ZeroShotHead:
     """A class for each label: `vectors` float32 (C, P), each of length one.
 
@@ -65,7 +65,9 @@ class ZeroShotHead:
         `progress` is called with the prompts done and their number. Raises UsageError for labels
         or templates that do not serve, CheckpointError for a model without a tokenizer.
         """
-        labels, templates = as_labels(labels, single), as_templates(templates)
+        from aim_mlx.lit import as_lit  # which makes heads itself
+
+        lit, labels, templates = as_lit(lit), as_labels(labels, single), as_templates(templates)
         sums = np.zeros((len(labels), lit.lit.config.projection_dim))
         pairs = product(range(len(labels)), templates)
         done = cut = 0

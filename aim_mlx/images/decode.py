@@ -66,13 +66,13 @@ def decoded(
                 image = _upright_rgb(encoded.load(), encoded.multi_frame)
                 image.info["dark"] = encoded.is_deep and _is_dark(image)
         else:
-            given = _in_memory(source)
+            given = _in_memory(source, limit)
             _check(given.size, given.mode, limit, turn)
             image = _upright_rgb(_load(given), False)
         yield image
 
 
-def _in_memory(source: Any) -> Image.Image:
+def _in_memory(source: Any, limit: int) -> Image.Image:
     """A PIL image as it is, an array as PIL image."""
     if isinstance(source, Image.Image):
         return source
@@ -89,6 +89,7 @@ def _in_memory(source: Any) -> Image.Image:
         )
     if not source.size:
         raise ImageError("empty", f"an array of shape {source.shape} has no pixels")
+    check_pixels((source.shape[1], source.shape[0]), limit)  # before it is copied
     return Image.fromarray(np.ascontiguousarray(source))
 
 

@@ -17,7 +17,7 @@ from aim_mlx.models.layers import Trunk
 from aim_mlx.models.vision import block_indices
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextFeatures:
     """What the tower makes of a batch of texts; nothing is computed before it is read.
 

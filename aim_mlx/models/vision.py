@@ -6,7 +6,8 @@
 - parameters are named as in the reference's MLX files, so those load unchanged
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from aim_mlx.backend import check_not_forked, mx, nn
@@ -16,7 +17,7 @@ from aim_mlx.models.layers import Trunk
 from aim_mlx.models.positions import resize_positions, sincos_positions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """What the encoder makes of a batch; nothing is computed before it is read.
 
@@ -140,9 +141,20 @@ class VisionEncoder(nn.Module):
 
 def block_indices(layers: Sequence[int], num_blocks: int) -> dict[int, int]:
     """Layer numbers as asked for -> block indices from 0; raises UsageError out of range."""
-    for layer in layers:
-        if not isinstance(layer, int) or not -num_blocks <= layer < num_blocks:
+    numbers = layer_numbers(layers)
+    for layer in numbers:
+        if not -num_blocks <= layer < num_blocks:
             raise UsageError(
                 f"layer must be a whole number from {-num_blocks} to {num_blocks - 1}, got {layer}"
             )
-    return {layer: layer % num_blocks for layer in layers}
+    return {layer: layer % num_blocks for layer in numbers}
+
+
+def layer_numbers(layers: Iterable[int]) -> tuple[int, ...]:
+    """Layers as Python's numbers, NumPy's too; raises UsageError for what is no list of these."""
+    try:
+        return tuple(operator.index(layer) for layer in layers)
+    except TypeError:
+        raise UsageError(
+            f"expected layers as a list of whole numbers such as [-1], got {layers!r:.80}"
+        ) from None

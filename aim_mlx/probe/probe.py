@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aim_mlx.backend import mx
-from aim_mlx.embed import Embedded, Encoder, listed, vector_of
+from aim_mlx.embed import Embedded, Encoder, listed, named, vector_of
 from aim_mlx.errors import CheckpointError, ImageError, UsageError
 from aim_mlx.images import ImageSource
 from aim_mlx.models.vision import block_indices
@@ -28,7 +28,7 @@ from aim_mlx.tokens import frozen_tokens, token_identity, token_shape
 _AT_ONCE = 32  # images whose tokens are held while they wait for the head
 
 
-@dataclass
+@dataclass(eq=False)
 class AttentiveProbe:
     """A head on an encoder's frozen tokens; `classes` names its outputs.
 
@@ -69,6 +69,8 @@ class AttentiveProbe:
         memory, float16. Raises UsageError for labels or options that do not serve, ImageError for
         an image that cannot be decoded.
         """
+        if not isinstance(encoder, Encoder):
+            raise UsageError(f"expected an encoder, such as load() gives, got {encoder!r:.80}")
         config = protocol(protocol_name, **options)
         images, labels = paired(listed(images), labels)
         if validation is None:
@@ -77,10 +79,13 @@ class AttentiveProbe:
             images, labels = [images[i] for i in kept], [labels[i] for i in kept]
         else:
             validation = paired(listed(validation[0]), validation[1])
+            kept, held = range(len(images)), range(len(validation[0]))
         classes, multi_label = classes_of(labels)
         parts = [
-            Labelled(_InMemory.of(encoder, part, layers), as_labels(names, classes, multi_label))
-            for part, names in ((images, labels), validation)
+            Labelled(
+                _InMemory.of(encoder, part, layers, places), as_labels(names, classes, multi_label)
+            )
+            for part, names, places in ((images, labels, kept), (*validation, held))
         ]
         heads = encoder.model.config.num_heads
         trainer = GridTrainer(config, len(classes), parts[0], parts[1], heads)
@@ -287,13 +292,20 @@ class _InMemory:
 
     @classmethod
     def of(
-        cls, encoder: Encoder, images: Sequence[ImageSource], layers: Sequence[int]
+        cls,
+        encoder: Encoder,
+        images: Sequence[ImageSource],
+        layers: Sequence[int],
+        places: Sequence[int],
     ) -> "_InMemory":
+        """`places` are those of the images in the list that the caller has, for errors."""
         tokens = np.empty((len(images), *token_shape(encoder)), np.float16)
         names = [str(each)[:200] for each in images]
         with closing(frozen_tokens(encoder, names, layers, images)) as rows:
             for row in rows:
-                tokens[row.index] = vector_of(row, images)
+                if row.failure is not None:
+                    raise named(row.failure, places[row.index], images[row.index])
+                tokens[row.index] = row.vector
         return cls(tokens)
 
     def for_epoch(self, epoch: int) -> "_InMemory":
