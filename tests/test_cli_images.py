@@ -30,8 +30,6 @@ from tests.embed_runs import OUTPUTS, SAME, Run, embed, make, vectors_of
 from tests.small import NATIVE, save
 from tests.weights_files import PEAK
 
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # as the command itself does
-
 ODD_NAMES = [  # 23
     "caf\u00e9.png",
     "nai\u0308ve.png",
@@ -234,6 +232,18 @@ def test_stderr_has_a_line_for_each_skip_notes_and_the_summary(zoo: Zoo):
     assert sorted(expected) == sorted(line for line in lines if line.startswith("skipped "))
     rest = [line for line in lines if not line.startswith(("skipped ", "note: "))]
     assert len(rest) == 1 and f"{len(zoo.vectors)} embedded, {len(zoo.skipped)} skipped" in rest[0]
+
+
+def test_libtiff_says_nothing_of_its_own(model, tmp_path):
+    damaged = bytearray(encoded(format="TIFF", compression="tiff_lzw"))
+    for i in range(100, 400):
+        damaged[i] ^= 0x5A
+    make(tmp_path / "in", {"a.png": PNG, "damaged.tif": bytes(damaged)})
+    start = "from aim_mlx.cli.main import main; main()"
+    call = [sys.executable, "-c", start, "embed", "in", "-o", "o.npz", "--model", model]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    skipped, summary = done.stderr.splitlines()
+    assert skipped.startswith("skipped in/damaged.tif: not_image: ") and summary[0] == "1"
 
 
 def test_bombs_cost_no_memory_and_pillow_says_nothing_of_its_own(model, tmp_path):

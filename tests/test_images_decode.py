@@ -447,7 +447,6 @@ def test_an_orientation_that_does_not_exist_leaves_the_image_as_it_is(value):
     assert largest_difference(decode(encoded(photo(), "PNG", exif=exif)), photo()) == 0
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize(
     "exif",
     [b"Exif\0\0" + bytes(30), b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"],
@@ -456,6 +455,42 @@ def test_damaged_exif_leaves_the_image_as_it_is(exif):
     plain = encoded(photo(), "JPEG")
     damaged = encoded(photo(), "JPEG", exif=exif)
     assert largest_difference(decode(damaged), decode(plain)) == 0
+
+
+def test_an_orientation_behind_damaged_entries_is_found_and_nothing_is_printed(recwarn):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "a maker's name", 6
+    stored = photo().transpose(Image.Transpose.ROTATE_90)
+    far = exif.tobytes().replace(struct.pack(">I", 38), struct.pack(">I", 10**8))
+    assert far != exif.tobytes()
+    for format in ("JPEG", "PNG", "WEBP"):
+        assert decode(encoded(stored, format, exif=far)).size == photo().size, format
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_an_orientation_in_xmp_counts_where_exif_says_none(format):
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    stored = photo().transpose(Image.Transpose.ROTATE_90)
+    assert decode(encoded(stored, format, xmp=xmp)).size == photo().size
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    assert decode(encoded(stored, format, xmp=xmp, exif=exif)).size == stored.size
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_with_thousands_of_damaged_tags_is_decoded_and_nothing_is_printed(
+    compression, recwarn, capfd
+):
+    whole = encoded(photo(), "TIFF", compression=compression)
+    (start,) = struct.unpack("<I", whole[4:8])
+    (count,) = struct.unpack("<H", whole[start : start + 2])
+    tags = whole[start + 2 : start + 2 + 12 * count]
+    far = b"".join(struct.pack("<HHII", tag, 7, 100, 10**8) for tag in range(40_000, 43_000))
+    directory = struct.pack("<H", count + 3000) + tags + far + bytes(4)
+    data = whole[:4] + struct.pack("<I", len(whole)) + whole[8:] + directory
+    assert largest_difference(decode(data), photo()) == 0
+    assert not recwarn.list and capfd.readouterr().err == ""
 
 
 def test_a_pil_image_that_was_opened_is_made_upright_and_left_unchanged():

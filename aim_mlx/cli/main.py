@@ -193,3 +193,17 @@ def _quieten_pillow() -> None:
     """Pillow remarks on photos that it reads all the same; those it cannot read have a reason."""
     warnings.filterwarnings("ignore", module=r"PIL\b")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
+    _quieten_libtiff()
+
+
+def _quieten_libtiff() -> None:
+    """It writes to descriptor 2 by itself, unless its handler is taken away for the process."""
+    import ctypes
+
+    from PIL import _imaging
+
+    # Looked up in what Pillow's module is linked with, which is the copy that it uses.
+    with suppress(OSError, AttributeError):
+        handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        handler(None)

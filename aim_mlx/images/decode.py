@@ -17,6 +17,7 @@ from PIL import Image
 
 from aim_mlx.errors import ImageError
 from aim_mlx.images.files import KnownFile, check_pixels, explained, opened
+from aim_mlx.images.orientation import orientation
 
 ImageSource = str | Path | KnownFile | bytes | Image.Image | np.ndarray
 
@@ -63,12 +64,15 @@ def decoded(
         if isinstance(source, (str, os.PathLike, KnownFile, bytes, bytearray, memoryview)):
             with opened(source, limit, allow_truncated) as encoded:
                 _check(encoded.size, encoded.mode, limit, turn)
-                image = _upright_rgb(encoded.load(), encoded.multi_frame)
+                stored = encoded.load()
+                with explained():
+                    turned = orientation(stored)
+                image = _upright_rgb(stored, turned, encoded.multi_frame)
                 image.info["dark"] = encoded.is_deep and _is_dark(image)
         else:
             given = _in_memory(source, limit)
             _check(given.size, given.mode, limit, turn)
-            image = _upright_rgb(_load(given), False)
+            image = _upright_rgb(_load(given), _orientation(given), False)
         yield image
 
 
@@ -110,10 +114,10 @@ def _load(image: Image.Image) -> Image.Image:
     return image
 
 
-def _upright_rgb(image: Image.Image, multi_frame: bool) -> Image.Image:
+def _upright_rgb(image: Image.Image, turned: int, multi_frame: bool) -> Image.Image:
     """A new image of mode RGB, orientation applied, transparency on white."""
     with explained():
-        method = _UPRIGHT.get(_orientation(image))
+        method = _UPRIGHT.get(turned)
         try:
             image = _to_rgb(image)
         except ValueError as error:
@@ -126,7 +130,7 @@ def _upright_rgb(image: Image.Image, multi_frame: bool) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1 where it is absent, damaged or already applied (TIFF, by Pillow)."""
+    """The EXIF orientation of a caller's image; 1 where it is absent or damaged."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # metadata must not cost the image

@@ -66,6 +66,8 @@ class EncodedImage:
         self._format = check_header(file, file_size, max_pixels)
         if self._format == "PNG":
             headers.check_png_chunks(file)
+        if self._format == "TIFF" and isinstance(file, io.BytesIO):
+            self._file = file = headers.without_damaged_tags(file)
         if self._format == "GIF":
             self.multi_frame = headers.gif_has_frames(file)
         if self._format in ("PNG", "TIFF") and not allow_truncated and self._is_cut():
@@ -94,6 +96,8 @@ class EncodedImage:
                 if not self._allow_truncated:
                     raise _truncated() from error
                 self._load_part()
+            if self._format == "TIFF":
+                self._image._size = self._image.im.size  # as stored: Pillow has turned only that
             return self._image
 
     def _check_scans(self, scan: int) -> None:
@@ -315,7 +319,21 @@ def _opener(format: str) -> Any:
             importlib.import_module(f"PIL.{_PLUGINS[format]}")
     except ImportError:
         return None
-    return Image.OPEN[format][0] if format in Image.OPEN else None
+    if format not in Image.OPEN:
+        return None
+    return _without_metadata(format) or Image.OPEN[format][0]
+
+
+def _without_metadata(format: str) -> Any:
+    """Pillow's reader without the parts that read metadata, and warn of each damaged entry."""
+    plugin = sys.modules.get(f"PIL.{_PLUGINS.get(format)}")
+    if format == "JPEG":
+        base: Any = getattr(plugin, "JpegImageFile", object)
+        return type("JpegPixels", (base,), {"_read_dpi_from_exif": lambda self: None})
+    if format == "TIFF":
+        base = getattr(plugin, "TiffImageFile", object)
+        return type("TiffPixels", (base,), {"load_end": lambda self: None})
+    return None
 
 
 def _open_heif_with_the_system(file: BinaryIO) -> Any:

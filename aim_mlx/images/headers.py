@@ -4,8 +4,9 @@ They are known before a decoder, or the digest, reads a file: no header of a pho
 limit, while decoders spend minutes on headers made to be slow, and hours on a sparse terabyte.
 """
 
+import io
 import struct
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from aim_mlx.errors import ImageError
 from aim_mlx.images.containers import tiff_directory
@@ -16,6 +17,7 @@ _MOST_PARTS = (
 )
 _LONGEST_HEADER = 16 << 20  # bytes of a JPEG before its pixels: depth maps take 10 MB
 _MOST_TAGS, _MOST_STRIPS = 4096, 100_000  # of a TIFF; a strip for each row of the tallest
+_TYPE_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}
 _TEXT_BYTES = 4096  # in which a PPM says its size, comments included
 
 # No format needs more than 8 bytes a pixel (four samples of 16 bits), and JPEG less. What else is
@@ -136,6 +138,33 @@ def _tiff_size(file: BinaryIO) -> tuple[int, int]:
         elif tag in (273, 324) and number > _MOST_STRIPS:
             raise _too_much("strips")
     return values.get(256, 0), values.get(257, 0)
+
+
+def without_damaged_tags(file: io.BytesIO) -> io.BytesIO:
+    """A TIFF without the tags whose values are not within it: Pillow warns of each, at length."""
+    directory, data = tiff_directory(file), file.getbuffer()
+    if directory is None or directory.offset + directory.count_bytes > len(data):
+        return file
+    order: Literal["little", "big"] = "little" if directory.order == "<" else "big"
+    start, entry, used = directory.offset + directory.count_bytes, directory.entry, 0
+    count = directory.count_in(bytes(data[directory.offset : start]))
+    end = start + count * entry.size
+    kept = []
+    for at in range(start, min(end, len(data) - entry.size + 1), entry.size):
+        _, kind, number, value = entry.unpack_from(data, at)
+        size = number * _TYPE_BYTES.get(kind, 0)
+        if size > len(value):
+            if max(used, int.from_bytes(value, order)) + size > len(data):
+                continue
+            used += size
+        kept.append(bytes(data[at : at + entry.size]))
+    if len(kept) == count:
+        return file
+    following = bytes(data[end : end + 8])  # where the next directory is
+    written = len(kept).to_bytes(directory.count_bytes, order) + b"".join(kept) + following
+    copy = bytearray(data)
+    copy[directory.offset : directory.offset + len(written)] = written
+    return io.BytesIO(copy)
 
 
 def _ppm_size(file: BinaryIO) -> tuple[int, int]:
