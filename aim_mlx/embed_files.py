@@ -30,6 +30,7 @@ from aim_mlx.store.plan import (
 from aim_mlx.store.reading import EmbeddingStore
 from aim_mlx.store.recovery import load_rows
 from aim_mlx.store.writer import StoreWriter, writing
+from aim_mlx.wording import counted
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,9 @@ def _run(
         raise Interrupted(_resumable(job, store)) from error
     skips = sorted(known + run.skipped, key=lambda skip: os.fsencode(skip["path"]))
     if run.first_frames:
-        report.noted(f"of {run.first_frames} images with several frames the first was embedded")
+        report.noted(
+            f"the first frame was embedded of {counted(run.first_frames, 'image')} with several"
+        )
     if run.beyond_times:
         report.noted(
             "times of change outside the years 1677 to 2262 were brought within them "
@@ -212,14 +215,16 @@ def _run(
     )
     store.finish(asdict(summary), skips)
     if not summary.embedded:
-        raise AimError(f"none of {len(skips)} images could be embedded: nothing was written")
+        raise AimError(
+            f"none of {counted(len(skips), 'image')} could be embedded: nothing was written"
+        )
     return summary
 
 
 def _resumable(job: Job, store: StoreWriter) -> str:
     rows = store.state.rows
     where = f"for {job.output}" if job.is_file else f"in {job.output}"
-    return f"interrupted: {rows:,} rows are kept {where}; run the same command again to resume"
+    return f"interrupted: {counted(rows, 'row')} kept {where}; run the same command again to resume"
 
 
 def plan_files(job: Job) -> tuple[Listing, Plan]:

@@ -247,7 +247,7 @@ def test_no_images_and_none_that_can_be_read_end_with_1(capsys, model, tmp_path)
     (empty / "broken.jpg").write_bytes(b"x")
     table = tmp_path / "x.csv"
     asked = ["--labels", LABELS, "--model", model, "-o", table]
-    assert "none of 1 images" in refused(capsys, "classify", empty, *asked, code=1)
+    assert "none of 1 image " in refused(capsys, "classify", empty, *asked, code=1)
     assert not table.exists()
 
 

@@ -223,7 +223,7 @@ def test_what_is_noticed_in_the_data_is_told_and_stands_in_the_report(capsys, mo
     assert [each.split(":")[0] for each in told[:2]] == ["leak", "imbalance"]
     assert "balanced_accuracy" in summary["figures"] and summary["measured_on"] == "val"
     page = (out / "report.html").read_text()
-    assert "leak: 1 images are in train and in val" in page and "imbalance" in page
+    assert "leak: 1 image is in train and in val" in page and "imbalance" in page
 
 
 def test_a_probe_is_refused_with_another_encoder_or_preprocessing(capsys, probe, digits, tmp_path):

@@ -41,8 +41,7 @@ def test_a_sound_store_ends_with_zero_and_its_account(capsys, work):
     code, out, err = run(capsys, "store")
     assert code == 0 and out == ""
     assert err == [
-        "sound and complete: 5 rows in 1 shards; of 6 files listed 5 are embedded, 1 skipped, "
-        "0 ignored"
+        "sound and complete: 5 rows in 1 shard; 6 files listed, 5 embedded, 1 skipped, 0 ignored"
     ]
 
 
@@ -53,7 +52,7 @@ def test_a_damaged_shard_is_one_line_and_embedding_again_mends_it(capsys, work):
     path.write_bytes(data)
     code, _, err = run(capsys, "store", "--sample", "2")
     assert code == 5 and "rows-000000.parquet" in err[0] and "embed again" in err[0]
-    assert "mend the store first" in err[1] and err[2].startswith("1 faults: ")
+    assert "mend the store first" in err[1] and err[2].startswith("1 fault: ")
     assert cli._run(["embed", "photos", "-o", "store", "--model", "model"]) == 3
     capsys.readouterr()
     assert run(capsys, "store")[0] == 0

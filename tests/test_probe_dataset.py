@@ -216,13 +216,13 @@ def test_one_class_is_refused(root):
 def test_a_flat_folder_is_answered_with_the_layout_that_is_expected(root):
     root.mkdir()
     (root / "1.jpg").write_bytes(b"1")
-    refused("no folder with images, 1 images beside none: expected a folder.*cat/1.jpg", root)
+    refused("no folder with images, and 1 image in no folder: expected a folder.*cat/1.jpg", root)
 
 
 def test_images_outside_the_class_folders_are_noted(root):
     fill(root, cat=1, dog=1)
     (root / "readme.jpg").write_bytes(b"1")
-    assert any("1 images in" in note for note in read_labelled(root).notes)
+    assert any("1 image in" in note for note in read_labelled(root).notes)
 
 
 def test_folders_that_tools_leave_behind_are_no_classes(root):
@@ -259,7 +259,7 @@ def test_the_same_content_in_two_splits_is_a_warning_of_a_leak(root):
     fill(root, train__cat=5, train__dog=5, val__cat=2, val__dog=2)
     (root / "val/cat/0.jpg").write_bytes((root / "train/cat/3.jpg").read_bytes())
     (warning,) = divided(read_labelled(root)).warnings
-    assert warning.startswith("leak: 1 images are in train and in val")
+    assert warning.startswith("leak: 1 image is in train and in val")
 
 
 def test_files_that_cannot_be_read_are_listed(tmp_path):
@@ -291,7 +291,7 @@ def test_a_class_that_cannot_be_read_at_all_is_refused(tmp_path):
         write(tmp_path / "data.csv", ("path", "label"), rows),
     )
     (tmp_path / "owl3.jpg").write_text("owl")
-    refused(r"'owl' has 1 images .* \(4 cannot be used", tmp_path / "data.csv")
+    refused(r"'owl' has 1 image .* \(4 cannot be used", tmp_path / "data.csv")
 
 
 @pytest.mark.parametrize("names", [("Cat", "cat"), ("caf\u00e9", "cafe\u0301"), ("a", "\uff41")])

@@ -85,6 +85,7 @@ def classify(
     from aim_mlx.errors import Interrupted, UsageError
     from aim_mlx.heatmap import write_heatmaps
     from aim_mlx.prompts import as_templates
+    from aim_mlx.wording import counted
     from aim_mlx.zeroshot import ZeroShotHead
 
     if [labels, labels_file, head].count(None) != 2:
@@ -116,10 +117,12 @@ def classify(
             report.run(source, source.rows(used, report.choice, report.skipped))
             if heatmap is not None:
                 count = write_heatmaps(heatmap, source.lit, used, report.rows, source.locate)
-                progress.noted(f"{count} pictures of similarity in {heatmap}")
+                progress.noted(f"{counted(count, 'picture')} of similarity in {heatmap}")
     except KeyboardInterrupt:
         kept = f": {output} was not written" if output else ""
-        raise Interrupted(f"interrupted after {report.classified} images{kept}") from None
+        raise Interrupted(
+            f"interrupted after {counted(report.classified, 'image')}{kept}"
+        ) from None
     return report.summary(len(used.labels))
 
 

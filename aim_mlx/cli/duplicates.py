@@ -118,7 +118,7 @@ def _date(mtime_ns: int) -> str:
 
 
 def _account(groups: list["Group"], rows: int) -> str:
-    from aim_mlx.cli.reports import counted
+    from aim_mlx.wording import counted
 
     copies = counted(sum(group.exact for group in groups), "group", "groups")
     near = counted(sum(not group.exact for group in groups), "group", "groups")
@@ -160,8 +160,8 @@ def _write_page(
     listed: list[list[_Member]],
     threshold: float | None,
 ) -> None:
-    from aim_mlx.cli.reports import counted
     from aim_mlx.contact_sheet import Origin, Picture, Section, write_contact_sheet
+    from aim_mlx.wording import counted
 
     sections = []
     for number, (group, members) in enumerate(zip(groups, listed, strict=True), 1):

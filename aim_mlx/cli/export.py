@@ -28,6 +28,7 @@ def export(
     from aim_mlx.store.onefile import Rows, write_file
     from aim_mlx.store.reading import EmbeddingStore, reading
     from aim_mlx.store.thumbnails import IllustratedRows
+    from aim_mlx.wording import counted
 
     if thumbnails and target.suffix != ".parquet":
         raise UsageError(f"--thumbnails needs a .parquet file, got {target.name!r}")
@@ -40,10 +41,11 @@ def export(
     opened, rows = reading(store, written)
     if not opened.finished:
         _say("note: the last run into this store was not finished; these are the rows so far")
-    _say(f"{rows.shape[0]:,} rows of {rows.shape[1]:,} numbers: {escaped(str(target))}")
+    _say(f"{counted(rows.shape[0], 'row')} of {rows.shape[1]:,} numbers: {escaped(str(target))}")
     if isinstance(rows, IllustratedRows):
         if rows.missing:
-            _say(f"{rows.missing:,} photos are gone or changed: their image is null")
+            gone = counted(rows.missing, "photo is", "photos are")
+            _say(f"{gone} gone or changed, with null as the image")
         shown = escaped(shlex.quote(str(target)))
         _say(f"to look at them: embedding-atlas {shown} --vector embedding --image image")
 

@@ -10,11 +10,11 @@ import typer
 
 from aim_mlx.classify import Choice, Classified, record, write_table
 from aim_mlx.cli.progress import Progress
-from aim_mlx.cli.reports import counted
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.contact_sheet import Line, Origin, Picture, Section, write_contact_sheet
 from aim_mlx.errors import AimError
 from aim_mlx.images import Listing, Skip
+from aim_mlx.wording import counted
 
 _ON_PAGE = 5  # labels that an image has on a page, where no number is asked for
 
@@ -70,7 +70,9 @@ class Report:
             for row in self._passing(rows):
                 self._print(row)
         if self._first_frames:
-            self._progress.noted(f"of {self._first_frames} images the first frame was taken")
+            self._progress.noted(
+                f"the first frame was taken of {counted(self._first_frames, 'image')}"
+            )
         if self._telling.html is not None:
             write_page(self._telling.html, source, self.rows, self._telling.told)
 
@@ -83,7 +85,9 @@ class Report:
                 self.rows.append(row)
             yield replace(row, labels=row.labels[: self._telling.told.top])
         if not self.classified:
-            raise AimError(f"none of {self._skipped} images could be read: nothing was written")
+            raise AimError(
+                f"none of {counted(self._skipped, 'image')} could be read: nothing was written"
+            )
 
     def _print(self, row: Classified) -> None:
         if self._telling.as_json:

@@ -14,6 +14,7 @@ from aim_mlx.cli.stages import Stages
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.lit_training.config import TrainConfig
 from aim_mlx.registry import DEFAULT_MODEL
+from aim_mlx.wording import counted
 
 app = App(help="Models that compare images with words.", rich_markup_mode=None)
 
@@ -110,8 +111,9 @@ class _Report(Stages):
         self.emit("step", record)
 
     def summary(self, done: Any) -> None:
-        line = f"{done.pairs} pairs of {done.images} images, {done.held_out} of them held out, "
-        line += f"{done.skipped} skipped, {done.steps} steps in {done.seconds:.1f} s"
+        line = f"{counted(done.pairs, 'pair')} of {counted(done.images, 'image')}, "
+        line += f"{done.held_out} of them held out, "
+        line += f"{done.skipped} skipped, {counted(done.steps, 'step')} in {done.seconds:.1f} s"
         if done.metrics:
             line += f"; {_recall(done.metrics)}"
         self.say(f"{line}: {escaped(done.output)}")

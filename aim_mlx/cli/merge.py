@@ -28,13 +28,15 @@ def merge(
     """
     from aim_mlx.cli.terminal import escaped
     from aim_mlx.store.merge import merge as merge_stores
+    from aim_mlx.wording import counted
 
     merged = merge_stores(stores, output)
     if as_json:
         summary = {"event": "summary", **asdict(merged), "exit_code": merged.exit_code}
         print(json.dumps(summary), flush=True)
     line = (
-        f"{merged.stores} stores merged: {merged.embedded:,} embedded, {merged.skipped:,} skipped, "
+        f"{counted(merged.stores, 'store')} merged: {merged.embedded:,} embedded, "
+        f"{merged.skipped:,} skipped, "
         f"{merged.ignored:,} ignored: {escaped(merged.output)}"
     )
     print(line, file=sys.stderr)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aim_mlx.cli.stages import Stages
 from aim_mlx.cli.terminal import escaped
+from aim_mlx.wording import counted
 
 if TYPE_CHECKING:
     from aim_mlx.probe.evaluation import Evaluation
@@ -19,8 +20,9 @@ class ProbeReport(Stages):
     def recorded(self, record: Mapping[str, Any]) -> None:
         scores = [score for score in record["metric"] if score is not None]
         losses = [loss for loss in record["val_loss"] if loss is not None]
+        heads = counted(len(scores), "head")
         self.say(
-            f"epoch {record['epoch']}: best of {len(scores)} heads on val {max(scores):.3f}, "
+            f"epoch {record['epoch']}: best of {heads} on val {max(scores):.3f}, "
             f"loss {_loss(min(losses))}"
             if scores
             else f"epoch {record['epoch']}: no head is finite"
@@ -29,8 +31,9 @@ class ProbeReport(Stages):
 
     def summary(self, done: "Result") -> None:
         counts = ", ".join(f"{count:,} {name}" for name, count in done.images.items())
+        epochs = counted(done.epochs, "epoch")
         self.say(
-            f"{done.classes} classes, {counts}, {done.skipped} skipped, {done.epochs} epochs in "
+            f"{done.classes} classes, {counts}, {done.skipped} skipped, {epochs} in "
             f"{done.seconds:.1f} s; {done.measured_on} {_figure(done.figures)}: "
             f"{escaped(done.output)} with its report.html"
         )
@@ -51,7 +54,7 @@ class ProbeReport(Stages):
             _print(figures)
         account = {"measured_on": name, "figures": figures, **(more or {})}
         self.emit("summary", {**account, "skipped": self.skips, "exit_code": code})
-        self.say(f"{figures['images']} images of {name}, {self.skips} skipped")
+        self.say(f"{counted(figures['images'], 'image')} of {name}, {self.skips} skipped")
 
 
 def _loss(value: float) -> str:

@@ -25,6 +25,7 @@ from aim_mlx.cli.terminal import escaped, on_terminal
 from aim_mlx.embed_files import Summary
 from aim_mlx.images import Listing, Skip
 from aim_mlx.store.plan import Plan
+from aim_mlx.wording import counted
 
 _SILENCE = 30.0  # seconds without a bar, before a line says how far the run is
 
@@ -83,7 +84,7 @@ class Progress:
     def unchanged(self, count: int) -> None:
         self._bar.update(self._id, advance=count, unchanged=count)
         if count:
-            self.noted(f"{count:,} images are there already")
+            self.noted(counted(count, "image is there already", "images are there already"))
 
     def embedded(self, path: str) -> None:
         self._bar.advance(self._id)
@@ -108,7 +109,7 @@ class Progress:
         for note in listing.notes:
             self.noted(note)
         self._say(
-            f"{len(plan.todo):,} images to look at, {plan.unchanged:,} there already, "
+            f"{counted(len(plan.todo), 'image')} to look at, {plan.unchanged:,} there already, "
             f"{account['skipped']:,} skipped, {listing.ignored:,} ignored: nothing was done"
         )
         self._emit("plan", account)

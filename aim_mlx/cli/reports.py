@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aim_mlx.wording import counted
+
 if TYPE_CHECKING:
     from aim_mlx.store.photos import Photos
     from aim_mlx.store.reading import EmbeddingStore
@@ -34,8 +36,3 @@ def note_missing(photos: "Photos", shown: Iterable[int]) -> None:
     if away := len(photos.away.intersection(shown)):
         what = counted(away, "photo is", "photos are")
         print(f"note: {what} not there now: is their disk mounted?", file=sys.stderr)
-
-
-def counted(count: int, one: str, many: str) -> str:
-    """ "1 photo", "1,000 photos"."""
-    return f"{count:,} {one if count == 1 else many}"

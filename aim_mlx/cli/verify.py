@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aim_mlx.cli.options import Offline
+from aim_mlx.wording import counted
 
 if TYPE_CHECKING:
     from aim_mlx.store.reading import EmbeddingStore
@@ -83,7 +84,7 @@ def _recompute(
             _tell_fault(fault, as_json)
     compared = outcomes["same"] + outcomes["differs"]
     _say(
-        f"{compared:,} of {len(findings.sample):,} photos (seed {seed}) embedded again, "
+        f"{compared:,} of {counted(len(findings.sample), 'photo')} (seed {seed}) embedded again, "
         f"{outcomes['same']:,} gave the same vector"
         + (f"; lowest cosine {lowest:.6f}" if compared else "")
     )
@@ -106,14 +107,14 @@ def _summary(store: Path, findings: "Findings", outcomes: dict[str, int], as_jso
             "recomputed": outcomes,
         }
         _emit("summary", record)
-    counts = f"{findings.rows:,} rows in {findings.shards:,} shards"
+    counts = f"{counted(findings.rows, 'row')} in {counted(findings.shards, 'shard')}"
     if account is not None:
         counts += (
-            f"; of {account.listed:,} files listed {account.embedded:,} are embedded, "
+            f"; {counted(account.listed, 'file')} listed, {account.embedded:,} embedded, "
             f"{account.skipped:,} skipped, {account.ignored:,} ignored"
         )
     if not findings.sound:
-        _say(f"{len(findings.faults):,} faults: {counts}")
+        _say(f"{counted(len(findings.faults), 'fault')}: {counts}")
     elif findings.complete:
         _say(f"sound and complete: {counts}")
     else:

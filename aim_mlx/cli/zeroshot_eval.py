@@ -100,6 +100,7 @@ def _summary(
 
 def _print(result: "Evaluation", skipped: int) -> None:
     from aim_mlx.cli.terminal import escaped
+    from aim_mlx.wording import counted
 
     low, high = result.figures["accuracy_interval"]
     print(f"top-1\t{result.top1:.2%}\t95% interval {low:.2%} to {high:.2%}")
@@ -111,4 +112,4 @@ def _print(result: "Evaluation", skipped: int) -> None:
     for pair in result.mistakes[:_PAIRS]:
         names = escaped(pair["class"]), escaped(pair["taken_for"])
         print(f"confused\t{pair['images']}\t{names[0]} taken for {names[1]}")
-    typer.echo(f"{result.figures['images']} images, {skipped} skipped", err=True)
+    typer.echo(f"{counted(result.figures['images'], 'image')}, {skipped} skipped", err=True)

@@ -31,6 +31,7 @@ from aim_mlx.token_cache import TokenCache
 from aim_mlx.training.checkpoint import load_state, save_state
 from aim_mlx.training.folder import check_output, check_same_run, remove_unfinished, storage
 from aim_mlx.weights.save import WORK_FOLDER, provenance, save_checkpoint
+from aim_mlx.wording import counted
 
 _RECORDS, _EVALUATIONS = 200, 20  # at most, of a run
 _LARGEST_EVALUATION = 5_000  # images
@@ -144,7 +145,7 @@ def _notes(trainer: Trainer, measured: Split | None, held_out: Pairs) -> list[st
     cut = len(trainer.train.texts.cut) + (len(measured.texts.cut) if measured else 0)
     if cut:
         longest = trainer.tokenizer.context_length
-        notes.append(f"{cut} captions are over {longest} tokens: what is beyond is cut off")
+        notes.append(f"{counted(cut, 'caption')} cut off after {longest} tokens")
     if measured and len(measured.pairs.paths) < len(held_out.paths):
         count = len(measured.pairs.paths)
         notes.append(f"of {len(held_out.paths)} held-out images {count} are evaluated")

@@ -15,6 +15,7 @@ from pathlib import Path
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Skip, discover
 from aim_mlx.tables import Row, beside, read_table
+from aim_mlx.wording import counted
 
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {
@@ -108,7 +109,9 @@ def _from_folder(
         if not any(grouped[*place, name] for name in names):
             raise _no_classes(folder, loose)
         if loose:
-            notes.append(f"{loose} images in {str(folder)!r} itself are in no class: left out")
+            notes.append(
+                f"{counted(loose, 'image')} in {str(folder)!r} itself left out, in no class"
+            )
         empty += [str(folder / name) for name in names if not grouped[*place, name]]
         items += [Item(path, (name,), split) for name in names for path in grouped[*place, name]]
     if empty and not allow_empty:
@@ -168,8 +171,8 @@ def _split_folders(root: Path, folders: Sequence[str], notes: list[str]) -> dict
 
 def _no_classes(folder: Path, loose: int) -> UsageError:
     return UsageError(
-        f"{str(folder)!r} has no folder with images, {loose} images beside none: expected a folder "
-        f"for each class, such as {str(folder / 'cat' / '1.jpg')!r} and "
+        f"{str(folder)!r} has no folder with images, and {counted(loose, 'image')} in no folder: "
+        f"expected a folder for each class, such as {str(folder / 'cat' / '1.jpg')!r} and "
         f"{str(folder / 'dog' / '2.jpg')!r}, or a table of path and label"
     )
 

@@ -17,6 +17,7 @@ from aim_mlx.probe.parts import Image, Part, Progress, as_part, read_images
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import SPLITS_FILE
 from aim_mlx.probe.summary import Measured
+from aim_mlx.wording import counted
 
 ALL = "all"  # in place of a split
 
@@ -91,7 +92,14 @@ def _recorded(
         raise UsageError(f"none of these images was in {split} when the probe was trained")
     if split is None and len(chosen) < len(images):
         left = len(images) - len(chosen)
-        return chosen, wanted, (f"{left:,} images were not in test: --split all measures them too",)
+        return (
+            chosen,
+            wanted,
+            (
+                counted(left, "image was", "images were")
+                + " not in test: --split all measures them too",
+            ),
+        )
     return chosen, wanted, ()
 
 

@@ -14,6 +14,7 @@ from aim_mlx.errors import UsageError
 from aim_mlx.images import Skip
 from aim_mlx.probe.dataset import SPLITS, Labelled, quoted
 from aim_mlx.probe.parts import Image, Part, Progress, as_part, read_images
+from aim_mlx.wording import counted
 
 _IMBALANCE = 20  # times as many images as the smallest class has
 
@@ -115,8 +116,8 @@ def _cut(
                 train += members
                 continue
             raise UsageError(
-                f"class {name!r} has {len(members)} images that can be read: at least {least} are "
-                f"needed to split; add some, or give splits of your own"
+                f"class {name!r} has {counted(len(members), 'image')} that can be read: at least "
+                f"{least} are needed to split; add some, or give splits of your own"
                 f"{', or --test 0' * (len(members) == least - 1 and test > 0)}{_left_out(skips)}"
             )
         members.sort(key=lambda image: _rank(seed, image))
@@ -175,8 +176,8 @@ def _leaks(found: DataSet) -> list[str]:
     """A warning for each two splits that share contents."""
     digests = {name: set(part.digests) for name, part in found.parts.items()}
     return [
-        f"leak: {len(shared):,} images are in {one} and in {other} with the same content; figures "
-        f"of {other} are too good"
+        f"leak: {counted(len(shared), 'image is', 'images are')} in {one} and in {other} with "
+        f"the same content; figures of {other} are too good"
         for one, other in combinations(digests, 2)
         if (shared := digests[one] & digests[other])
     ]

@@ -103,9 +103,16 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
 def check_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raises OutputError, naming what differs, where two manifests describe different vectors."""
     if (name := difference(there, here)) is not None:
+        models = [each["model"]["model"] for each in (there, here)]
+        if name != "weights":
+            before, now = (f"{_DECISIVE[name]} {_short(each[name])}" for each in (there, here))
+        elif models[0] != models[1]:
+            before, now = (f"the model {_short(model)}" for model in models)
+        else:
+            before, now = f"other weights of {_short(models[0])}", "new ones"
         raise OutputError(
-            f"{str(folder)!r} was made with another {_DECISIVE[name]} ({_short(there[name])}) than "
-            f"this run has ({_short(here[name])}): choose another output, or pass --overwrite"
+            f"{str(folder)!r} was made with {before}, this run has {now}: "
+            "choose another output, or pass --overwrite"
         )
 
 
