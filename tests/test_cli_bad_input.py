@@ -213,6 +213,17 @@ def test_a_second_interrupt_ends_a_run_that_waits_for_a_decoder(one, model):
     assert process.returncode == 130 and "Ctrl-C again stops now" in stderr
 
 
+def test_an_interrupt_while_the_model_loads_ends_at_once(one, model):
+    before = "import time, aim_mlx.loading\n"
+    before += "aim_mlx.loading.load = lambda *_, **__: [open('loads', 'w').close(), time.sleep(99)]"
+    process = start("embed", one, "-o", "o", "--model", model, before=before, cwd=one.parent)
+    wait_for(one.parent / "loads")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (130, "aim-mlx: error: interrupted\n")
+    assert not (one.parent / "o").exists()
+
+
 def test_an_interrupt_counts_where_a_shell_in_the_background_had_it_ignored(one, model):
     slow = DECODING.format(hook="open('decoding', 'w').close(); time.sleep(1)")
     process = start(

@@ -1,6 +1,7 @@
 """`aim-mlx embed`: folders of photos to a store, or a file, of vectors."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -82,9 +83,9 @@ def embed(
     """
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
-    from aim_mlx.cli.interrupt import gently
+    from aim_mlx.cli.interrupt import asked, gently
     from aim_mlx.cli.progress import Progress
-    from aim_mlx.embed import EmbedOptions
+    from aim_mlx.embed import EmbedOptions, Encoder
     from aim_mlx.embed_files import Job, Rules, embed_files, plan_files
     from aim_mlx.images import parse_share
     from aim_mlx.loading import load
@@ -109,17 +110,18 @@ def embed(
     )
     rules = Rules(overwrite, retry_skipped, prune)
     progress = Progress(as_json)
-    with gently() as stop:
-        job = Job(selection, output, options, rules, stop)
-        if dry_run:
-            progress.planned(*plan_files(job), output)
-            return 0
-        with progress:
-            summary = embed_files(
-                job,
-                lambda: load(model, dtype=dtype, revision=revision, offline=offline, progress=tqdm),
-                progress,
-            )
+    job = Job(selection, output, options, rules, asked)
+    if dry_run:
+        progress.planned(*plan_files(job), output)
+        return 0
+    with ExitStack() as until_the_end, progress:
+
+        def loaded() -> Encoder:
+            encoder = load(model, dtype=dtype, revision=revision, offline=offline, progress=tqdm)
+            until_the_end.enter_context(gently())  # before, there is nothing worth finishing
+            return encoder
+
+        summary = embed_files(job, loaded, progress)
     progress.summary(summary)
     return summary.exit_code
 

@@ -22,13 +22,18 @@ def watch() -> None:
     threading.Thread(target=_count, args=(reader,), name="Ctrl-C", daemon=True).start()
 
 
+def asked() -> bool:
+    """Whether there was a Ctrl-C."""
+    return _asked
+
+
 @contextmanager
 def gently() -> Iterator[Callable[[], bool]]:
     """Within the block the first Ctrl-C only makes the given function return True."""
     global _gentle
     _gentle = True
     try:
-        yield lambda: _asked
+        yield asked
     finally:
         _gentle = False
 
