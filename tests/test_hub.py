@@ -385,6 +385,16 @@ def test_a_connection_cut_in_the_middle_is_taken_up_where_it_broke(hub):
     assert len([line for line in hub.log if line.startswith("GET /cdn/")]) == 2
 
 
+def test_an_outage_in_the_middle_is_waited_for(hub, monkeypatch):
+    pauses, data = [], noise(300_000)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    hub.add(REPO, {"model.safetensors": data})
+    hub.faults = [Fault("GET /cdn/", cut=100_000, times=1)]
+    hub.faults += [Fault("GET /cdn/", answer=lambda handler: None, times=3)]  # hangs up at once
+    assert (fetch(REPO) / "model.safetensors").read_bytes() == data
+    assert [pause for pause in pauses if pause] == [1, 2, 4, 8]
+
+
 def test_a_connection_that_is_always_cut_gives_up(hub, monkeypatch, capsys):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)  # the client waits before it tries again

@@ -18,7 +18,9 @@ from aim_mlx.weights.hub_errors import Unreachable
 PATIENCE = 30.0  # seconds in which at least LEAST bytes must come
 LEAST = 30_000
 LONGEST_CHAIN = 10  # redirects; the Hub's own chains have two
-PAUSE = 1.0  # seconds before a broken connection is taken up
+RECONNECTIONS = 50  # in all, and in a row without a byte more; after a longer outage run again
+FRUITLESS = 4
+PAUSE = 1.0  # seconds before a broken connection is taken up, twice as long each time in vain
 
 
 def receive(
@@ -31,11 +33,10 @@ def receive(
     """
     from huggingface_hub import errors
 
-    furthest, counted, since = 0, 0, time.monotonic()
-    while True:
-        start = file.tell()
+    furthest, fruitless, counted, since = 0, 0, 0, time.monotonic()
+    for left in reversed(range(RECONNECTIONS + 1)):
         try:
-            for position, block in _blocks(url, start):
+            for position, block in _blocks(url, file.tell()):
                 if position != file.tell():  # the server cannot go on in the middle
                     file.seek(position)
                     file.truncate()
@@ -55,10 +56,13 @@ def receive(
         except errors.HfHubHTTPError:
             raise
         except errors.HTTPError:  # pyright: ignore[reportPrivateImportUsage]
-            if file.tell() <= furthest:
+            fruitless = 0 if file.tell() > furthest else fruitless + 1
+            furthest = max(furthest, file.tell())
+            if not furthest or fruitless > FRUITLESS or not left:
                 raise
-        furthest = file.tell()
-        time.sleep(PAUSE)
+        pause = PAUSE * 2**fruitless
+        since += pause
+        time.sleep(pause)
 
 
 def _blocks(url: str, start: int) -> Iterator[tuple[int, bytes]]:
