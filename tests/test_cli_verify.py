@@ -5,10 +5,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from aim_mlx.cli import main as cli
+from aim_mlx.embed import Encoder
 from aim_mlx.store import journal, manifest
 from aim_mlx.store.reading import EmbeddingStore
 from aim_mlx.store.rows import Row
@@ -65,6 +67,45 @@ def test_a_sample_embedded_again_gives_the_same_vectors(capsys, work):
     assert len({row["path"] for row in rows}) == 3
     assert all(row["outcome"] == "same" and row["cosine"] > 1 - 1e-6 for row in rows)
     assert "3 of 3 photos (seed 2) embedded again, 3 gave the same vector" in err[0]
+
+
+def sampled(capsys, seed: int) -> set[str]:
+    code, out, _ = run(capsys, "store", "--sample", "2", "--seed", str(seed), "--json")
+    assert code == 0
+    return {row["path"] for row in map(json.loads, out.splitlines()) if row["event"] == "row"}
+
+
+def test_the_seed_decides_which_photos_are_embedded_again(capsys, work):
+    assert sampled(capsys, 1) == sampled(capsys, 1)
+    assert len({frozenset(sampled(capsys, seed)) for seed in range(3)}) > 1
+
+
+@pytest.mark.parametrize(("off", "outcome"), [(0.5e-4, "same"), (2e-4, "differs")])
+def test_a_vector_may_be_off_by_the_rounding_of_its_dtype_and_no_more(
+    capsys, work, off, outcome, monkeypatch
+):
+    """float32: a cosine of 1 - 1e-4; more is another photo, or other weights."""
+    turned = Encoder.embed_stream
+
+    def off_by(self, *arguments, **more):
+        for row in turned(self, *arguments, **more):
+            yield replace(row, outcome=off_from(row.vector, off))
+
+    monkeypatch.setattr(Encoder, "embed_stream", off_by)
+    code, out, _ = run(capsys, "store", "--sample", "3", "--json")
+    rows = [row for row in map(json.loads, out.splitlines()) if row["event"] == "row"]
+    assert [row["outcome"] for row in rows] == [outcome] * 3
+    assert code == (0 if outcome == "same" else 5)
+    # The encoder's own rounding is some 1e-7.
+    assert all(abs(row["cosine"] - (1 - off)) < 1e-5 for row in rows)
+
+
+def off_from(vector: np.ndarray, off: float) -> np.ndarray:
+    """A vector of length 1 whose cosine with `vector`, of length 1, is 1 - off."""
+    across = np.roll(vector, 1) - vector * (np.roll(vector, 1) @ vector)
+    across /= np.linalg.norm(across)
+    cosine = 1 - off
+    return (cosine * vector + np.sqrt(1 - cosine**2) * across).astype(np.float32)
 
 
 def test_photos_that_changed_or_vanished_are_reported_and_no_fault(capsys, work):

@@ -137,6 +137,19 @@ def test_a_listed_file_without_a_row_or_a_reason_is_a_fault(tmp_path):
     assert "journal.jsonl: 1 listed files have neither a row nor a reason" in found[0]
 
 
+@pytest.mark.parametrize("listed", [2, 4])
+def test_counts_that_do_not_add_up_are_a_fault_though_the_run_wrote_the_same(tmp_path, listed):
+    """embedded + skipped + ignored = listed, whatever the lists and the journal agree on."""
+    made = write_rows(tmp_path / "s", list(map(stores.row, "abc")), unit(3))
+    path = made.folder / lists.FILES
+    path.write_bytes(path.read_bytes().replace(b'"listed": 3', b'"listed": %d' % listed))
+    written = journal.Journal(made.folder)
+    counts = {**(written.state.finished or {}), "listed": listed}
+    written.append(finished={**counts, "files": lists.digest(made.folder)})
+    (fault,) = faults(made)
+    assert fault.startswith(f"files.jsonl: it lists {listed} files, but 3 are accounted for")
+
+
 def test_a_lost_skip_is_a_fault(store):
     (store.folder / lists.SKIPPED).write_bytes(b"")
     found = faults(store)
