@@ -93,14 +93,14 @@ def _members(
     import pyarrow as pa
 
     each = facts.take(pa.array(group.rows)).to_pylist()
+    seen: set[tuple[int, int] | None] = set()
     for place, (row, fact) in enumerate(zip(group.rows.tolist(), each, strict=True)):
-        likeness = f"{group.similarities[place]:.4f}"
+        likeness, inode = f"{group.similarities[place]:.4f}", photos.inode(row)
         if not place:
             likeness = "reference"
         elif group.exact:
-            before = group.rows[:place].tolist()
-            linked = any(photos.is_hard_link(row, other) for other in before)
-            likeness = "hard link" if linked else "copy"
+            likeness = "hard link" if inode is not None and inode in seen else "copy"
+        seen.add(inode)
         yield _Member(
             row,
             store.paths[row],

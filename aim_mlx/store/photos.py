@@ -46,33 +46,34 @@ class Photos:
         """Whether a row's path is a symbolic link."""
         return os.path.islink(self._store.locate(row))
 
-    def is_hard_link(self, row: int, other: int) -> bool:
-        """Whether two rows are of one file that has two names on the disk."""
-        inode = self._inodes.get(row) if self.file(row) is not None else None
-        return inode is not None and inode == self._inodes.get(other)
+    def inode(self, row: int) -> tuple[int, int] | None:
+        """The same for hard links, which are names of one file; None where it is not known."""
+        return self._inodes.get(row) if self.file(row) is not None else None
 
     def _look(self, row: int) -> Hashable | None:
-        place = self._store.locate(row)
-        try:
-            found = os.stat(place)
-        except (FileNotFoundError, NotADirectoryError):
-            gone = self._is_folder_there(self._store.paths[row])
-            (self.gone if gone else self.away).add(row)
-            return None if gone and not self._with_gone else os.fspath(place)
-        except OSError:
-            return os.fspath(place)  # in a folder that cannot be read now
-        if found.st_ino:  # some network file systems number nothing
-            self._inodes[row] = found.st_dev, found.st_ino
-        return file_of(place, found)
+        path = self._store.paths[row]
+        # As EmbeddingStore.locate() does: from here if it is only there.
+        for place in dict.fromkeys((self._places.locate(path), path)):
+            try:
+                found = os.stat(place)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError:
+                return place  # in a folder that cannot be read now
+            if found.st_ino:  # some network file systems number nothing
+                self._inodes[row] = found.st_dev, found.st_ino
+            return file_of(place, found)
+        gone = self._is_folder_there(path)
+        (self.gone if gone else self.away).add(row)
+        return None if gone and not self._with_gone else self._places.locate(path)
 
     def _is_folder_there(self, path: str) -> bool:
         """Whether the folder that was embedded, and a path with it, is there and not empty."""
-        place, above = self._places.locate(path), self._places.is_under
-        covering = (source for source in self._sources if source != place and above(path, source))
-        folder = next(covering, os.path.dirname(place) or ".")
+        folder = os.path.dirname(self._places.locate(path)) or "."
         if folder not in self._folders:
+            above = (source for source in self._sources if self._places.is_under(folder, source))
             try:
-                with os.scandir(folder) as entries:
+                with os.scandir(next(above, folder)) as entries:
                     self._folders[folder] = next(entries, None) is not None
             except OSError:
                 self._folders[folder] = False
