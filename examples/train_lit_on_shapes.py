@@ -193,8 +193,7 @@ def main() -> None:
         seed=arguments.seed,
     )
     done = train_lit(table, arguments.folder / "lit", lambda: aim_mlx.load(tower), config, Lines())
-    lit = aim_mlx.load(arguments.folder / "lit")
-    assert isinstance(lit, aim_mlx.LiT)
+    lit = aim_mlx.load_lit(arguments.folder / "lit")
     print(json.dumps({**done.metrics, **zero_shot(lit, arguments.seed)}, indent=1))
     print(f"{time.monotonic() - started:.0f} s")
 
