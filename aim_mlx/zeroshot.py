@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _VECTORS, _FACTS = "labels.safetensors", "labels.json"
 _FORMAT, _VERSION = "aim-mlx labels", 1
-_LARGEST = 64 * 2**20  # bytes of labels.json
+_LARGEST = 16 * 2**20  # bytes: a hundred thousand names; parsed, up to thirty times that
 _LARGEST_VECTORS = 2**30
 _PROMPTS_AT_ONCE = 8192  # so many that lengths can be sorted; their vectors take 25 MB
 

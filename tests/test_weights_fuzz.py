@@ -18,8 +18,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import aim_mlx
-from aim_mlx.errors import AimError, UntrainedModelWarning
+from aim_mlx.errors import AimError, CheckpointError, UntrainedModelWarning
+from aim_mlx.probe.head_files import read_probe
+from aim_mlx.tokenizer import Tokenizer
 from aim_mlx.weights.checkpoint import Checkpoint, load_weights, open_checkpoint
+from aim_mlx.zeroshot import ZeroShotHead
 from tests.weights_files import PEAK, crafted
 from tests.weights_mutations import MUTATIONS, Mutation, checkpoint, mutate, write
 
@@ -171,6 +174,24 @@ except AimError:
     )
     assert out.returncode == 0, out.stderr
     assert 0 <= int(out.stdout) < MOST_MEMORY, out.stdout
+
+
+# Parsed, JSON can take thirty times its size: half a gigabyte for the largest of these.
+READERS = {
+    "tokenizer.json": Tokenizer.load,
+    "vocab.json": Tokenizer.load,
+    "probe.json": read_probe,
+    "labels.json": ZeroShotHead.load,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_over_the_largest_size_is_refused_before_it_is_read(tmp_path: Path, name: str):
+    (tmp_path / "merges.txt").touch()
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(16 * MB + 1)
+    with pytest.raises(CheckpointError, match=f"has {16 * MB + 1} bytes, expected at most"):
+        READERS[name](tmp_path)
 
 
 def test_many_damaged_checkpoints_leave_no_memory_behind(tmp_path: Path):

@@ -29,7 +29,7 @@ from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
 
 WEIGHTS, FACTS = "probe.safetensors", "probe.json"
 _FORMAT, _VERSION = "aim-mlx probe", 1
-_LARGEST_FACTS = 64 * 2**20  # bytes
+_LARGEST_FACTS = 16 * 2**20  # bytes: a hundred thousand names; parsed, up to thirty times that
 _COUNTER = "bn.num_batches_tracked"  # PyTorch's; no result depends on it
 _FLOATS = ("F32", "F16", "BF16")
 
