@@ -22,7 +22,6 @@ NO_LENGTH = OK + b"\r\n"
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path, precious):
-    monkeypatch.setattr(hub_transfer, "PATIENCE", 0.4)
     monkeypatch.setattr(hub_transfer, "PAUSE", 0.02)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 5)
     with serving(monkeypatch, tmp_path / "home") as server:
@@ -154,7 +153,8 @@ PLACES = {"the list": "/api/", "a small file": "config.json", "the weights": "/c
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_a_hostile_answer_is_refused_in_one_line(hub, capsys, precious, kind, place):
+def test_a_hostile_answer_is_refused_in_one_line(hub, capsys, monkeypatch, precious, kind, place):
+    monkeypatch.setattr(hub_transfer, "PATIENCE", 0.3)
     hub.faults = [Fault("/loop", answer=ANSWERS["redirects for ever"])]
     hub.faults += [Fault(PLACES[place], answer=ANSWERS[kind])]
     assert download_safely(capsys, precious) == 4

@@ -68,6 +68,11 @@ class Vocabulary:
                     f"{self.source} lacks the token {show(token)}: expected CLIP's vocabulary, "
                     "which has every byte, with and without the end of a word"
                 )
+        if len(self.merges) > len(self.ids):
+            raise CheckpointError(
+                f"{self.source} has {len(self.merges)} merges for {len(self.ids)} tokens: expected "
+                "at most one for each token"
+            )
         for left, right in self.merges:
             for token in (left, right, left + right):
                 if token not in self.ids:
