@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from aim_mlx.probe.figures import average_precision, confusion, figures_of, wilson
+from aim_mlx.probe.figures import average_precision, confusion, figures_of, near_chance, wilson
 
 CLASSES = [f"class {i}" for i in range(7)]
 
@@ -94,6 +94,27 @@ def test_the_calibration_error_is_the_mean_gap_between_confidence_and_accuracy()
     found = figures_of(probabilities, labels, ["a", "b"])
     assert found["ece"] == pytest.approx(0.25 * 0.05 + 0.75 * 0.02)
     assert [each["images"] for each in found["calibration"]] == [30, 10]
+
+
+@pytest.mark.parametrize(("right", "near"), [(20, True), (24, True), (36, False)])
+def test_a_result_near_that_of_the_largest_class_is_a_warning(right, near):
+    """Of 40 images 20 are of the largest class; 24 right are no proof of learning."""
+    labels = np.repeat([0, 1, 2, 3], [20, 10, 5, 5])
+    said = labels.copy()
+    said[right:] = (labels[right:] + 1) % 4
+    warning = near_chance(figures_of(np.eye(4)[said], labels, list("abcd")))
+    assert (warning is not None) == near
+    if warning:
+        assert f"{right / 40:.1%} on 40 images is not clearly above the 50.0%" in warning
+
+
+@pytest.mark.parametrize("strength", [0, 3])
+def test_a_random_order_of_several_classes_is_a_warning(strength):
+    rng = np.random.default_rng(0)
+    labels = (rng.random((2000, 4)) < 0.3).astype(np.float32)
+    logits = strength * labels + rng.normal(size=labels.shape)
+    figures = figures_of(1 / (1 + np.exp(-logits)), labels, list("abcd"))
+    assert (near_chance(figures) is not None) == (strength == 0)
 
 
 def test_figures_hold_for_a_single_image_and_a_class_without_images():

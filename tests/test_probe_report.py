@@ -93,6 +93,31 @@ def test_the_figures_stand_on_the_page(tmp_path):
     assert f"{low:.1%} to {high:.1%}" in page.text and "40 images of test" in page.text
 
 
+def test_classes_have_a_number_only_where_the_confusions_name_them_by_it(tmp_path):
+    _, page = written(tmp_path, report(4))  # a long name
+    words = "The number is the one by which the confusions name a class"
+    assert words in page.text
+    made = report(4)
+    for each in made.figures["classes"]:
+        each["name"] = each["name"][-6:]
+    text, page = written(tmp_path, made)
+    assert words not in page.text and "<th>number</th>" not in text
+
+
+def test_bars_end_where_their_numbers_begin_whatever_these_are(tmp_path):
+    """A wider number, 100.0%, must not push its bar aside."""
+    text, _ = written(tmp_path, report(4))
+    assert ".number { display: inline-block; min-width: 4.2em }" in text
+    assert re.search(r'<i style="width:\d+%"></i></span><span class="number">[\d.]+%</span>', text)
+
+
+def test_calibration_is_explained_in_words(tmp_path):
+    made = report(4)
+    _, page = written(tmp_path, made)
+    assert "of all that it says with 80%, eight in ten should be right" in page.text
+    assert f"{made.figures['ece']:.1%} apart on average (the expected calibration" in page.text
+
+
 def test_mistakes_show_the_photo_and_where_the_head_looked(tmp_path):
     looks = [Image.fromarray(photo(i, 448, 448)) for i in range(2)]
     mistake = Mistake("data/a.jpg", "class 1", "class 2 with 99%", looks[0], looks[1])

@@ -106,8 +106,11 @@ def test_the_head_is_chosen_by_its_score_on_val(trained, model):
 
 def test_shuffled_labels_stay_at_chance(tmp_path, model):
     """Nothing of val or test reaches the training."""
-    result = train(write_digits(tmp_path / "data", 40, shuffled=True), tmp_path / "probe", model)
+    report, data = Report(), write_digits(tmp_path / "data", 40, shuffled=True)
+    result = train(data, tmp_path / "probe", model, report)
     assert result.figures["accuracy"] < 0.28  # 60 images, 10 classes: once in 10,000 by chance
+    assert any(warning.startswith("near chance: ") for warning in report.warnings)
+    assert "near chance: " in (tmp_path / "probe/report.html").read_text()
 
 
 def test_the_same_run_gives_the_same_bits_and_another_seed_another_split(

@@ -13,6 +13,7 @@ from aim_mlx.errors import AimError, OutputError, UsageError
 from aim_mlx.images import Skip
 from aim_mlx.probe.data import Data
 from aim_mlx.probe.dataset import SPLITS, Labelled
+from aim_mlx.probe.figures import near_chance
 from aim_mlx.probe.parts import Image, Part, Progress, as_part, read_images
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import SPLITS_FILE
@@ -64,7 +65,10 @@ def evaluate_probe(
     part = as_part(images, probe.classes, probe.multi_label)
     part, found, failed = _probabilities(probe, part, lambda *n: progress("looking at", *n))
     measured = Measured.of(split or ALL, part, found, probe.classes)
-    return Evaluation(measured, (*skips, *failed), notes, tuple(_warnings(probe, part, seen)))
+    warnings = _warnings(probe, part, seen)
+    if (warning := near_chance(measured.figures)) is not None:
+        warnings.append(warning)
+    return Evaluation(measured, (*skips, *failed), notes, tuple(warnings))
 
 
 def _own(labelled: Labelled, split: str | None) -> tuple[Labelled, str]:

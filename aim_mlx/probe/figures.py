@@ -1,7 +1,7 @@
 """How good probabilities are, for one class an image or several; all figures are plain numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,31 @@ def _of_several(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence
         ),
         "classes": per_class,
     }
+
+
+def near_chance(figures: Mapping[str, Any]) -> str | None:
+    """A warning where figures are hardly better than those of a guess, else None.
+
+    With one class an image, where the interval of accuracy reaches down to what the largest class
+    alone gives; with several, where mean average precision is within 5% of a random order's.
+    """
+    if "accuracy" in figures:
+        guess, found = figures["majority"], figures["accuracy"]
+        near = figures["accuracy_interval"][0] <= guess
+        how, what = "always saying the largest class", "accuracy"
+    else:
+        there = [each["images"] for each in figures["classes"] if each["images"]]
+        guess = sum(there) / max(1, len(there) * figures["images"])
+        found = figures["mean_average_precision"]
+        near = found < guess + 0.05
+        how, what = "a random order", "mean average precision"
+    if not near:
+        return None
+    return (
+        f"near chance: {what} {found:.1%} on {figures['images']:,} images is not clearly above "
+        f"the {guess:.1%} of {how}: more images, other layers, another learning rate or a look at "
+        "the labels may help"
+    )
 
 
 def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -49,6 +49,7 @@ tr:last-child > * { border-bottom: 0 }
 .map { max-width: 52rem }
 .meter { display: inline-block; width: 4.5rem; height: .5rem; border-radius: .25rem;
   margin-right: .5rem; background: var(--empty); overflow: hidden }
+.number { display: inline-block; min-width: 4.2em }
 .meter i { display: block; height: 100%; background: var(--bar) }
 .cells { width: auto }
 .cells tbody th { position: sticky; left: 0; background: var(--card) }
@@ -156,7 +157,7 @@ def _tiles(report: Report) -> str:
         ]
         if "top5_accuracy" in figures:
             tiles.append((_percent(figures["top5_accuracy"]), "right class among the first five"))
-    tiles.append((_percent(figures["ece"]), "calibration error (ECE)"))
+    tiles.append((_percent(figures["ece"]), "mean gap of confidence and accuracy (ECE)"))
     boxes = "".join(
         f'<div class="tile"><b>{shown(value)}</b><span>{shown(what)}</span></div>'
         for value, what in tiles
@@ -192,24 +193,36 @@ def _learning(report: Report) -> Iterator[str]:
 
 
 def _classes(figures: Mapping[str, Any]) -> Iterator[str]:
-    """A row for each class, the worst first; numbers are those of the picture of confusions."""
-    several = "exact_match" in figures
-    yield "<h2>Classes</h2>\n<p>Those found worst first.</p>\n"
+    """A row for each class, the worst first, with its number where the confusions have numbers."""
+    several, each_class = "exact_match" in figures, figures["classes"]
+    numbered = not several and _numbered([each["name"] for each in each_class])
+    yield "<h2>Classes</h2>\n<p>The worst first. Recall: how many images of a class were found; "
+    yield "precision: how many of those taken for it are of it."
+    if numbered:
+        yield " The number is the one by which the confusions name a class."
+    yield "</p>\n"
     rows = sorted(
-        enumerate(figures["classes"], 1),
+        enumerate(each_class, 1),
         key=lambda each: (each[1]["recall"] is None, each[1]["recall"] or 0.0, each[0]),
     )
-    head = '<th>#</th><th class="name">class</th><th>images</th><th>recall</th><th>precision</th>'
-    head += "<th>F1</th>" + "<th>average precision</th>" * several
+    head = '<th class="name">class</th><th>images</th><th>recall</th><th>precision</th><th>F1</th>'
+    head = "<th>number</th>" * numbered + head + "<th>average precision</th>" * several
     body = "".join(
-        f'<tr><td>{number}</td><td class="name">{shown(each["name"])}</td>'
-        f"<td>{each['images']:,}</td><td>{_meter(each['recall'])}{_share(each['recall'])}</td>"
+        "<tr>"
+        + (f"<td>{number}</td>" if numbered else "")
+        + f'<td class="name">{shown(each["name"])}</td>'
+        f"<td>{each['images']:,}</td><td>{_meter(each['recall'])}</td>"
         f"<td>{_share(each['precision'])}</td><td>{_share(each['f1'])}</td>"
         + (f"<td>{_share(each['average_precision'])}</td>" if several else "")
         + "</tr>"
         for number, each in rows
     )
     yield _table(head, body)
+
+
+def _numbered(names: Sequence[str]) -> bool:
+    """Whether the confusions name classes by numbers: for many of them, or long names."""
+    return len(names) > _LARGEST_TABLE or max(map(len, names)) > _SHORT
 
 
 def _confusion(table: np.ndarray, names: Sequence[str]) -> Iterator[str]:
@@ -246,7 +259,7 @@ def _most_confused(table: np.ndarray) -> list[int]:
 def _cells(table: np.ndarray, names: Sequence[str]) -> str:
     sums = np.maximum(table.sum(axis=1), 1)
     # Short names stand above the columns; long ones would make them too wide and have a number.
-    short = max(map(len, names)) <= _SHORT
+    short = not _numbered(names)
     above = names if short else range(1, len(names) + 1)
     head = '<th class="name">class</th>' + "".join(
         f'<th title="{shown(name)}">{shown(str(top))}</th>'
@@ -266,9 +279,10 @@ def _cells(table: np.ndarray, names: Sequence[str]) -> str:
 def _calibration(figures: Mapping[str, Any]) -> Iterator[str]:
     # With several labels each class of each image is a decision of its own.
     counted = "decisions" if "exact_match" in figures else "images"
-    yield "<h2>Calibration</h2>\n<p>How often it is right when it is so sure; on the dashed line "
-    yield f"both are equal. The mean gap is {_percent(figures['ece'])}. Faint bars are of few "
-    yield f"{counted}.</p>\n"
+    yield "<h2>Calibration</h2>\n<p>Whether confidence can be believed: of all that it says with "
+    yield "80%, eight in ten should be right. A bar shows how many were, the dashed line how many "
+    yield f"should have been. The two are {_percent(figures['ece'])} apart on average (the expected "
+    yield f"calibration error, ECE; 0% is best). Faint bars are of few {counted}.</p>\n"
     svg = charts.reliability(figures["calibration"], "accuracy by confidence", counted)
     yield f'<div class="pair"><div class="card"><h3>Accuracy by confidence</h3>{svg}</div>'
     rows = "".join(
@@ -310,7 +324,9 @@ def _first(column: int) -> str:
 
 
 def _meter(share: float | None) -> str:
-    return f'<span class="meter"><i style="width:{100 * (share or 0):.0f}%"></i></span>'
+    """A bar and the number, which takes the same room whatever it is."""
+    bar = f'<span class="meter"><i style="width:{100 * (share or 0):.0f}%"></i></span>'
+    return f'{bar}<span class="number">{_share(share)}</span>'
 
 
 def _share(value: float | None) -> str:

@@ -26,6 +26,7 @@ from aim_mlx.images import Skip
 from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.probe.data import Data
 from aim_mlx.probe.features import Augmentation, Features
+from aim_mlx.probe.figures import near_chance
 from aim_mlx.probe.fit import fit
 from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.passes import logits_of
@@ -147,6 +148,7 @@ def train_probe(
             made = partial(trained_probe, trainer, encoder, found.classes, plan.layers)
             _fit(trainer, work, told, lambda: made().save(folder, overwrite=True))
             measured = [_measured(made(), features, found, name) for name in _judges(found)]
+            found = _judged(found, measured[-1], report)
             probe = made({each.name: each.figures for each in measured})
             described = _described(data, found, plan, probe)
             title = f"Probe of {data.name}"
@@ -269,6 +271,15 @@ def _measured(probe: AttentiveProbe, features: Features, data: DataSet, name: st
     tokens = features.tokens(name, part).for_epoch(0)
     logits = logits_of([probe.head], tokens, np.arange(len(part)), _AT_ONCE)[0]
     return Measured.of(name, part, probabilities(logits, probe.multi_label), data.classes)
+
+
+def _judged(data: DataSet, measured: Measured, report: Report) -> DataSet:
+    """The data set with a warning where the figures are near chance, which is told too."""
+    warning = near_chance(measured.figures)
+    if warning is None:
+        return data
+    report.warned(warning)
+    return replace(data, warnings=(*data.warnings, warning))
 
 
 def _described(data: Data, found: DataSet, plan: Plan, probe: AttentiveProbe) -> dict[str, str]:
