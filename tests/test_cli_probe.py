@@ -75,6 +75,17 @@ def test_eval_of_all_prints_figures_and_classes_and_warns_of_images_it_has_seen(
     assert "\033" not in talk
 
 
+def test_a_longer_training_uses_the_tokens_again_as_it_is_told_to(capsys, probe, digits, model):
+    given = ["probe", "train", digits, "--model", model, *FAST[:2], "--epochs", 7]
+    code, _, talk = run(capsys, *given, "-o", probe)
+    assert code == 5 and "its epochs: 6, not 7" in talk
+    cache = re.search(r"--cache (\S+)", talk)
+    assert cache is not None
+    longer = probe.with_name("longer")
+    code, _, talk = run(capsys, *given, "-o", longer, "--cache", cache[1])
+    assert code == 0 and "on the disk" not in talk and not (longer / "training/tokens").exists()
+
+
 def test_warnings_are_red_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)

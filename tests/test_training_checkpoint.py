@@ -81,3 +81,16 @@ def test_another_run_is_named_by_the_first_thing_that_differs(tmp_path):
     check_same_run(tmp_path, {"seed": 0, "epochs": 2})
     with pytest.raises(OutputError, match=r"holds another run \(its epochs: 2, not 3\)"):
         check_same_run(tmp_path, {"seed": 0, "epochs": 3})
+
+
+def test_other_epochs_alone_are_told_how_to_go_on(tmp_path):
+    work = tmp_path / "my probe" / "training"
+    (work / "tokens").mkdir(parents=True)
+    (work / RUN).write_text(json.dumps({"seed": 0, "epochs": 2}))
+    with pytest.raises(
+        OutputError, match="begin anew: choose another folder by -o, and add"
+    ) as told:
+        check_same_run(work, {"seed": 0, "epochs": 3})
+    assert f"--cache '{work / 'tokens'}' to use its tokens again" in str(told.value)
+    with pytest.raises(OutputError, match="choose another folder, or give the same command"):
+        check_same_run(work, {"seed": 1, "epochs": 3})

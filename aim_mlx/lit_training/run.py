@@ -29,7 +29,7 @@ from aim_mlx.lit_training.work import begin, run_facts, run_tokenizer, write_met
 from aim_mlx.store.lock import locked
 from aim_mlx.token_cache import TokenCache
 from aim_mlx.training.checkpoint import load_state, save_state
-from aim_mlx.training.folder import check_output, check_same_run, remove_unfinished, storage
+from aim_mlx.training.folder import TOKENS, check_output, check_same_run, remove_unfinished, storage
 from aim_mlx.weights.save import WORK_FOLDER, provenance, save_checkpoint
 from aim_mlx.wording import counted
 
@@ -75,7 +75,7 @@ def train_lit(
         work.mkdir(parents=True, exist_ok=True)
         with locked(work):
             remove_unfinished(work)
-            tokens = TokenCache(cache or work / "tokens", encoder, limit=cache_limit)
+            tokens = TokenCache(cache or work / TOKENS, encoder, limit=cache_limit)
             source, undecodable = tokens_of(tokens, encoder, pairs, report, advanced)
             skips += undecodable
             for skip in skips:

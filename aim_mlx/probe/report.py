@@ -281,8 +281,9 @@ def _calibration(figures: Mapping[str, Any]) -> Iterator[str]:
     counted = "decisions" if "exact_match" in figures else "images"
     yield "<h2>Calibration</h2>\n<p>Whether confidence can be believed: of all that it says with "
     yield "80%, eight in ten should be right. A bar shows how many were, the dashed line how many "
-    yield f"should have been. The two are {_percent(figures['ece'])} apart on average (the expected "
-    yield f"calibration error, ECE; 0% is best). Faint bars are of few {counted}.</p>\n"
+    gap = _percent(figures["ece"])
+    yield f"should have been. The two are {gap} apart on average (the expected calibration error, "
+    yield f"ECE; 0% is best). Faint bars are of few {counted}.</p>\n"
     svg = charts.reliability(figures["calibration"], "accuracy by confidence", counted)
     yield f'<div class="pair"><div class="card"><h3>Accuracy by confidence</h3>{svg}</div>'
     rows = "".join(

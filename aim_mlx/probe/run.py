@@ -37,7 +37,7 @@ from aim_mlx.probe.summary import Measured, made_report
 from aim_mlx.probe.training import GridTrainer, Labelled
 from aim_mlx.store.lock import locked
 from aim_mlx.tokens import token_shape
-from aim_mlx.training.folder import RUN, check_same_run, remove_unfinished, storage
+from aim_mlx.training.folder import RUN, TOKENS, check_same_run, remove_unfinished, storage
 from aim_mlx.weights.save import WORK_FOLDER
 
 SPLITS_FILE, REPORT_FILE = "splits.jsonl", "report.html"
@@ -141,7 +141,7 @@ def train_probe(
             remove_unfinished(folder)
             remove_unfinished(work)
             _write(work / RUN, [json.dumps(facts, indent=1)])
-            cache = plan.cache or work / "tokens"
+            cache = plan.cache or work / TOKENS
             features = Features(encoder, cache, plan.cache_limit, plan.layers, plan.augmentation)
             found = _told(features.prepare(found, told), encoder, report)
             trainer = _trainer(plan, found, features, encoder)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from aim_mlx.durable import TEMPORARY
 from aim_mlx.errors import OutputError
 from aim_mlx.weights.save import WORK_FOLDER, check_folder
 
-RUN = "run.json"
+RUN, TOKENS = "run.json", "tokens"
 
 
 def check_output(folder: Path) -> None:
@@ -33,12 +34,19 @@ def check_same_run(work: Path, facts: Mapping[str, Any]) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{str(path)!r} cannot be read: choose another folder") from error
     there = there if isinstance(there, dict) else {}
-    for name, value in facts.items():
-        if (found := there.get(name)) != value:
-            raise OutputError(
-                f"{str(work.parent)!r} holds another run (its {name}: {_short(found)}, not "
-                f"{_short(value)}): choose another folder, or give the same command"
-            )
+    others = [name for name, value in facts.items() if there.get(name) != value]
+    if not others:
+        return
+    name, advice = others[0], "choose another folder, or give the same command"
+    if others == ["epochs"]:
+        advice = "the learning rate falls over all epochs, so that other epochs begin anew: choose "
+        advice += "another folder by -o"
+        if (work / TOKENS).is_dir():
+            advice += f", and add --cache {shlex.quote(str(work / TOKENS))} to use its tokens again"
+    raise OutputError(
+        f"{str(work.parent)!r} holds another run (its {name}: {_short(there.get(name))}, not "
+        f"{_short(facts[name])}): {advice}"
+    )
 
 
 def remove_unfinished(work: Path) -> None:
