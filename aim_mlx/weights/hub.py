@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from aim_mlx.durable import temporary
 from aim_mlx.errors import CheckpointError
 from aim_mlx.registry import find_model
 from aim_mlx.weights.files import INDEX_FILE, WEIGHT_FILES
@@ -253,10 +252,8 @@ def _get(listing: Listing, name: str, progress: type | None) -> Path:
             if not blob.is_file() or _fault(blob, file) is not None:
                 url = hf_hub_url(listing.repo, name, revision=listing.commit)
                 _fill(blob, url, file, progress)
-            link = temporary(path)
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(blob, path.parent))
-            os.replace(link, path)
+            path.unlink(missing_ok=True)
+            path.symlink_to(os.path.relpath(blob, path.parent))
     return path
 
 
