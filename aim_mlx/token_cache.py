@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.durable import TEMPORARY, publish
+from aim_mlx.durable import TEMPORARY, publish, regular
 from aim_mlx.embed import Encoder
 from aim_mlx.embed_run import block_size
 from aim_mlx.errors import OutputError, UsageError
@@ -340,7 +340,7 @@ def _turn(folder: Path):
     So nobody's unfinished shard is passed over where the limit is checked, and one that is there is
     a dead process's.
     """
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = regular(folder / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -1,13 +1,17 @@
 """A store that came from elsewhere: nothing outside it changes, and what is wrong is named."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from aim_mlx.errors import OutputError
@@ -218,6 +222,35 @@ def test_a_field_of_a_list_that_cannot_be_is_damage_and_named(store, name, line,
     read = lists.read_files if name == lists.FILES else lists.read_skips
     with pytest.raises(OutputError, match=words):
         read(store)
+
+
+# Rows
+
+
+@pytest.mark.parametrize("packed", ["in a dictionary", "by zstd"])
+def test_a_small_shard_that_would_unpack_to_gigabytes_is_not_unpacked(store, packed):
+    """A long path in every row: 4 GB of text in some kilobytes, under a digest that fits."""
+    written = journal.Journal(store)
+    (shard, *_) = written.state.shards
+    table = pq.read_table(store / shard.name)
+    rows = 2000 if packed == "in a dictionary" else 40
+    long = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), ["x" * (2 << 20)])
+    table = table.take(pa.array(np.zeros(rows, np.int64))).set_column(0, "path", long)
+    if packed == "by zstd":
+        table = table.set_column(0, "path", table["path"].combine_chunks().dictionary_decode())
+    options = {"use_dictionary": packed == "in a dictionary", "compression": "zstd"}
+    pq.write_table(table, store / shard.name, **options)
+    data = (store / shard.name).read_bytes()
+    assert len(data) < 1 << 20
+    digest = hashlib.sha256(data).hexdigest()
+    written.state.shards[0] = replace(shard, rows=rows, bytes=len(data), sha256=digest)
+    written.rewrite()
+    before = pa.total_allocated_bytes()
+    for use in (lambda opened: opened.paths, lambda opened: opened.vectors):
+        with pytest.raises(OutputError, match="is damaged"):
+            use(EmbeddingStore(store))
+    assert any(fault.where == shard.name for fault in verify(EmbeddingStore(store)).faults)
+    assert pa.total_allocated_bytes() - before < 1 << 22
 
 
 # All of it at random

@@ -25,7 +25,9 @@ from aim_mlx.store.rows import COLUMNS, Row, exact_paths, path_columns, table_sc
 PREFIX, SUFFIX = "rows-", ".parquet"
 _MOST_DIGITS = 12  # of the number in a shard's name
 _GROUP_ROWS = 1024
-MOST_ROWS = 1 << 20  # that the journal may say a shard has; we write far fewer
+_ROW_BYTES = 32 << 10  # of a row without its vector: a path of 4,096 bytes, each escaped
+_HEAD_BYTES = 1 << 20  # of pages without rows
+MOST_ROWS = 1 << 16  # that the journal may say a shard has; we write far fewer
 DIGEST = re.compile("[0-9a-f]{64}")
 _OTHER_COLUMNS = "its columns are not those of a store"
 _BROKEN = (errno.EIO, errno.EINVAL, errno.ELOOP)  # what a disk, or a meddler, did to a file
@@ -125,7 +127,7 @@ def damage(folder: Path, shard: Shard, dim: int) -> str | None:
                 return f"it has {size} bytes, {shard.bytes} were written"
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
                 return "its bytes are not those that were written"
-            ours = _parquet(file).schema_arrow.equals(table_schema(dim))
+            ours = _parquet(file, shard).schema_arrow.equals(table_schema(dim))
             return None if ours else _OTHER_COLUMNS
     except pa.ArrowException:
         return _OTHER_COLUMNS
@@ -144,7 +146,7 @@ def read_table(folder: Path, shard: Shard, columns: Sequence[str]) -> pa.Table:
     path = folder / shard.name
     with _explained(path), open_regular(path) as file:
         names = list(columns)
-        table = _parquet(file).read(names, use_threads=False).select(names)
+        table = _parquet(file, shard).read(names, use_threads=False).select(names)
         _check_columns(table)
     if len(table) != shard.rows:
         raise OutputError(
@@ -197,18 +199,28 @@ def read_group(folder: Path, shard: Shard, row: int) -> tuple[int, np.ndarray]:
     """The vectors, float32 (rows, D), of the row group that a row is in, and its first row."""
     path, group = folder / shard.name, row // _GROUP_ROWS
     with _explained(path), open_regular(path) as file:
-        table = _parquet(file).read_row_group(group, ["embedding"], use_threads=False)
+        table = _parquet(file, shard).read_row_group(group, ["embedding"], use_threads=False)
         vectors = vectors_of(table)
     return group * _GROUP_ROWS, vectors
 
 
-def _parquet(file: BinaryIO) -> pq.ParquetFile:
+def _parquet(file: BinaryIO, shard: Shard) -> pq.ParquetFile:
     """A shard to read from, open as a file: Arrow would take its name for UTF-8.
 
     To be read without threads. In one of its own Arrow may let go of the file when the interpreter
-    is leaving, which aborts the process.
+    is leaving, which aborts the process. Raises ArrowInvalid for a file that is not packed as ours
+    are: a few bytes could unpack to more than the memory holds.
     """
-    return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+    parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+    facts = parquet.metadata
+    groups = map(facts.row_group, range(facts.num_row_groups))
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
+    if unpacked > _ROW_BYTES * shard.rows + os.fstat(file.fileno()).st_size + _HEAD_BYTES:
+        raise pa.ArrowInvalid("it would unpack to far more than a store's rows")
+    if any(chunk.has_dictionary_page for chunk in chunks):
+        raise pa.ArrowInvalid(_OTHER_COLUMNS)
+    return parquet
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
