@@ -244,6 +244,19 @@ def test_allow_truncated_keeps_the_rows_of_other_formats(format):
     assert largest_difference(kept.crop(rows), decode(data).crop(rows)) == 0
 
 
+def test_a_tiff_whose_last_directory_is_cut_is_truncated_and_its_tags_are_kept_if_allowed(recwarn):
+    whole = encoded(photo(), "TIFF")
+    (start,) = struct.unpack("<I", whole[4:8])
+    (count,) = struct.unpack("<H", whole[start : start + 2])
+    directory = whole[start : start + 2 + 12 * count]
+    data = whole[:4] + struct.pack("<I", len(whole)) + whole[8:] + directory
+    assert largest_difference(decode(data), photo()) == 0  # only the number of the next is missing
+    assert reason_of(data[:-1]) == "truncated"
+    assert largest_difference(decode(data[:-1], allow_truncated=True), photo()) == 0
+    assert reason_of(data[: len(whole)], allow_truncated=True) == "truncated"
+    assert not recwarn.list
+
+
 def test_allow_truncated_leaves_whole_files_and_pillow_as_they_were():
     data = encoded(photo(), "JPEG")
     assert largest_difference(decode(data, allow_truncated=True), decode(data)) == 0

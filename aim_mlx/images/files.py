@@ -66,12 +66,15 @@ class EncodedImage:
         self._format = check_header(file, file_size, max_pixels)
         if self._format == "PNG":
             headers.check_png_chunks(file)
-        if self._format == "TIFF" and isinstance(file, io.BytesIO):
-            self._file = file = headers.without_damaged_tags(file)
-        if self._format == "GIF":
-            self.multi_frame = headers.gif_has_frames(file)
         if self._format in ("PNG", "TIFF") and not allow_truncated and self._is_cut():
             raise _truncated()
+        if self._format == "TIFF" and isinstance(file, io.BytesIO):
+            sound = headers.without_damaged_tags(file)
+            if sound is None:
+                raise _truncated()
+            self._file = file = sound
+        if self._format == "GIF":
+            self.multi_frame = headers.gif_has_frames(file)
         with explained():
             self._image = self._open(file)
         self.size, self.mode = self._image.size, self._image.mode

@@ -28,7 +28,7 @@ _TEXT_BYTES = 4096  # in which a PPM says its size, comments included
 _PIXEL_BYTES = 8
 _OTHER_BYTES = 64 << 20
 _RUN_BYTES = 16 << 20
-_FILE_BYTES = {"TIFF": 4 << 30, "GIF": 4 << 30, "AVIF": 256 << 20, "HEIF": 256 << 20}
+_FILE_BYTES = {"TIFF": 4 << 30, "GIF": 1 << 30, "AVIF": 256 << 20, "HEIF": 256 << 20}
 
 
 def check_bytes(format: str, head: bytes, size: tuple[int, int], file_size: int) -> None:
@@ -140,16 +140,19 @@ def _tiff_size(file: BinaryIO) -> tuple[int, int]:
     return values.get(256, 0), values.get(257, 0)
 
 
-def without_damaged_tags(file: io.BytesIO) -> io.BytesIO:
-    """A TIFF without the tags whose values are not within it: Pillow warns of each, at length."""
+def without_damaged_tags(file: io.BytesIO) -> io.BytesIO | None:
+    """A TIFF without the tags whose values are not within it: Pillow warns of each, at length.
+
+    None where it has no directory.
+    """
     directory, data = tiff_directory(file), file.getbuffer()
     if directory is None or directory.offset + directory.count_bytes > len(data):
-        return file
+        return None
     order: Literal["little", "big"] = "little" if directory.order == "<" else "big"
     start, entry, used = directory.offset + directory.count_bytes, directory.entry, 0
     count = directory.count_in(bytes(data[directory.offset : start]))
     end = start + count * entry.size
-    kept = []
+    kept, value = [], b""
     for at in range(start, min(end, len(data) - entry.size + 1), entry.size):
         _, kind, number, value = entry.unpack_from(data, at)
         size = number * _TYPE_BYTES.get(kind, 0)
@@ -158,9 +161,9 @@ def without_damaged_tags(file: io.BytesIO) -> io.BytesIO:
                 continue
             used += size
         kept.append(bytes(data[at : at + entry.size]))
-    if len(kept) == count:
+    if len(kept) == count and end + len(value) <= len(data):
         return file
-    following = bytes(data[end : end + 8])  # where the next directory is
+    following = bytes(data[end : end + 8]).ljust(8, b"\0")  # where the next directory is
     written = len(kept).to_bytes(directory.count_bytes, order) + b"".join(kept) + following
     copy = bytearray(data)
     copy[directory.offset : directory.offset + len(written)] = written
