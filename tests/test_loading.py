@@ -97,7 +97,8 @@ def test_a_revision_of_a_folder_is_refused(tmp_path):
         aim_mlx.load(save(tmp_path / "m"), revision="main")
 
 
-LIT_LAYOUTS = ["ml_aim_mlx", "ml_aim_torch", "transformers"]
+LIT_CASES = [("lit", layout) for layout in ("ml_aim_mlx", "ml_aim_torch", "transformers")]
+LIT_CASES += [("lit_d128", "transformers")]  # heads of 128 channels, four texts of up to 77 tokens
 
 
 def lit_config() -> LiTConfig:
@@ -106,12 +107,12 @@ def lit_config() -> LiTConfig:
     return LiTConfig(vision, TextConfig(**sizes["text"]), sizes["projection_dim"])
 
 
-@pytest.mark.parametrize("layout", LIT_LAYOUTS)
-def test_every_lit_layout_gives_the_numbers_of_the_reference(layout):
-    expected = load_file(DATA / "lit" / "io.safetensors")
+@pytest.mark.parametrize(("case", "layout"), LIT_CASES)
+def test_every_lit_layout_gives_the_numbers_of_the_reference(case, layout):
+    expected = load_file(DATA / case / "io.safetensors")
     # As published, only the transformers layout has a config.json; heads here are not of 128.
     config = None if layout == "transformers" else lit_config()
-    lit = aim_mlx.load(DATA / "lit" / layout, config=config)
+    lit = aim_mlx.load(DATA / case / layout, config=config)
     assert isinstance(lit, LiT)
     pixels = expected["pixels_nchw"].transpose(0, 2, 3, 1)
     outputs = {
@@ -119,10 +120,10 @@ def test_every_lit_layout_gives_the_numbers_of_the_reference(layout):
         "text_projected": lit.encode_text(expected["input_ids"]),
         "logits_per_image": lit.logits(pixels, expected["input_ids"]),
     }
-    for name, tolerance in (("image_projected", 2e-5), ("text_projected", 2e-5)):
+    # Ten times what is measured: 2.0e-6 for vectors, 1.0e-5 for logits of up to nine.
+    tolerances = {"image_projected": 2e-5, "text_projected": 2e-5, "logits_per_image": 1e-4}
+    for name, tolerance in tolerances.items():
         assert np.abs(np.array(outputs[name]) - expected[name]).max() <= tolerance, name
-    # Up to 2.4e-6 is measured, for logits of up to six.
-    assert np.abs(np.array(outputs["logits_per_image"]) - expected["logits_per_image"]).max() < 3e-5
 
 
 def test_a_lit_model_embeds_into_the_space_of_its_texts_by_default():
