@@ -31,6 +31,7 @@ from tests.weights_files import (
     PEAK,
     as_bfloat16,
     copy_case,
+    edit_json,
     read_tensors,
     shard,
     weight_file,
@@ -258,6 +259,14 @@ def test_a_model_from_the_hubs_cache_keeps_its_name(tmp_path: Path):
     commit.parents[1].rename(other)
     assert describe(other / "snapshots" / commit.name)["model"] == "owner/its-own"
     assert describe(DATA / "vision_absolute" / "timm")["model"] is None
+
+
+def test_a_source_that_is_no_path_names_no_model_and_takes_no_time(tmp_path: Path):
+    convert_checkpoint(DATA / "vision_absolute" / "timm", tmp_path / "m", compare=False)
+    odd = "/models--a--\x1b[2J/snapshots/"
+    for source in ("/models--" + "a--" * 200_000, odd, ["x"], None):
+        edit_json(tmp_path / "m" / "config.json", provenance={"source": source})
+        assert describe(tmp_path / "m")["model"] is None
 
 
 def test_a_lit_folder_keeps_its_tokenizer_and_an_overwrite_takes_it_away(tmp_path: Path):

@@ -38,7 +38,7 @@ TRAINED_KEY = "aim_mlx_trained"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 _PACKED = {"U32", "U8"}
-_SNAPSHOT = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", re.ASCII)  # in the Hub's cache
+_SNAPSHOT = re.compile(r"/models--([\w.-]{1,200})/snapshots/", re.ASCII)  # in the Hub's cache
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Checkpoint:
         found = next((m for m in map(_SNAPSHOT.search, places) if m), None)
         if found is None:
             return None
-        repo = f"{found[1]}/{found[2]}"
+        repo = found[1].replace("--", "/", 1)
         return next((spec.name for spec in MODELS.values() if spec.repo == repo), repo)
 
     @property
