@@ -4,6 +4,7 @@ As a program, `python -m tests.training_crashes JOB`: every run is a process of 
 before anything was computed, as MLX's threads do not survive a fork.
 """
 
+import csv
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from PIL import Image
 
 from aim_mlx import token_cache
 from aim_mlx.errors import AimError
@@ -28,10 +30,35 @@ from aim_mlx.probe.data import Data
 from aim_mlx.probe.fit import fit
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, train_probe
-from tests.small import encoder
+from tests.small import encoder, photo
 from tests.store_crashes import Disk
 
 _RECORD = 64 + 2 * 16 * 64  # bytes of an image's tokens
+
+
+def write_data(folder: Path) -> Path:
+    """28 photos in two classes, one of which cannot be decoded, and captions for them."""
+    rows = [("path", "caption")]
+    for seed in range(28):
+        path = folder / "cat dog".split()[seed % 2] / f"{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(seed)).save(path)
+        if seed == 3:
+            path.write_bytes(b"not an image")
+        rows.append((str(path), f"picture {seed} by hand"))
+    with open(folder / "pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """What a finished training leaves, without the tokens and what holds times."""
+    kept = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not name.startswith("training/tokens/") and path.name != ".lock":
+            kept[name] = path.read_bytes()
+    return kept
 
 
 def train(kind: str, data: Path, folder: Path) -> None:
