@@ -8,7 +8,7 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Loads the commands, runs one and ends the process; Ctrl-C ends it at any time with 130."""
-    code = 1
+    code = 130  # whatever follows, and how often, an interrupt ends with it
     try:
         _open_standard_streams()
         from aim_mlx.cli import interrupt
@@ -21,8 +21,8 @@ def main() -> NoReturn:
         code = end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         print("aim-mlx: error: interrupted", file=sys.stderr)
-        code = 130
     except BaseException:  # with --debug
+        code = 1
         import traceback
 
         traceback.print_exc()
