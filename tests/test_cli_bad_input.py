@@ -224,6 +224,23 @@ def test_an_interrupt_while_the_model_loads_ends_at_once(one, model):
     assert not (one.parent / "o").exists()
 
 
+def test_an_interrupt_in_a_finalizer_is_not_lost(model, tmp_path):
+    before = """
+import time
+from aim_mlx.cli import main as cli
+class Slow:
+    def __del__(self):
+        open('dying', 'w').close()
+        time.sleep(100)
+cli.main = lambda: [Slow() and None, None]
+"""
+    process = start("inspect", model, before=before, cwd=tmp_path)
+    wait_for(tmp_path / "dying")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (130, "aim-mlx: error: interrupted\n")
+
+
 def test_an_interrupt_counts_where_a_shell_in_the_background_had_it_ignored(one, model):
     slow = DECODING.format(hook="open('decoding', 'w').close(); time.sleep(1)")
     process = start(

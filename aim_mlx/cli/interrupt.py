@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ def watch() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, _raise_once)
+    sys.unraisablehook = _unraisable
     threading.Thread(target=_count, args=(reader,), name="Ctrl-C", daemon=True).start()
 
 
@@ -43,6 +45,13 @@ def _raise_once(*_: object) -> None:
     if not (_gentle or _raised):
         _raised = True
         raise KeyboardInterrupt
+
+
+def _unraisable(problem: "sys.UnraisableHookArgs") -> None:
+    """Ends the process where Ctrl-C came in a finalizer, on which Python would only remark."""
+    if isinstance(problem.exc_value, KeyboardInterrupt):
+        _stop_now()
+    sys.__unraisablehook__(problem)
 
 
 def _count(reader: int) -> None:
