@@ -98,7 +98,7 @@ class Job:
         selected = self.selection.select(outputs, base)
         listing = selected.listing
         if not listing.files and not listing.skipped:
-            others = f"{listing.ignored} other files"
+            others = counted(listing.ignored, "other file")
             if listing.notes not in ((), (others,)):
                 others += f" ({', '.join(listing.notes)})"
             raise AimError(f"0 images, {others} under {self.selection}: give a folder with images")

@@ -20,6 +20,10 @@ _BATCH = 64  # rows of a Parquet file at a time: each may be a copy of one text 
 _BOM = b"\xef\xbb\xbf"
 
 
+class MissingColumn(UsageError):
+    """A table without one of the columns that are asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """The values of one row in the order the columns were asked for.
@@ -286,10 +290,10 @@ def _column(path: Path, found: Sequence[str], column: str) -> int:
     return found.index(column)
 
 
-def _missing(place: str, column: str, found: Sequence[str]) -> UsageError:
+def _missing(place: str, column: str, found: Sequence[str]) -> MissingColumn:
     names = ", ".join(map(repr, found))
     names = names if len(names) <= 200 else f"{names[:197]}..."
-    return UsageError(f"{place} has no column {column!r}: it has {names or 'none'}")
+    return MissingColumn(f"{place} has no column {column!r}: it has {names or 'none'}")
 
 
 def _is_path(text: str) -> bool:

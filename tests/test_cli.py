@@ -236,7 +236,7 @@ def test_a_folder_without_images_says_what_was_there(capsys, model, tmp_path):
     code, _, stderr = run(
         capsys, "embed", tmp_path / "empty", "-o", tmp_path / "o.npz", "--model", model
     )
-    assert code == 1 and "0 images, 1 other files" in stderr
+    assert code == 1 and "0 images, 1 other file" in stderr
 
 
 def test_nothing_but_broken_images_writes_nothing(capsys, model, tmp_path):

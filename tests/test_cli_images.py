@@ -212,12 +212,12 @@ def test_names_and_links_are_kept_exactly_and_change_no_vector(zoo: Zoo, name: s
 
 
 def test_of_films_the_first_frame_is_embedded_and_noted(zoo: Zoo):
-    assert f"of {len(FILMS)} images with several frames the first was embedded" in zoo.stderr
+    assert f"the first frame was embedded of {len(FILMS)} images with several" in zoo.stderr
 
 
 def test_what_was_ignored_is_counted_and_a_photo_library_named(zoo: Zoo):
     assert "note: 1 link to a listed photo\n" in zoo.stderr
-    for note in ("2 links to folders", "1 other files", "1 photo libraries", "5 system files"):
+    for note in ("2 links to folders", "1 other file", "1 photo library", "5 system files"):
         assert f"note: {note}\n" in zoo.stderr
     assert "My.photoslibrary' (export its photos to a folder)" in zoo.stderr
 

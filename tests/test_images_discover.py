@@ -128,7 +128,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
     (tmp_path / "in" / "folder").symlink_to("../out/folder")
     listing = discover([tmp_path / "in"])
     assert names(listing, tmp_path / "in") == ["a.jpg", "photo.jpg"]
-    assert listing.ignored == 1 and listing.notes == ("1 links to folders",)
+    assert listing.ignored == 1 and listing.notes == ("1 link to a folder",)
 
 
 def test_follow_visits_every_folder_once_by_its_own_name(tmp_path):
@@ -337,7 +337,7 @@ def test_an_excluded_folder_is_not_entered_and_counts_as_one(tmp_path, monkeypat
     monkeypatch.setattr(os, "scandir", lambda path: entered.append(path) or scandir(path))
     listing = discover([tmp_path], exclude_patterns=["drafts/", "*.png"])
     assert entered == [str(tmp_path)]
-    assert listing.listed == 3 and listing.notes == ("1 excluded", "1 excluded folders")
+    assert listing.listed == 3 and listing.notes == ("1 excluded", "1 excluded folder")
 
 
 def test_patterns_leave_alone_what_is_named_itself(tmp_path):
@@ -447,7 +447,7 @@ def test_a_hidden_folder_that_is_named_is_searched(tmp_path):
     make(tmp_path, ".photos/a.jpg", ".photos/.more/b.jpg")
     listing = discover([tmp_path / ".photos"])
     assert names(listing, tmp_path) == [".photos/a.jpg"]
-    assert listing.notes == ("1 hidden folders",)
+    assert listing.notes == ("1 hidden folder",)
 
 
 # The order

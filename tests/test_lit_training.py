@@ -381,7 +381,7 @@ def test_captions_that_are_cut_and_images_that_are_not_evaluated_are_told(
     report.noted = notes.append  # pyright: ignore[reportAttributeAccessIssue]
     train_lit(table, tmp_path / "out", encoder, QUICK, report)
     assert notes[1:] == [
-        "1 captions are over 77 tokens: what is beyond is cut off",
+        "1 caption cut off after 77 tokens",
         "of 3 held-out images 2 are evaluated",
     ]
 

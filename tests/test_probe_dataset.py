@@ -325,3 +325,8 @@ def test_what_cannot_be_decoded_leaves_its_part_and_is_listed(root):
     dogs = [Skip(path, "not_image", "no") for path in found.parts["val"].paths if "dog" in path]
     with pytest.raises(UsageError, match="val has no images of 'dog'"):
         found.without(dogs)
+
+
+def test_a_missing_column_is_answered_with_the_options_that_name_another(tmp_path):
+    (tmp_path / "data.csv").write_text("file,species\na.png,owl\n")
+    refused("has 'file', 'species' .--path-column and --label-column", tmp_path / "data.csv")

@@ -64,7 +64,7 @@ def embed(
         bool, typer.Option("--retry-skipped", help="Try what failed before and did not change.")
     ] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Take out the rows of files that are no more.")
+        bool, typer.Option("--prune", help="Remove the rows of deleted files.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start afresh: replace what the output holds.")

@@ -121,8 +121,8 @@ class Progress:
             for count, what in (
                 (summary.reused, "with the content of another"),
                 (summary.moved, "under a new name"),
-                (summary.vanished, "rows of files that are no more (--prune takes them out)"),
-                (summary.pruned, "rows pruned"),
+                (summary.vanished, "of deleted files kept (--prune removes them)"),
+                (summary.pruned, "of deleted files removed"),
             )
             if count
         ]

@@ -31,6 +31,7 @@ def list_images(
     """The image files under the sources; raises AimError where there are none."""
     from aim_mlx.errors import AimError
     from aim_mlx.images import discover
+    from aim_mlx.wording import counted
 
     listing = discover(
         sources, follow=follow, hidden=hidden, exclude=[path for path in exclude if path]
@@ -38,7 +39,7 @@ def list_images(
     progress.listed(listing)
     if not listing.files and not listing.skipped:
         raise AimError(
-            f"0 images, {listing.ignored} other files under {', '.join(sources)}: "
+            f"0 images, {counted(listing.ignored, 'other file')} under {', '.join(sources)}: "
             "give a folder with images"
         )
     return listing

@@ -11,8 +11,10 @@ from aim_mlx.cli.options import (
     AsJson,
     BatchSize,
     Dtype,
+    LabelColumn,
     LitModel,
     Offline,
+    PathColumn,
     Revision,
     Templates,
 )
@@ -43,6 +45,8 @@ def zeroshot_eval(
     batch_size: BatchSize = None,
     offline: Offline = False,
     allow_empty: AllowEmpty = False,
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
     as_json: AsJson = False,
 ) -> int:
     """Measure how well words tell classes apart.
@@ -52,13 +56,13 @@ def zeroshot_eval(
     from aim_mlx.cli.progress import Progress
     from aim_mlx.embed import EmbedOptions
     from aim_mlx.images import Listing, Skip
-    from aim_mlx.probe.dataset import read_labelled
+    from aim_mlx.probe.dataset import Columns, read_labelled
     from aim_mlx.prompts import as_labels, as_templates
     from aim_mlx.zeroshot_eval import chosen_split, evaluate, labels_of
 
     sentences = as_templates(templates)
     options = EmbedOptions("attention", batch_size=batch_size)
-    found = read_labelled(data, allow_empty=allow_empty)
+    found = read_labelled(data, columns=Columns(path_column, label_column), allow_empty=allow_empty)
     items = chosen_split(found, split)
     labels = as_labels(labels_of(found.classes, class_names))
     progress, skips = Progress(as_json), list(found.skips)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from aim_mlx.errors import UsageError
 from aim_mlx.images.patterns import Patterns
+from aim_mlx.wording import counted
 
 _Identity = tuple[int, int]  # device and inode
 
@@ -32,6 +33,13 @@ _IGNORED_NAMES = frozenset(
     + ("System Volume Information", ".ipynb_checkpoints")
 )
 _LIBRARY_SUFFIXES = (".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary")
+
+
+_SEVERAL = {
+    "link to a folder": "links to folders",
+    "photo library": "photo libraries",
+    "excluded": "excluded",
+}
 
 
 @dataclass(frozen=True)
@@ -201,11 +209,11 @@ class _Search:
     def _add(self, entry: os.DirEntry, path: str, parent: _Folder) -> None:
         is_link = entry.is_symlink()
         if entry.name.startswith("._") or entry.name in _IGNORED_NAMES:
-            self.ignored["system files"] += 1
+            self.ignored["system file"] += 1
         elif entry.is_dir(follow_symlinks=False) or (is_link and os.path.isdir(path)):
             self._add_folder(path, parent.below + entry.name, is_link, parent.included)
         elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-            self.ignored["other files"] += 1
+            self.ignored["other file"] += 1
         elif not self._is_wanted(parent.below + entry.name, parent.included):
             self.ignored["excluded"] += 1
         elif os.path.isfile(path) if is_link else entry.is_file():
@@ -217,13 +225,13 @@ class _Search:
 
     def _add_folder(self, path: str, below: str, is_link: bool, included: bool) -> None:
         if is_link and not self.follow:
-            self.ignored["links to folders"] += 1
+            self.ignored["link to a folder"] += 1
         elif os.path.basename(path).startswith(".") and not self.hidden:
-            self.ignored["hidden folders"] += 1
+            self.ignored["hidden folder"] += 1
         elif self.exclude and self.exclude.match(below, is_folder=True):
-            self.ignored["excluded folders"] += 1
+            self.ignored["excluded folder"] += 1
         elif below.lower().endswith(_LIBRARY_SUFFIXES):
-            self.ignored["photo libraries"] += 1
+            self.ignored["photo library"] += 1
             self.libraries.append(path)
         else:
             included = included or (bool(self.include) and self.include.match(below, True))
@@ -248,7 +256,9 @@ class _Search:
         self.skipped[path] = Skip(path, reason, detail)
 
     def listing(self) -> Listing:
-        notes = [f"{count} {what}" for what, count in sorted(self.ignored.items())]
+        notes = [
+            counted(count, what, _SEVERAL.get(what)) for what, count in sorted(self.ignored.items())
+        ]
         for library in sorted(self.libraries, key=os.fsencode):
             notes.append(f"photo library left out: {library!r} (export its photos to a folder)")
         return Listing(

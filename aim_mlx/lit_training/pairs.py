@@ -11,7 +11,7 @@ import numpy as np
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import Content, Skip
 from aim_mlx.images.contents import read_content
-from aim_mlx.tables import beside, read_table
+from aim_mlx.tables import MissingColumn, beside, read_table
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ def read_pairs(
 
     Raises UsageError for a bad table, or where no image can be read.
     """
-    rows = read_table(table, columns)
+    try:
+        rows = read_table(table, columns)
+    except MissingColumn as error:
+        raise MissingColumn(f"{error} (--path-column and --caption-column say which)") from None
     for row in rows:
         if any("\ud800" <= letter <= "\udfff" for letter in row.values[1]):
             raise UsageError(f"{row.place}: the caption holds half a character: mend it")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Skip, discover
-from aim_mlx.tables import Row, beside, read_table
+from aim_mlx.tables import MissingColumn, Row, beside, read_table
 from aim_mlx.wording import counted
 
 SPLITS = ("train", "val", "test")
@@ -185,7 +185,11 @@ def _from_table(path: Path, columns: Columns, multi_label: bool) -> Labelled:
     if columns.split is not None:
         asked.append(columns.split)
     items = []
-    for row in read_table(path, asked, several, optional=optional):
+    try:
+        rows = read_table(path, asked, several, optional=optional)
+    except MissingColumn as error:
+        raise MissingColumn(f"{error} (--path-column and --label-column say which)") from None
+    for row in rows:
         labels = row.several if multi_label else row.values[1:2]
         for label in labels:
             _check_label(row, label)
