@@ -298,9 +298,12 @@ def test_a_command_without_arguments_prints_its_help(capsys, group):
 
 
 def _help_pages() -> list[list[str]]:
-    groups = {group.name: group.typer_instance for group in cli.app.registered_groups}
-    inner = [[name, each.name] for name, app in groups.items() for each in app.registered_commands]
-    return [[], *([each.name] for each in cli.app.registered_commands), *inner]
+    pages = [[], *([str(each.name)] for each in cli.app.registered_commands)]
+    for group in cli.app.registered_groups:
+        assert group.typer_instance is not None
+        inner = group.typer_instance.registered_commands
+        pages += [[str(group.name), str(each.name)] for each in inner]
+    return pages
 
 
 @pytest.mark.parametrize("command", _help_pages(), ids=" ".join)

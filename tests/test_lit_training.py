@@ -224,7 +224,7 @@ def small_trainer(**changes) -> Trainer:
     model = new_model(tower, lit_config(tower, "tiny", tokenizer), 0)
     noise = {
         name: value + mx.array(rng.normal(0, 0.1, value.shape), mx.float32)
-        for name, value in tree_flatten(model.trainable_parameters())
+        for name, value in dict(tree_flatten(model.trainable_parameters())).items()
     }
     model.load_weights(list(noise.items()), strict=False)
     tokens = ArrayTokens(rng.normal(size=(8, 16, 64)).astype(np.float16))
@@ -247,7 +247,7 @@ def test_steps_are_those_of_adamw_in_double_precision(clip_norm):
         taken.append({n: np.array(v, np.float64) for n, v in tree_flatten(gradient)})
         return loss, gradient
 
-    trainer._loss_and_gradient = kept
+    trainer._loss_and_gradient = kept  # pyright: ignore[reportAttributeAccessIssue]
     parameters = lambda: {  # noqa: E731
         n: np.array(v, np.float64) for n, v in tree_flatten(trainer.model.trainable_parameters())
     }

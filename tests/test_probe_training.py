@@ -115,7 +115,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes(several):
         losses = wanted * np.log1p(np.exp(-scores)) + (1 - wanted) * np.log1p(np.exp(scores))
         expected = losses.mean(axis=(1, 2))
     else:
-        wanted = 0.7 * np.eye(4)[labels] + 0.3 / 4
+        wanted = 0.7 * np.eye(4)[labels.astype(int)] + 0.3 / 4
         logs = scores - np.log(np.exp(scores).sum(axis=2, keepdims=True))
         expected = -(wanted * logs).sum(axis=2).mean(axis=1)
     np.testing.assert_allclose(found.history[0]["val_loss"], expected, rtol=1e-5)
