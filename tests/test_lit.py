@@ -18,7 +18,7 @@ from aim_mlx.weights.convert import convert_checkpoint
 from tests.small import COSTLY, SMALL_LIT, TOKENIZER, costly, peak_bytes, photo, save_lit
 
 TEXTS = ["a photo of a cat", "two dogs", "", "it's the dog's 2nd ball, isn't it", "x", "two dogs"]
-CLOSE = 2e-6  # the same sums over batches of another shape
+CLOSE = 6e-6  # the same sums over batches of another shape: seen 6e-7
 CUT = "1 text of more than 32 tokens cut"
 
 
@@ -94,15 +94,15 @@ def test_logits_take_words(lit):
     np.testing.assert_allclose(np.array(lit.logits(pixels, TEXTS[:3])), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_projected_images_and_texts_are_float32_whatever_the_weights_are(lit, folder, dtype):
+@pytest.mark.parametrize(("dtype", "most"), [("float16", 0.009), ("bfloat16", 0.07)])
+def test_projected_images_and_texts_are_float32_whatever_the_weights_are(lit, folder, dtype, most):
     half = aim_mlx.load_lit(folder, dtype=dtype)
     pixels = lit.preprocess([photo(0), photo(1)])
     for ask in (lambda m: m.encode_image(pixels), lambda m: m.encode_text(TEXTS[:3])):
         projected, expected = ask(half), np.array(ask(lit))
         assert projected.dtype == mx.float32
         # Of the largest value 0.0009 was seen in float16, 0.0074 with bfloat16's 8 bits.
-        assert np.abs(np.array(projected) - expected).max() < 0.05 * np.abs(expected).max()
+        assert np.abs(np.array(projected) - expected).max() < most * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(("images", "shape"), [(2, (1, 32)), (1, (1, 31)), (1, (32,))])
