@@ -160,6 +160,17 @@ def test_the_lines_that_search_find_the_photo_that_was_turned(stored):
         assert "data:image/jpeg;base64," in (folder / page).read_text()
 
 
+def test_the_line_about_thresholds_tells_altered_copies_from_photos_that_differ(stored):
+    folder, _ = stored
+    done = run_block("threshold", folder)
+    assert done.returncode == 0, done.stderr
+    rows = {line[:24].strip(): line[24:].split() for line in done.stdout.splitlines()}
+    assert len(rows) == 9 and "cut_short.jpg" in done.stderr
+    # The photos are few, and two of them are one that was turned.
+    assert float(rows["half the size"][0]) > 0.9 > float(rows["photos that differ"][1])
+    assert rows["half the size"][3] == "100%" and rows["photos that differ"][2] == "1.000"
+
+
 def test_the_line_with_words_runs_and_makes_a_page(stored):
     folder, _ = stored
     done = run_block("classify", folder)
