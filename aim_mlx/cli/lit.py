@@ -51,7 +51,7 @@ def train(
     path_column: Annotated[str, typer.Option(help="The column of the images.")] = "path",
     caption_column: Annotated[str, typer.Option(help="The column of the texts.")] = "caption",
     cache: Annotated[
-        Path | None, typer.Option(help="Where image tokens are kept; in the output if absent.")
+        Path | None, typer.Option(help="Where image tokens are kept; default: in the output.")
     ] = None,
     max_cache_gb: Annotated[
         float, typer.Option(help="What they may take; more is computed again every time.")

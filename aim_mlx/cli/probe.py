@@ -30,7 +30,7 @@ app = App(help="Classifiers on the features of a frozen encoder.", rich_markup_m
 
 Probe = Annotated[Path, typer.Argument(metavar="PROBE", help="The folder that probe train wrote.")]
 OtherModel = Annotated[
-    str | None, typer.Option(help="Where the encoder is now; where it was, if absent.")
+    str | None, typer.Option(help="Where the encoder is now; default: where it was.")
 ]
 
 
@@ -49,7 +49,7 @@ def train(
     ] = None,
     queries: Annotated[int | None, typer.Option(help="Learned queries of a head.")] = None,
     learning_rates: Annotated[
-        str | None, typer.Option(help="Each tried, as 1e-3,3e-3; the protocol's if absent.")
+        str | None, typer.Option(help="Each tried, as 1e-3,3e-3; default: the protocol's.")
     ] = None,
     weight_decays: Annotated[str | None, typer.Option(help="Each tried, as 0.05,0.1")] = None,
     batch_norm: Annotated[str | None, typer.Option(help="off, on or both.")] = None,
@@ -65,8 +65,12 @@ def train(
         int | None, typer.Option(help="Epochs without a better head until it stops; 0: never.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides the split, the first weights, the order.")] = 0,
-    val: Annotated[float, typer.Option(help="Of each class, to choose by.")] = 0.15,
-    test: Annotated[float, typer.Option(help="Of each class, for the figures at the end.")] = 0.15,
+    val: Annotated[
+        float, typer.Option(help="Fraction of each class used to choose the head.")
+    ] = 0.15,
+    test: Annotated[
+        float, typer.Option(help="Fraction of each class used for the final figures.")
+    ] = 0.15,
     multi_label: MultiLabel = False,
     allow_empty: AllowEmpty = False,
     follow: Follow = False,
@@ -80,7 +84,7 @@ def train(
         int, typer.Option(help="With --augment, this many views an image, kept and taken in turn.")
     ] = 0,
     cache: Annotated[
-        Path | None, typer.Option(help="Where tokens are kept; in the output if absent.")
+        Path | None, typer.Option(help="Where tokens are kept; default: in the output.")
     ] = None,
     max_cache_gb: Annotated[
         float, typer.Option(help="What they may take; more is computed again in every epoch.")
@@ -210,7 +214,7 @@ def predict(
         Path | None, typer.Option(help="Also a page of the photos with bars for their classes.")
     ] = None,
     top: Annotated[
-        int | None, typer.Option(help="The best N classes; 1 if absent, all with several.")
+        int | None, typer.Option(help="The best N classes; default: 1, or all with several.")
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Only classes this likely; 0.5 where there are several.")
