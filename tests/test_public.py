@@ -18,7 +18,8 @@ SOURCE = Path(aim_mlx.__file__)
 def seen_by_editors() -> dict[str, str]:
     """The names that __init__.py imports for type checkers, with their modules."""
     tree = ast.parse(SOURCE.read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    (block,) = (node for node in blocks if ast.unparse(node.test) == "TYPE_CHECKING")
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     assert all(name.asname == name.name for node in imports for name in node.names)
     return {name.name: str(node.module) for node in imports for name in node.names}
