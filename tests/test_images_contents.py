@@ -1,5 +1,6 @@
 """Files read for their digest before they are decoded: what is decoded is what was digested."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from aim_mlx.cli import main as cli
 from aim_mlx.errors import ImageError
 from aim_mlx.images import changed, decode, is_beyond_times, size_and_time
 from aim_mlx.images.contents import read_content
+from aim_mlx.token_cache import TokenCache
 from tests.bad_images import JPEG, PNG, encoded
 from tests.embed_runs import OUTPUTS, embed, make, vectors_of
-from tests.small import photo, save
+from tests.small import encoder, photo, save
 
 B = encoded(Image.fromarray(photo(1)), "BMP")
 OTHER = encoded(Image.fromarray(photo(2)), "BMP")  # of the same size
@@ -103,6 +106,46 @@ def test_a_file_that_is_only_linked_touched_or_copied_over_has_not_changed(tmp_p
     assert changed(str(path), content) is None
     os.utime(path, ns=(1, 1))
     assert changed(str(path), content) is None
+
+
+@pytest.mark.parametrize("change", [replace, rewrite])
+def test_a_photo_embedded_again_is_compared_only_if_it_is_the_one_embedded(
+    model, tmp_path, change, capsys
+):
+    folder, store = make(tmp_path / "in", {"a.png": PNG, "b.bmp": B}), tmp_path / "store"
+    embed(folder, "-o", store, "--model", model)
+    change(folder / "b.bmp", OTHER)
+    cli._run(["verify", str(store), "--sample", "2", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    outcomes = {Path(row["path"]).name: row["outcome"] for row in rows if row["event"] == "row"}
+    assert outcomes == {"a.png": "same", "b.bmp": "changed"}
+
+
+@pytest.mark.parametrize("change", [replace, rewrite])
+def test_tokens_are_cached_under_the_digest_of_the_bytes_that_were_decoded(tmp_path, change):
+    path = tmp_path / "b.bmp"
+    path.write_bytes(B)
+    content = read_content(str(path))
+    change(path, OTHER)
+    cache = TokenCache(tmp_path / "cache", encoder())
+    (skip,) = cache.fill({content.digest: (str(path), content)})
+    assert skip.reason == "changed" and cache.missing([content.digest])
+
+
+@pytest.mark.parametrize("change", [replace, rewrite])
+def test_a_rewritten_file_is_embedded_again_when_its_time_tells_and_its_size_does_not(
+    model, tmp_path, change
+):
+    folder, store = make(tmp_path / "in", {"a.png": PNG, "b.bmp": B}), tmp_path / "store"
+    embed(folder, "-o", store, "--model", model)
+    before = vectors_of(store)
+    change(folder / "b.bmp", OTHER)
+    os.utime(folder / "b.bmp", (1, 1))
+    run = embed(folder, "-o", store, "--model", model)
+    assert (run.summary["computed"], run.summary["unchanged"]) == (1, 1)
+    after = vectors_of(store)
+    assert (after["a.png"] == before["a.png"]).all()
+    assert np.abs(after["b.bmp"] - before["b.bmp"]).max() > 0.01  # another photograph
 
 
 def test_a_file_rewritten_while_it_is_decoded_is_changed_though_its_size_and_time_are_the_same(
