@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from aim_mlx.cli.terminal import escaped, on_terminal
 
-_SILENCE = 60.0  # seconds without a line, where no bar is drawn, before one says how far it is
+_SILENCE = 30.0  # seconds without a line, where no bar is drawn, before one says how far it is
 
 
 class Stages:
