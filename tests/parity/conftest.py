@@ -1,6 +1,7 @@
 """Parity tests need torch and transformers, and float32 products that are really float32."""
 
 import os
+from contextlib import suppress
 
 import pytest
 
@@ -23,7 +24,8 @@ def _reference_is_installed():
             patch.setattr(
                 torch.library, "register_fake", lambda *_, **__: lambda function: function
             )
-            import timm  # noqa: F401
+            with suppress(ImportError):  # the tests that compare with it say so themselves
+                import timm  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
         pytest.fail(f"{error}; install the references with: pip install -e '.[parity]'")
