@@ -12,6 +12,7 @@ import pytest
 from aim_mlx import EmbeddingStore, embed_files
 from aim_mlx.cli import main
 from aim_mlx.store import plan
+from aim_mlx.store.verify import verify
 from tests.bad_images import PHOTO, PNG, encoded
 from tests.embed_runs import Run, embed, make, vectors_of
 from tests.small import save
@@ -205,6 +206,7 @@ def test_a_file_keeps_one_row_however_it_is_named(photos, run, tmp_path, spellin
         }
         after = vectors_of(tmp_path / "store")
         assert all((after[file] == vector).all() for file, vector in before.items())
+        assert verify(EmbeddingStore(tmp_path / "store")).complete
 
 
 def test_a_run_from_inside_the_folder_finds_the_rows_that_are_there(
@@ -231,6 +233,16 @@ def test_a_store_with_several_spellings_keeps_one_row_a_file(photos, run, tmp_pa
     assert len(EmbeddingStore(tmp_path / "store")) == 4
     run("2024").check_account(2, 0, 0)
     assert paths(tmp_path / "store") == {"2024/drafts/e.png", "2024/f.png"}
+
+
+def test_a_film_under_another_name_is_still_one(photos, run, tmp_path):
+    frames = [PHOTO, PHOTO.rotate(180)]
+    frames[0].save("2024/film.webp", save_all=True, append_images=frames[1:])
+    for source in ("2024", photos / "2024"):
+        run(source)
+    store = EmbeddingStore(tmp_path / "store")
+    assert store._state.first_frames == {str(photos / "2024" / "film.webp")}
+    assert verify(store).complete
 
 
 def test_a_dry_run_knows_a_file_by_another_name(photos, run, tmp_path, model):

@@ -391,7 +391,7 @@ def test_near_duplicates_come_in_groups(capsys, made):
     code, stdout, stderr = run(capsys, "duplicates", made / "store", "--threshold", 0.99)
     lines = [line.split("\t") for line in stdout.splitlines()]
     assert code == 0
-    assert stderr == "1 group of copies, 1 group of near-duplicates: 4 photos of 8\n"
+    assert stderr == "1 group of copies, 1 group of near-duplicates: 4 photos of 8 rows\n"
     assert [(line[0], line[1], Path(line[-1]).name) for line in lines[:3]] == [
         ("1", "reference", "2.png"),
         ("1", "copy", "odd \\x1b[31m<b>\\n.png"),

@@ -123,7 +123,9 @@ def _account(groups: list["Group"], rows: int) -> str:
     copies = counted(sum(group.exact for group in groups), "group", "groups")
     near = counted(sum(not group.exact for group in groups), "group", "groups")
     among = counted(_among(groups), "photo", "photos")
-    return f"{copies} of copies, {near} of near-duplicates: {among} of {rows:,}"
+    return (
+        f"{copies} of copies, {near} of near-duplicates: {among} of {counted(rows, 'row', 'rows')}"
+    )
 
 
 def _among(groups: list["Group"]) -> int:

@@ -129,7 +129,7 @@ def _write_page(
         Picture(store.locate(each["row"]), [f"{each['score']:.4f}", each["path"]])
         for each in results
     ]
-    note = f"{len(results)} of {len(store):,} photos, by cosine similarity"
+    note = f"{len(results)} of {len(store):,} rows, by cosine similarity"
     sections.append(Section("Found", found))
     origin = Origin(store.manifest["model"], store.folder)
     write_contact_sheet(target, "Similar photos", sections, origin, note)
