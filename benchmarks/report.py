@@ -73,7 +73,7 @@ def _encoder(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def possible(summary: dict[str, Any], machine: dict[str, Any]) -> float:
-    """The most that a folder can reach of the encoder alone: on a CPU they share the cores."""
+    """What a folder can reach of the encoder alone, if that keeps the shared cores busy."""
     if machine["on_gpu"]:
         return 1.0
     alone = machine["cores"] / summary["encoder_alone_images_per_second"]["median"]
@@ -94,14 +94,19 @@ def goals(
     difference = encoder["checksums_differ_by"]
     loading = summary["loading"]["ours"]["peak_gb"]["high"]
     loaded = summary["loading"]["checksums_differ_by"]
-    reach = 0.95 * possible(summary, machine)
+    share, reach = possible(summary, machine), 0.95 if machine["on_gpu"] else 0.92
     bound = 1.1 * measured["checkpoint"]["weights_bytes"] / GB + 0.3
     rows = [
         ("outputs' checksums, ours and theirs", f"{difference:.0e}", "<= 3e-5", difference <= 3e-5),
         ("weights' sums as loaded, of their size", f"{loaded:.0e}", "<= 1e-6", loaded <= 1e-6),
         ("rate of transformers, best against best", f"{ratio:.2f}", ">= 0.90", ratio >= 0.9),
         ("seconds an image", f"{seconds:.2f}", "<= 1.5", seconds <= 1.5),
-        ("folder against encoder alone", f"{pipeline:.2f}", f">= {reach:.2f}", pipeline >= reach),
+        (
+            "folder against encoder alone",
+            f"{pipeline:.2f} (cores kept busy allow {share:.2f})",
+            f">= {reach:.2f}",
+            pipeline >= reach,
+        ),
         ("import aim_mlx", f"{milliseconds:.0f} ms", "< 50 ms", milliseconds < 50),
         ("aim-mlx --help", _time(start["--help"]), "< 0.4 s", start["--help"]["median"] < 0.4),
         ("mlx, torch imported at the start", ", ".join(unwanted) or "none", "none", not unwanted),
