@@ -30,6 +30,8 @@ def main() -> int:
             if wrong := outcomes(scene):
                 failures += 1
                 print(done, *wrong, sep="\n    ", flush=True)
+            if (tried := seed + 1 - options.first) % 100 == 0:
+                print(f"{tried} stores, {failures} with something wrong", file=sys.stderr)
         faulthandler.cancel_dump_traceback_later()
     seconds = time.monotonic() - started
     print(f"{options.count} stores, {failures} with something wrong, {seconds:.0f} s; {dict(ways)}")
