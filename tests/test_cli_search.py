@@ -464,7 +464,7 @@ def test_a_store_takes_no_vectors_of_other_preprocessing(capsys, made, tmp_path)
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     code, _, stderr = run(capsys, *command)
     assert code == 5
-    assert_one_line(stderr, "another preprocessing", "--overwrite")
+    assert_one_line(stderr, "preprocessing", "--overwrite")
 
 
 def test_a_changed_store_is_searched_as_it_is_now_and_keeps_one_matrix(capsys, made, tmp_path):
