@@ -9,6 +9,7 @@ import pytest
 from aim_mlx.errors import AimError, OutputError
 from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store.reading import EmbeddingStore
+from tests import stores
 from tests.bad_images import PNG
 from tests.embed_runs import embed, make
 from tests.small import save
@@ -69,6 +70,22 @@ def test_whatever_decides_the_vectors_keeps_two_kinds_apart(store, name):
     manifest.check_same(store, there, dict(there))
     with pytest.raises(OutputError, match="choose another output"):
         manifest.check_same(store, there, there | {name: "other"})
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ("small", 'made with the model "large", this run has the model "small"'),
+        ("large", 'made with other weights of "large", this run has new ones'),
+    ],
+)
+def test_models_are_told_apart_by_their_names_and_not_by_digests(tmp_path, now, words):
+    before, after = (
+        stores.manifest(8, weights=digest * 64, model={"model": name, "path": name})
+        for digest, name in (("0", "large"), ("1", now))
+    )
+    with pytest.raises(OutputError, match=words):
+        manifest.check_same(tmp_path, before, after)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
