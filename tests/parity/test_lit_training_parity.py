@@ -147,7 +147,7 @@ def test_gradients_and_losses_over_steps_equal_pytorchs(reference, tmp_path):
         scale = np.abs(expected).max()
         assert scale > 0, name
         difference = np.abs(np.array(value) - expected).max() / scale
-        assert difference <= 1e-4, f"{name}: {difference:.2e}"
-    # Four steps of AdamW, clipped and with decay; the loss falls from 1.9 to 0.25.
+        assert difference <= 3e-5, f"{name}: {difference:.2e}"
+    # Four steps of AdamW, clipped and with decay; the loss falls from 1.9 to 0.25. Seen 1.6e-5.
     np.testing.assert_allclose(losses, their_losses, atol=1e-4)
     assert losses[-1] < 0.2 * losses[0]

@@ -17,7 +17,7 @@ from tests.probes import labelled, noisy_head, noisy_tokens
 
 pytestmark = pytest.mark.parity
 
-CLOSE = 1e-4
+CLOSE = 4e-5  # float32 sums in other orders: up to 4e-6 seen, with any kernels
 LABELS = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 2])
 
 
