@@ -113,15 +113,15 @@ class Images:
 
 
 class Stored:
-    """The rows of a store as a source; nothing is embedded again.
+    """Rows of a store, by their numbers, as a source; nothing is embedded again.
 
     Raises UsageError for a store whose vectors are not those that words are compared with.
     """
 
-    def __init__(self, store: "EmbeddingStore", load: Callable[[], LiT]):
+    def __init__(self, store: "EmbeddingStore", rows: Sequence[int], load: Callable[[], LiT]):
         check_words(store)
-        self.listing = Listing(tuple(store.paths), 0, (), ())
-        self._store, self._load = store, load
+        self.listing = Listing(tuple(store.paths[row] for row in rows), 0, (), ())
+        self._store, self._rows, self._load = store, rows, load
 
     @cached_property
     def lit(self) -> LiT:
@@ -133,9 +133,10 @@ class Stored:
         """The labels of each row; nothing is skipped. Raises CheckpointError as Images does."""
         store = self._store
         head.check(store.manifest["weights"], f"the store {str(store.folder)!r}")
-        for start in range(0, len(store), _ROWS_AT_ONCE):
-            vectors = np.asarray(store.vectors[start : start + _ROWS_AT_ONCE])
-            for row, scores in enumerate(head.scores(vectors, choice.multi_label), start):
+        for start in range(0, len(self._rows), _ROWS_AT_ONCE):
+            part = self._rows[start : start + _ROWS_AT_ONCE]
+            scored = head.scores(store.vectors[part], choice.multi_label)
+            for row, scores in zip(part, scored, strict=True):
                 yield Classified(store.paths[row], choice.of(head.labels, scores), row)
 
     @property

@@ -101,8 +101,8 @@ def check_words(store: "EmbeddingStore") -> None:
     pooling = store.manifest["pooling"]
     if pooling != "attention":
         raise UsageError(
-            f"the vectors of {str(store.folder)!r} are of {pooling!r:.20} pooling: words can be "
-            "compared with those of a LiT model's attention pooling only"
+            f"words can be compared with vectors of a LiT model's attention pooling, those of "
+            f"{str(store.folder)!r} are of {pooling!r:.20} pooling: embed with a LiT model"
         )
 
 

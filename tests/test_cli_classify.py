@@ -285,6 +285,17 @@ def test_a_store_gives_what_its_photos_give_and_saved_labels_need_no_model(
     assert code == 0 and out == expected and page.read_text().count("<img ") == 3
 
 
+def test_rows_of_photos_that_are_gone_are_not_classified(capsys, photos, store):
+    gone = photos / "b.png"
+    gone.unlink()
+    code, out, err = run(capsys, "classify", store, "--labels", LABELS)
+    assert code == 0 and out.count("\n") == 2 and gone.name not in out
+    assert "2 classified" in err and "1 photo that is gone was left out: --gone" in err
+    _, out, _ = run(capsys, "classify", store, "--labels", LABELS, "--gone")
+    assert out.count("\n") == 3 and gone.name in out
+    assert "leave it out" in refused(capsys, "classify", photos, "--labels", LABELS, "--gone")
+
+
 def test_a_store_is_refused_beside_others_with_a_model_or_of_another_pooling(
     capsys, model, photos, store, tmp_path
 ):

@@ -10,6 +10,7 @@ from aim_mlx.cli.options import (
     BatchSize,
     Dtype,
     Follow,
+    Gone,
     Hidden,
     LitModel,
     Offline,
@@ -68,6 +69,7 @@ def classify(
     offline: Offline = False,
     follow: Follow = False,
     hidden: Hidden = False,
+    gone: Gone = False,
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Classify what is left of cut files.")
     ] = False,
@@ -106,7 +108,7 @@ def classify(
     unused = [model, revision, dtype, batch_size, follow, hidden, allow_truncated]  # by a store
     loading = {"revision": revision, "dtype": dtype, "offline": offline}
     try:
-        source = _stored(sources, unused, offline)
+        source = _stored(sources, unused, gone, offline)
         if source is None:
             listing = list_images(sources, follow, hidden, [output, html], progress)
             source = Images(listing, lambda: load_lit(model, **loading), options)
@@ -126,20 +128,30 @@ def classify(
     return report.summary(len(used.labels))
 
 
-def _stored(sources: list[str], unused: list[Any], offline: bool) -> "Stored | None":
-    """The store among the sources, if there is one; raises UsageError for options without use."""
+def _stored(sources: list[str], unused: list[Any], gone: bool, offline: bool) -> "Stored | None":
+    """The store among the sources, if there is one; raises UsageError for options without use.
+
+    Rows of photos that are gone are left out, except with `gone`.
+    """
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
     from aim_mlx.classify import Stored, find_store
+    from aim_mlx.cli.reports import note_missing
     from aim_mlx.errors import UsageError
     from aim_mlx.lit import as_lit
+    from aim_mlx.store.photos import Photos
 
     store = find_store(sources)
     if store is None:
+        if gone:
+            raise UsageError("--gone is for the rows of a store: leave it out for photos")
         return None
     if any(unused):
         raise UsageError(
             "the photos of a store are embedded already: leave out --model, --revision, --dtype, "
             "--batch-size, --follow, --hidden and --allow-truncated"
         )
-    return Stored(store, lambda: as_lit(store.load_encoder(offline=offline, progress=tqdm)))
+    photos = Photos(store, gone)
+    rows = photos.each_once(range(len(store)))
+    note_missing(photos, rows)
+    return Stored(store, rows, lambda: as_lit(store.load_encoder(offline=offline, progress=tqdm)))

@@ -116,10 +116,11 @@ class Progress:
 
     def summary(self, summary: Summary) -> None:
         rate = f" ({summary.computed / summary.seconds:.2f} images/s)" if summary.computed else ""
+        copies = max(0, summary.reused - summary.moved)
         details = [
             f"{count:,} {what}"
             for count, what in (
-                (summary.reused, "with the content of another"),
+                (copies, "with the content of another"),
                 (summary.moved, "under a new name"),
                 (summary.vanished, "of deleted files kept (--prune removes them)"),
                 (summary.pruned, "of deleted files removed"),
@@ -128,7 +129,7 @@ class Progress:
         ]
         unchanged = f"{summary.unchanged:,} unchanged, " if summary.unchanged else ""
         self._say(
-            f"{summary.computed + summary.reused:,} embedded, {unchanged}"
+            f"{summary.computed + copies:,} embedded, {unchanged}"
             f"{summary.skipped:,} skipped, {summary.ignored:,} ignored "
             f"in {summary.seconds:.1f} s{rate}: {escaped(summary.output)}"
             + "".join(f"; {detail}" for detail in details)

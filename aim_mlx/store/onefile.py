@@ -31,7 +31,7 @@ _PART_ROWS = 4096
 # Endings that promise a kind of file that is not written here; any other name is a folder's.
 _OTHER_FILES = frozenset(
     ".csv .tsv .txt .json .h5 .hdf5 .pkl .pickle .pt .pth .bin .zip .gz .feather .arrow .db .sqlite"
-    " .duckdb .mat .html .jpg .png".split()
+    " .duckdb .mat .html .jpg .jpeg .png .webp .gif .tif .tiff .bmp .heic .avif".split()
 )
 
 
