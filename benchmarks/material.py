@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-# Shipped in the wheel of scikit-image.
-PHOTOGRAPHS = ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png"]
+PHOTOGRAPHS = Path(__file__).parent.parent / "examples" / "photos"
 _NOISE = 8.0  # of 255: what a phone's sensor leaves in daylight, and what sets a JPEG's size
 _QUALITY = 90
 
@@ -65,12 +64,9 @@ def make_photos(folder: str, count: int, size: tuple[int, int]) -> dict[str, Any
 
     No two are alike, for a store computes equal files once.
     """
-    import skimage
-
     target = Path(folder)
     target.mkdir(parents=True)
-    data = Path(skimage.__file__).parent / "data"
-    scaled = [_scaled(data / name, size) for name in PHOTOGRAPHS[:count]]
+    scaled = [_scaled(path, size) for path in sorted(PHOTOGRAPHS.glob("*.jpg"))[:count]]
     paths = [target / f"{i:04}.jpg" for i in range(count)]
     for seed, path in enumerate(paths):
         _noisy(scaled[seed % len(scaled)], seed).save(path, quality=_QUALITY)
