@@ -13,8 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from aim_mlx.config import PreprocessConfig, VisionConfig
-from aim_mlx.weights.checkpoint import provenance, save_checkpoint
 from aim_mlx.weights.initial import initial_weights
+from aim_mlx.weights.save import provenance, save_checkpoint
 
 ENCODER = VisionConfig(
     embed_dim=128, mlp_hidden_dim=352, num_blocks=2, num_heads=4, patch_size=14, image_size=56

@@ -10,7 +10,7 @@ from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.embed import Encoder
 from aim_mlx.models.vision import VisionEncoder
-from aim_mlx.weights.checkpoint import provenance, save_checkpoint
+from aim_mlx.weights.save import provenance, save_checkpoint
 from aim_mlx.weights.sizes import expected_shapes
 
 SMALL = VisionConfig(64, 176, 3, 2, 14, 56)
