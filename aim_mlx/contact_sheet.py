@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aim_mlx.durable import publish
 from aim_mlx.errors import UNTRAINED, ImageError, OutputError
+from aim_mlx.files import publish
 from aim_mlx.images import ImageSource
 from aim_mlx.page import END, address, begin, inlined, named, shown
 

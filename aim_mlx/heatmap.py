@@ -11,8 +11,8 @@ from PIL import Image
 
 from aim_mlx.classify import Classified
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.durable import publish
 from aim_mlx.errors import ImageError, OutputError
+from aim_mlx.files import publish
 from aim_mlx.lit import LiT
 from aim_mlx.zeroshot import ZeroShotHead
 

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.durable import TEMPORARY, publish, regular
 from aim_mlx.embed import Encoder
 from aim_mlx.embed_run import block_size
 from aim_mlx.errors import OutputError, UsageError
+from aim_mlx.files import TEMPORARY, publish, regular
 from aim_mlx.images import OMITTED, Content, ImageSource, Omitted, Skip
 from aim_mlx.store.lock import locked
 from aim_mlx.tokens import frozen_tokens, token_identity, token_shape

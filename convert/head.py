@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aim_mlx.durable import publish
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
+from aim_mlx.files import publish
 from aim_mlx.probe.head_files import load_head
 from aim_mlx.probe.heads import HeadConfig
 from aim_mlx.weights.files import OUR_FILE

@@ -375,7 +375,7 @@ def test_a_page_of_ours_is_replaced_without_asking(capsys, made, tmp_path):
 def test_a_page_that_the_disk_has_no_room_for_is_an_output_error(
     capsys, made, tmp_path, monkeypatch
 ):
-    from aim_mlx import durable
+    from aim_mlx import files as durable
 
     def opened(path, mode="r", **more):
         return open("/dev/full", "wb") if "x" in mode else open(path, mode, **more)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aim_mlx import durable
-from aim_mlx.durable import open_regular, publish, read_regular, remove_leftovers
+from aim_mlx import files as durable
+from aim_mlx.files import open_regular, publish, read_regular, remove_leftovers
 
 
 def contents(folder) -> dict[str, bytes]:

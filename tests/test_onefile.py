@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
-from aim_mlx import durable
+from aim_mlx import files as durable
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.store import onefile
 from aim_mlx.store.onefile import Rows, is_file_target, sidecar, write_file

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from aim_mlx import durable
+from aim_mlx import files as durable
 from aim_mlx.errors import OutputError
 from aim_mlx.store import journal, shards
 from aim_mlx.store import writer as module

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from aim_mlx.durable import TEMPORARY
+from aim_mlx.files import TEMPORARY
 from tests.training_crashes import results, write_data
 
 

@@ -14,8 +14,8 @@ def check_target(target: Path | None, suffixes: tuple[str, ...], overwrite: bool
 
     A page of ours may be written over, no other file.
     """
-    from aim_mlx.durable import remove_leftovers
     from aim_mlx.errors import OutputError, UsageError
+    from aim_mlx.files import remove_leftovers
     from aim_mlx.page import is_ours
 
     if target is None:

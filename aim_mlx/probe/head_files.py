@@ -17,8 +17,8 @@ import safetensors.numpy
 
 from aim_mlx.backend import check_not_forked, mx
 from aim_mlx.config import HEAD_DIM
-from aim_mlx.durable import publish
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
+from aim_mlx.files import publish
 from aim_mlx.probe.heads import Head, HeadConfig, flat
 from aim_mlx.weights.finite import all_finite
 from aim_mlx.weights.foreign import refuse_suffix

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from aim_mlx.durable import publish
 from aim_mlx.errors import OutputError
+from aim_mlx.files import publish
 from aim_mlx.page import END, begin, inlined, shown
 from aim_mlx.probe import charts
 from aim_mlx.probe.charts import Curve

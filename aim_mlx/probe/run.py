@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from aim_mlx.config import to_dict
-from aim_mlx.durable import TEMPORARY, publish
 from aim_mlx.embed import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError
+from aim_mlx.files import TEMPORARY, publish
 from aim_mlx.images import Skip
 from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.probe.data import Data

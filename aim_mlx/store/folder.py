@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from aim_mlx.durable import TEMPORARY, sync_folder, temporary
 from aim_mlx.errors import OutputError
+from aim_mlx.files import TEMPORARY, sync_folder, temporary
 from aim_mlx.store import journal, lists, lock, manifest
 from aim_mlx.store.shards import Shard, number_of
 

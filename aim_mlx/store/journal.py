@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from aim_mlx.durable import flush, open_regular, publish, read_regular
 from aim_mlx.errors import OutputError
+from aim_mlx.files import flush, open_regular, publish, read_regular
 from aim_mlx.store import lists
 from aim_mlx.store.fields import PATH, SHA256, Damaged, Kind, check, parse, whole
 from aim_mlx.store.shards import MOST_ROWS, Shard, number_of

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aim_mlx.durable import open_regular, publish
 from aim_mlx.errors import OutputError
+from aim_mlx.files import open_regular, publish
 from aim_mlx.store.fields import PATH, TEXT, Damaged, Kind, check, maybe, parse, whole
 
 FILES = "files.jsonl"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aim_mlx.durable import regular
 from aim_mlx.errors import OutputError
+from aim_mlx.files import regular
 
 NAME = ".lock"
 

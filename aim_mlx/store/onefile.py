@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aim_mlx.durable import leftovers, publish, remove_leftovers
 from aim_mlx.errors import OutputError, UsageError
+from aim_mlx.files import leftovers, publish, remove_leftovers
 from aim_mlx.store import journal
 from aim_mlx.store.folder import hidden_beside, remove
 from aim_mlx.store.lock import locked

@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from aim_mlx.config import to_dict
-from aim_mlx.durable import open_regular, publish
 from aim_mlx.errors import CheckpointError, OutputError, UsageError, warn_of_untrained
+from aim_mlx.files import open_regular, publish
 from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store.folder import matrix_name
 from aim_mlx.store.rows import COLUMNS, exact_paths, table_schema

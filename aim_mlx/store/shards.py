@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aim_mlx.durable import open_regular, publish
 from aim_mlx.errors import OutputError
+from aim_mlx.files import open_regular, publish
 from aim_mlx.store.rows import COLUMNS, Row, exact_paths, path_columns, table_schema
 
 PREFIX, SUFFIX = "rows-", ".parquet"

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from aim_mlx.backend import mx
-from aim_mlx.durable import publish
 from aim_mlx.errors import CheckpointError, OutputError
+from aim_mlx.files import publish
 from aim_mlx.training.folder import RUN
 from aim_mlx.weights.safety import TensorReader, check_file
 from aim_mlx.weights.writer import SafetensorsWriter

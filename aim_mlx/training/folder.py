@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aim_mlx.durable import TEMPORARY
 from aim_mlx.errors import OutputError
+from aim_mlx.files import TEMPORARY
 from aim_mlx.weights.save import WORK_FOLDER, check_folder
 
 RUN, TOKENS = "run.json", "tokens"

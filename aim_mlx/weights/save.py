@@ -16,8 +16,8 @@ import numpy as np
 
 from aim_mlx.backend import mx
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.durable import TEMPORARY, publish
 from aim_mlx.errors import CheckpointError, OutputError
+from aim_mlx.files import TEMPORARY, publish
 from aim_mlx.weights.files import OUR_FILE
 from aim_mlx.weights.finite import all_finite
 from aim_mlx.weights.opening import TRAINED_KEY, ModelConfig
