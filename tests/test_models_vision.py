@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 from aim_mlx.backend import mx, nn
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import UsageError
-from aim_mlx.models import folded, layers
+from aim_mlx.models import layers
+from aim_mlx.models import query_attention as folded
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.weights.load import load_into

@@ -9,8 +9,8 @@ import safetensors.numpy
 
 from aim_mlx.backend import mx, nn
 from aim_mlx.errors import CheckpointError, UsageError
-from aim_mlx.models import folded
-from aim_mlx.models.folded import attend, query_gradient
+from aim_mlx.models import query_attention as folded
+from aim_mlx.models.query_attention import attend, query_gradient
 from aim_mlx.probe.head_files import load_head
 from aim_mlx.probe.heads import KINDS, HeadConfig, flat, new_head
 from aim_mlx.probe.moments import measure

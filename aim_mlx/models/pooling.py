@@ -2,7 +2,7 @@
 
 from aim_mlx.backend import mx, nn
 from aim_mlx.errors import UsageError
-from aim_mlx.models.folded import attend, folded_queries, project
+from aim_mlx.models.query_attention import attend, folded_queries, project
 
 POOLINGS = ("mean", "max", "gem")
 _GEM_POWER = 3.0

@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 
 from aim_mlx.backend import mx, tree_map, tree_unflatten
-from aim_mlx.models.folded import attend, query_gradient
 from aim_mlx.models.pooling import pool
+from aim_mlx.models.query_attention import attend, query_gradient
 from aim_mlx.probe.heads import Head, flat
 from aim_mlx.probe.image_moments import ImageMoments
 from aim_mlx.probe.lanes import Part, over_chunks, rounds
