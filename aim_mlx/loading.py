@@ -14,8 +14,8 @@ from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.registry import DEFAULT_LIT
 from aim_mlx.tokenizer import Tokenizer
+from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.load import load_into
-from aim_mlx.weights.opening import Checkpoint, open_checkpoint
 
 
 def load(

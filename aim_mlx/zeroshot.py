@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
 from aim_mlx.files import publish
 from aim_mlx.prompts import as_labels, as_templates, filled
-from aim_mlx.weights.safety import check_file, read_tensor
+from aim_mlx.weights.safetensors_file import check_file, read_tensor
 from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
 
 if TYPE_CHECKING:

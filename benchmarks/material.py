@@ -22,11 +22,11 @@ def make_checkpoint(model: str, folder: str) -> dict[str, Any]:
 
     from aim_mlx.config import VisionConfig
     from aim_mlx.registry import MODELS
+    from aim_mlx.weights.checkpoint import open_checkpoint
     from aim_mlx.weights.initial import initial_weights
     from aim_mlx.weights.layouts import layout_named
     from aim_mlx.weights.load import load_weights
     from aim_mlx.weights.mapping import from_ours
-    from aim_mlx.weights.opening import open_checkpoint
 
     if model in MODELS:
         config, checkpoint = MODELS[model].config, None

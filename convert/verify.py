@@ -16,8 +16,8 @@ from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError
 from aim_mlx.images import preprocess
 from aim_mlx.models.vision import VisionEncoder
+from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.load import load_weights
-from aim_mlx.weights.opening import Checkpoint, open_checkpoint
 from aim_mlx.weights.strict_json import at
 from convert.conversion import load_one, only
 from convert.reference import OUR_TOWER, Outputs, reference_outputs, weights_are_direct

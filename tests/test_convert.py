@@ -18,13 +18,13 @@ from aim_mlx.config import LiTConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError, OutputError, UntrainedModelWarning, UsageError
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
+from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.compare import probe_pictures, similarity
 from aim_mlx.weights.convert import Conversion, convert_checkpoint
 from aim_mlx.weights.inspect import describe
 from aim_mlx.weights.layouts import layout_named
 from aim_mlx.weights.load import load_into, load_weights
 from aim_mlx.weights.mapping import from_ours
-from aim_mlx.weights.opening import open_checkpoint
 from aim_mlx.weights.quantize import Quantization
 from aim_mlx.weights.sizes import expected_shapes
 from tests.full_disk import full_from

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from aim_mlx.errors import CheckpointError
-from aim_mlx.weights.opening import open_checkpoint
+from aim_mlx.weights.checkpoint import open_checkpoint
 from convert.__main__ import run
 from convert.archive import LARGEST_PICKLE, check_archive
 from convert.report import (

@@ -20,8 +20,8 @@ from aim_mlx.cli import main as cli
 from aim_mlx.errors import CheckpointError
 from aim_mlx.registry import MODELS
 from aim_mlx.weights import hub as hub_module
+from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.hub import cached, fetch, fetch_model, is_repo_id
-from aim_mlx.weights.opening import open_checkpoint
 from tests.hub_server import Fault, serving
 
 DATA = Path(__file__).parent / "data"

@@ -15,8 +15,8 @@ from aim_mlx.models import layers
 from aim_mlx.models import query_attention as folded
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
+from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.load import load_into
-from aim_mlx.weights.opening import open_checkpoint
 from tests.small import COSTLY, SMALL, SMALL_LIT, costly, noisy, peak_bytes
 
 DATA = Path(__file__).parent / "data"

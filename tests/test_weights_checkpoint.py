@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError
+from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.convert import convert_checkpoint
-from aim_mlx.weights.opening import Checkpoint, open_checkpoint
 from aim_mlx.weights.quantize import Quantization
 from aim_mlx.weights.sizes import expected_shapes
 from tests.weights_files import (

@@ -21,8 +21,8 @@ import aim_mlx
 from aim_mlx.errors import AimError, CheckpointError, UntrainedModelWarning
 from aim_mlx.probe.head_files import read_probe
 from aim_mlx.tokenizer import Tokenizer
+from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.load import load_weights
-from aim_mlx.weights.opening import Checkpoint, open_checkpoint
 from aim_mlx.zeroshot import ZeroShotHead
 from tests.weights_files import PEAK, crafted
 from tests.weights_mutations import MUTATIONS, Mutation, checkpoint, mutate, write
@@ -163,7 +163,7 @@ def test_a_file_of_the_largest_size_costs_bounded_memory_and_time(tmp_path: Path
     folder = write(tmp_path / "m", checkpoint("transformers", sharded) | {file: content})
     code = """
 from aim_mlx.errors import AimError
-from aim_mlx.weights.opening import open_checkpoint
+from aim_mlx.weights.checkpoint import open_checkpoint
 before = peak()
 try:
     open_checkpoint(sys.argv[1])

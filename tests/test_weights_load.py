@@ -12,9 +12,9 @@ import pytest
 from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import CheckpointError
+from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.finite import all_finite
 from aim_mlx.weights.load import load_weights
-from aim_mlx.weights.opening import open_checkpoint
 from aim_mlx.weights.sizes import expected_shapes
 from tests.weights_files import (
     DATA,
@@ -153,7 +153,7 @@ _LOAD = """
 from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
 from aim_mlx.weights.load import load_weights
-from aim_mlx.weights.opening import open_checkpoint
+from aim_mlx.weights.checkpoint import open_checkpoint
 checkpoint = open_checkpoint(sys.argv[1], VisionConfig(512, 1408, 16, 4, 14, 56))
 before = peak()
 weights = load_weights(checkpoint, getattr(mx, sys.argv[2]))

@@ -13,9 +13,9 @@ from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.registry import MODELS
 from aim_mlx.weights import load
+from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.inspect import describe
 from aim_mlx.weights.load import load_into, load_weights
-from aim_mlx.weights.opening import open_checkpoint
 from aim_mlx.weights.quantize import MODES, Quantization, pack, quantized_names, unpack
 from aim_mlx.weights.save import save_checkpoint
 from aim_mlx.weights.sizes import expected_shapes

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aim_mlx.errors import CheckpointError
-from aim_mlx.weights.safety import LARGEST_HEADER, TensorReader, check_file, read_tensor
+from aim_mlx.weights.safetensors_file import LARGEST_HEADER, TensorReader, check_file, read_tensor
 from aim_mlx.weights.strict_json import parse_object
 from tests.weights_files import DATA, PEAK, crafted, entry, read_tensors, write_tensors
 
@@ -281,7 +281,7 @@ def test_checking_reads_the_header_only(file: Path):
     count = 2**31
     file.write_bytes(crafted({"a": entry("F32", [count], 0, 4 * count)}))
     os.truncate(file, file.stat().st_size + 4 * count)
-    code = "from aim_mlx.weights.safety import check_file; check_file(sys.argv[1]); print(peak())"
+    code = "from aim_mlx.weights.safetensors_file import check_file; check_file(sys.argv[1]); print(peak())"
     out = subprocess.run(
         [sys.executable, "-c", PEAK + code, str(file)], capture_output=True, text=True, timeout=60
     )

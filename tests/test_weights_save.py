@@ -13,9 +13,9 @@ import safetensors
 from aim_mlx.backend import mx
 from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError, OutputError
+from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.initial import initial_weights
 from aim_mlx.weights.load import load_weights
-from aim_mlx.weights.opening import open_checkpoint
 from aim_mlx.weights.save import provenance, save_checkpoint
 from aim_mlx.weights.sizes import expected_shapes
 from aim_mlx.weights.writer import SafetensorsWriter

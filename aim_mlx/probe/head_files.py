@@ -24,7 +24,7 @@ from aim_mlx.weights.finite import all_finite
 from aim_mlx.weights.foreign import refuse_suffix
 from aim_mlx.weights.layouts import HEAD, others
 from aim_mlx.weights.mapping import plan
-from aim_mlx.weights.safety import CheckedFile, TensorReader, check_file
+from aim_mlx.weights.safetensors_file import CheckedFile, TensorReader, check_file
 from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
 
 WEIGHTS, FACTS = "probe.safetensors", "probe.json"

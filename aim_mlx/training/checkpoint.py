@@ -13,7 +13,7 @@ from aim_mlx.backend import mx
 from aim_mlx.errors import CheckpointError, OutputError
 from aim_mlx.files import publish
 from aim_mlx.training.folder import RUN
-from aim_mlx.weights.safety import TensorReader, check_file
+from aim_mlx.weights.safetensors_file import TensorReader, check_file
 from aim_mlx.weights.writer import SafetensorsWriter
 
 NAME = "checkpoint.safetensors"

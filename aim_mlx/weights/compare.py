@@ -13,8 +13,8 @@ from aim_mlx.config import PreprocessConfig, VisionConfig
 from aim_mlx.errors import UsageError
 from aim_mlx.models.layers import Block
 from aim_mlx.models.vision import Preprocessor
+from aim_mlx.weights.checkpoint import Checkpoint
 from aim_mlx.weights.load import iter_weights
-from aim_mlx.weights.opening import Checkpoint
 from aim_mlx.weights.sizes import IMAGE
 
 _NATIVE_PATCHES = 16  # a side, where a model has no size of its own

@@ -9,11 +9,11 @@ from typing import Any
 
 from aim_mlx.backend import DTYPES, mx
 from aim_mlx.errors import UsageError
+from aim_mlx.weights.checkpoint import DTYPE_NAMES, Checkpoint, ModelConfig, open_checkpoint
 from aim_mlx.weights.compare import similarity
 from aim_mlx.weights.load import iter_weights
-from aim_mlx.weights.opening import DTYPE_NAMES, Checkpoint, ModelConfig, open_checkpoint
 from aim_mlx.weights.quantize import Quantization, quantized_names
-from aim_mlx.weights.safety import CheckedFile, open_regular
+from aim_mlx.weights.safetensors_file import CheckedFile, open_regular
 from aim_mlx.weights.save import EXTRA_FILES, check_folder, provenance, save_checkpoint
 from aim_mlx.weights.sizes import expected_shapes
 from aim_mlx.weights.strict_json import at, read_bytes

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from aim_mlx.errors import CheckpointError
-from aim_mlx.weights.safety import CheckedFile, check_file
+from aim_mlx.weights.safetensors_file import CheckedFile, check_file
 from aim_mlx.weights.strict_json import at, read_object, show
 
 OUR_FILE = "model.safetensors"

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from aim_mlx.config import to_dict
-from aim_mlx.weights.opening import DTYPE_NAMES, Checkpoint, ModelConfig, open_checkpoint
+from aim_mlx.weights.checkpoint import DTYPE_NAMES, Checkpoint, ModelConfig, open_checkpoint
 
 _NAMES = DTYPE_NAMES | {"U32": "packed", "U8": "packed scales"}
 

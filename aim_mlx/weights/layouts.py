@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from aim_mlx.errors import CheckpointError
-from aim_mlx.weights.safety import TensorInfo
+from aim_mlx.weights.safetensors_file import TensorInfo
 from aim_mlx.weights.strict_json import show
 
 KEEP, CONV, JOIN, AXIS = "keep", "conv", "join", "axis"

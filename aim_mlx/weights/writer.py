@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from aim_mlx.weights.safety import NUMPY_DTYPES
+from aim_mlx.weights.safetensors_file import NUMPY_DTYPES
 
 
 class SafetensorsWriter:

@@ -21,7 +21,7 @@ from aim_mlx.weights.layouts import KEEP, Layout, detect_layout, layout_named
 from aim_mlx.weights.mapping import Step, plan, shape_in_ours
 from aim_mlx.weights.our_config import FORMAT
 from aim_mlx.weights.quantize import Quantization, packed_names, packed_specs, quantized_names
-from aim_mlx.weights.safety import CheckedFile, TensorInfo, check_file
+from aim_mlx.weights.safetensors_file import CheckedFile, TensorInfo, check_file
 from aim_mlx.weights.sizes import (
     IMAGE,
     check_shapes,
