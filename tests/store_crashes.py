@@ -30,7 +30,7 @@ from aim_mlx.embed import Embedded, EmbedOptions, Encoder
 from aim_mlx.embed_files import Job, Rules, Summary, embed_files
 from aim_mlx.errors import ImageError
 from aim_mlx.images import Listing, Omitted, Skip
-from aim_mlx.images.files import regular_file
+from aim_mlx.images.reading import regular_file
 from aim_mlx.selection import Selection
 from aim_mlx.store import journal, lists, lock, manifest, writer
 from aim_mlx.store.manifest import describe

@@ -47,7 +47,7 @@ def replace(path: Path, content: bytes) -> None:
 def test_a_copy_of_a_file_that_is_exchanged_before_it_is_decoded_has_its_own_vector(
     model, tmp_path, monkeypatch, output, change
 ):
-    from aim_mlx.images import files
+    from aim_mlx.images import reading as files
 
     folder = make(tmp_path / "in", {"a.png": PNG, "b.bmp": B, "c.bmp": B})
     opener = files.regular_file
@@ -79,7 +79,7 @@ def test_bytes_other_than_those_that_were_digested_are_not_decoded(tmp_path, cha
     assert np.array_equal(np.asarray(decode(known)), photo(1))
     change(path, OTHER)
     for whole in (len(B), 1):  # read at once, and decoded from the open file
-        monkeypatch.setattr("aim_mlx.images.files.READ_WHOLE", whole)
+        monkeypatch.setattr("aim_mlx.images.reading.READ_WHOLE", whole)
         with pytest.raises(ImageError, match="other content") as caught:
             decode(known)
         assert caught.value.reason == "changed"

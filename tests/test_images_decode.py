@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images import containers, decode, default_max_pixels, headers
+from aim_mlx.images import decode, default_max_pixels, headers
+from aim_mlx.images import formats as containers
 from aim_mlx.images.decode import decoded
 
 
@@ -719,7 +720,7 @@ def test_a_file_that_changes_while_it_is_read_is_changed(tmp_path, monkeypatch, 
 
 
 def test_a_large_file_is_decoded_from_the_open_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("aim_mlx.images.files.READ_WHOLE", 10_000)
+    monkeypatch.setattr("aim_mlx.images.reading.READ_WHOLE", 10_000)
     path = tmp_path / "photo.tif"
     path.write_bytes(encoded(photo(200, 100), "TIFF"))
     assert largest_difference(decode(path), photo(200, 100)) == 0
@@ -729,7 +730,7 @@ def test_a_large_file_is_decoded_from_the_open_file(tmp_path, monkeypatch):
 
 
 def test_heic_without_a_decoder_names_the_extra(monkeypatch):
-    monkeypatch.setattr("aim_mlx.images.files._opener", lambda format: None)
+    monkeypatch.setattr("aim_mlx.images.reading._opener", lambda format: None)
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(ImageError, match=r"aim-mlx\[heif\]") as caught:
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))

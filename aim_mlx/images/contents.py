@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from aim_mlx.errors import ImageError
 from aim_mlx.images.decode import default_max_pixels
-from aim_mlx.images.files import (
+from aim_mlx.images.reading import (
     READ_WHOLE,
     KnownFile,
     check_header,

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images.files import KnownFile, check_pixels, explained, opened
 from aim_mlx.images.orientation import orientation
+from aim_mlx.images.reading import KnownFile, check_pixels, explained, opened
 
 ImageSource = str | Path | KnownFile | bytes | Image.Image | np.ndarray
 

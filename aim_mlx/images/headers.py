@@ -9,7 +9,7 @@ import struct
 from typing import BinaryIO, Literal
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images.containers import tiff_directory
+from aim_mlx.images.formats import tiff_directory
 
 HEAD_BYTES = 64
 _MOST_PARTS = (

@@ -22,7 +22,8 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images import containers, headers
+from aim_mlx.images import formats as containers
+from aim_mlx.images import headers
 
 READ_WHOLE = 64 << 20  # bytes; larger files are decoded from the open file
 _PLUGINS = {
