@@ -17,9 +17,9 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
     from aim_mlx.config import PreprocessConfig as PreprocessConfig
     from aim_mlx.config import TextConfig as TextConfig
     from aim_mlx.config import VisionConfig as VisionConfig
-    from aim_mlx.embed import Embedded as Embedded
-    from aim_mlx.embed import EmbedOptions as EmbedOptions
-    from aim_mlx.embed import Encoder as Encoder
+    from aim_mlx.encoder.encoder import Embedded as Embedded
+    from aim_mlx.encoder.encoder import EmbedOptions as EmbedOptions
+    from aim_mlx.encoder.encoder import Encoder as Encoder
     from aim_mlx.errors import AimError as AimError
     from aim_mlx.errors import AssumedHeadsWarning as AssumedHeadsWarning
     from aim_mlx.errors import BackendError as BackendError
@@ -47,7 +47,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "config": ("LiTConfig", "PreprocessConfig", "TextConfig", "VisionConfig"),
-    "embed": ("EmbedOptions", "Embedded", "Encoder"),
+    "encoder.encoder": ("EmbedOptions", "Embedded", "Encoder"),
     "errors": ("AimError", "AssumedHeadsWarning", "BackendError", "CheckpointError")
     + ("DarkImageWarning", "ImageError", "Interrupted", "OutputError")
     + ("TruncatedTextWarning", "UntrainedModelWarning", "UsageError"),

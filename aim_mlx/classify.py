@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from aim_mlx.contact_sheet import Origin
-from aim_mlx.embed import EmbedOptions
+from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.files import publish
 from aim_mlx.images import Listing, Skip

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from aim_mlx.embed import EmbedOptions, Encoder
 from aim_mlx.embed_run import EmbedRun, Report, block_size, skip_record
+from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, Interrupted, UsageError
 from aim_mlx.images import Listing, Skip
 from aim_mlx.selection import Selected, Selection

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from aim_mlx.backend import BLAS, on_gpu
-from aim_mlx.embed import Embedded, EmbedOptions, Encoder
+from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, ImageError, OutputError
 from aim_mlx.images import Content, Contents, Listing, Skip, changed, is_beyond_times
 from aim_mlx.models.vision import VisionEncoder

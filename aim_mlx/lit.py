@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
-from aim_mlx.batching import text_batches
-from aim_mlx.embed import EmbedOptions, Encoder, listed
+from aim_mlx.encoder.batching import text_batches
+from aim_mlx.encoder.encoder import EmbedOptions, Encoder, listed
 from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
 from aim_mlx.images import ImageSource
 from aim_mlx.models.lit import LiTModel

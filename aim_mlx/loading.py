@@ -7,7 +7,7 @@ from typing import Any
 
 from aim_mlx.backend import check_not_forked, dtype_named, mx
 from aim_mlx.config import LiTConfig, VisionConfig
-from aim_mlx.embed import Encoder
+from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.lit import LiT, as_lit
 from aim_mlx.models.lit import LiTModel

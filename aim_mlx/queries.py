@@ -14,7 +14,7 @@ from aim_mlx.lit import as_lit
 from aim_mlx.search import top_k
 
 if TYPE_CHECKING:
-    from aim_mlx.embed import Embedded, Encoder
+    from aim_mlx.encoder.encoder import Embedded, Encoder
     from aim_mlx.store.photos import Photos
     from aim_mlx.store.reading import EmbeddingStore
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from aim_mlx.backend import BLAS, mx
 from aim_mlx.config import to_dict
-from aim_mlx.embed import Embedded, EmbedOptions, Encoder
+from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.images import ImageSource, Omitted, Skip, stream
 

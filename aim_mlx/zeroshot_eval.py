@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.embed import EmbedOptions
+from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.images import Skip
 from aim_mlx.lit import LiT

@@ -59,8 +59,8 @@ def make_files(folder: str, count: int) -> dict[str, Any]:
 
 def embed(folder: str, output: str) -> dict[str, Any]:
     """Seconds of the stages of a run, and the memory that it took."""
-    from aim_mlx.embed import EmbedOptions
     from aim_mlx.embed_files import Job, embed_files
+    from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.selection import Selection
 
     stub, times = _stub(), _Times()
@@ -87,7 +87,7 @@ def make_rows(folder: str, rows: int) -> dict[str, Any]:
     """A store of as many vectors of length 1024."""
     import numpy as np
 
-    from aim_mlx.embed import EmbedOptions
+    from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.store.manifest import describe
     from aim_mlx.store.rows import Row
     from aim_mlx.store.writer import writing
@@ -111,7 +111,7 @@ def make_rows(folder: str, rows: int) -> dict[str, Any]:
 
 def open_store(folder: str, rows: int) -> dict[str, Any]:
     """Seconds to check and read a store as the next run does, and to have its vectors in memory."""
-    from aim_mlx.embed import EmbedOptions
+    from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.store.manifest import describe
     from aim_mlx.store.reading import EmbeddingStore
     from aim_mlx.store.writer import writing
@@ -163,7 +163,7 @@ def _stub() -> Any:
 
     from aim_mlx.backend import mx
     from aim_mlx.config import PreprocessConfig
-    from aim_mlx.embed import Embedded, Encoder
+    from aim_mlx.encoder.encoder import Embedded, Encoder
     from aim_mlx.images import OMITTED, Omitted
     from aim_mlx.registry import MODELS
 

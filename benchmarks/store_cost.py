@@ -15,9 +15,9 @@ from statistics import median
 import numpy as np
 
 import aim_mlx
-from aim_mlx.embed import Embedded, EmbedOptions, Encoder
 from aim_mlx.embed_files import Job, embed_files
 from aim_mlx.embed_run import block_size
+from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.images import discover
 from aim_mlx.selection import Selection
 from benchmarks.workers import Silent

@@ -172,7 +172,7 @@ def pattern(number: int) -> np.ndarray:
 
 def _tokens(encoder: Any, paths: Any, *_: Any, **__: Any) -> Any:
     """As aim_mlx.tokens.frozen_tokens(), at no cost."""
-    from aim_mlx.embed import Embedded
+    from aim_mlx.encoder.encoder import Embedded
 
     for index, path in enumerate(paths):
         yield Embedded(index, pattern(int(Path(path).stem[4:])), 1, 1)
@@ -189,7 +189,7 @@ def _images(folder: str) -> dict[str, Any]:
 def _opener(folder: str, limit: int | None = None) -> Callable[[], Any]:
     """Opens the cache; what it needs is imported before."""
     from aim_mlx.config import PreprocessConfig
-    from aim_mlx.embed import Encoder
+    from aim_mlx.encoder.encoder import Encoder
     from aim_mlx.registry import MODELS
     from aim_mlx.token_cache import TokenCache
 

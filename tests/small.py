@@ -8,7 +8,7 @@ from PIL import Image
 
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
-from aim_mlx.embed import Encoder
+from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.weights.save import provenance, save_checkpoint
 from aim_mlx.weights.sizes import expected_shapes

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from aim_mlx import embed_files as embedding
 from aim_mlx.cli import main as cli
-from aim_mlx.embed import EmbedOptions
 from aim_mlx.embed_files import Job, Rules, embed_files
+from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.errors import AimError
 from aim_mlx.selection import Selection
 from aim_mlx.store import journal, lists, manifest

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aim_mlx import batching
-from aim_mlx.batching import batches, in_order, text_batches
+from aim_mlx.encoder import batching
+from aim_mlx.encoder.batching import batches, in_order, text_batches
 from aim_mlx.errors import ImageError
 from aim_mlx.images import Sample
 
@@ -116,7 +116,7 @@ def batches_of(rows: list[list[int]], tokens: int = 1000) -> list[tuple[list[int
 
 
 def test_texts_that_begin_alike_run_together_and_share_that(monkeypatch):
-    monkeypatch.setattr("aim_mlx.batching._SMALLEST_GROUP", 2)
+    monkeypatch.setattr("aim_mlx.encoder.batching._SMALLEST_GROUP", 2)
     rows = [[9, 1, 2, 5], [9, 3, 3], [9, 1, 2, 6, 6], [9, 3, 4], [9, 7], [9, 8, 8, 8]]
     assert batches_of(rows) == [([2, 0], 3), ([1, 3], 2), ([5, 4], 1)]
 

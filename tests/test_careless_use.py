@@ -12,7 +12,7 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.backend import mx
-from aim_mlx.embed import EmbedOptions, Encoder
+from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.lit import LiT
 from tests.small import SMALL, encoder, photo, save_lit
 

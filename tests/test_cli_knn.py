@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aim_mlx.embed import EmbedOptions
+from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.probe import knn_run
 from aim_mlx.probe.data import Data
 from aim_mlx.probe.dataset import read_labelled

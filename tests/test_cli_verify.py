@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from aim_mlx.cli import main as cli
-from aim_mlx.embed import Encoder
+from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.store import journal, manifest
 from aim_mlx.store.reading import EmbeddingStore
 from aim_mlx.store.rows import Row

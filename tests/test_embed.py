@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aim_mlx import embed as embed_module
 from aim_mlx import embed_run
 from aim_mlx.backend import BLAS, mx
-from aim_mlx.embed import EmbedOptions, Encoder
+from aim_mlx.encoder import encoder as embed_module
+from aim_mlx.encoder.encoder import EmbedOptions, Encoder
+from aim_mlx.encoder.pipeline import Pipeline
 from aim_mlx.errors import AimError, CheckpointError, ImageError, Interrupted, UsageError
 from aim_mlx.openblas import Blas
-from aim_mlx.pipeline import Pipeline
 from aim_mlx.registry import MODELS
 from tests.small import NATIVE, SMALL, encoder, photo
 
@@ -251,7 +251,7 @@ def test_half_precision_points_the_same_way(name):
 def test_the_samples_of_the_next_batches_are_decoded_ahead_within_bounds(monkeypatch):
     def ahead(block: int, streams: int, grid: int | None, patches: int | None = None) -> int | None:
         options = EmbedOptions() if patches else EmbedOptions(batch_size=block)
-        monkeypatch.setattr("aim_mlx.pipeline._CPU_PATCHES", patches)
+        monkeypatch.setattr("aim_mlx.encoder.pipeline._CPU_PATCHES", patches)
         model = encoder()
         return Pipeline(model._vectors, model.preprocessing, options, block, grid)._ahead(streams)
 

@@ -14,10 +14,10 @@ import aim_mlx
 from aim_mlx import AttentiveProbe
 from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
-from aim_mlx.embed import Encoder
+from aim_mlx.encoder.digest import parameters_digest
+from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import CheckpointError, ImageError, OutputError, UsageError
 from aim_mlx.probe.head_files import load_head
-from aim_mlx.weights.digest import parameters_digest
 from tests.small import NATIVE, SMALL, encoder, photo, save
 
 

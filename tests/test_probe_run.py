@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aim_mlx import token_cache
-from aim_mlx.embed import Encoder
+from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.files import TEMPORARY
 from aim_mlx.probe import run as runs

@@ -15,7 +15,7 @@ from PIL import Image
 from aim_mlx import token_cache, tokens
 from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
-from aim_mlx.embed import Encoder
+from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import AimError, CheckpointError, OutputError, UsageError
 from aim_mlx.images.contents import read_content
 from aim_mlx.token_cache import TokenCache

@@ -83,7 +83,7 @@ def classify(
     from aim_mlx.cli.labelled import Report, Telling
     from aim_mlx.cli.progress import Progress
     from aim_mlx.cli.targets import PAGES, TABLES, check_folder, check_target
-    from aim_mlx.embed import EmbedOptions
+    from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.errors import Interrupted, UsageError
     from aim_mlx.heatmap import write_heatmaps
     from aim_mlx.prompts import as_templates

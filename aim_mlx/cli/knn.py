@@ -58,7 +58,7 @@ def knn(
 
     from aim_mlx.cli.embed import parse_layers
     from aim_mlx.cli.interrupt import gently
-    from aim_mlx.embed import EmbedOptions
+    from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.loading import load
     from aim_mlx.probe.data import Data
     from aim_mlx.probe.dataset import Columns

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from aim_mlx.embed import Encoder
+from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.images import Skip
 from aim_mlx.lit_training.pairs import Pairs
 from aim_mlx.lit_training.report import Report

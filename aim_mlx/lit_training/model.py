@@ -4,7 +4,7 @@ import numpy as np
 
 from aim_mlx.backend import mx, nn, on_gpu, tree_flatten
 from aim_mlx.config import LiTConfig, TextConfig
-from aim_mlx.embed import Encoder
+from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import UsageError
 from aim_mlx.lit_training.config import TEXT_SIZES
 from aim_mlx.models.lit import LiTModel

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_mlx.backend import tree_flatten
-from aim_mlx.embed import Encoder
+from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import Interrupted
 from aim_mlx.images import Skip
 from aim_mlx.lit_training.config import TrainConfig

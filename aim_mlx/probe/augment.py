@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from aim_mlx.embed import Encoder
+from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import ImageSource
 from aim_mlx.images.decode import decoded

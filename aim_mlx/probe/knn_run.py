@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.embed import EmbedOptions, Encoder
+from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import Interrupted
 from aim_mlx.images import Skip
 from aim_mlx.probe.data import Data

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aim_mlx.backend import mx
-from aim_mlx.embed import Embedded, Encoder, listed, named, vector_of
+from aim_mlx.encoder.encoder import Embedded, Encoder, listed, named, vector_of
 from aim_mlx.errors import CheckpointError, ImageError, UsageError
 from aim_mlx.images import ImageSource
 from aim_mlx.models.vision import block_indices

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from aim_mlx.config import to_dict
-from aim_mlx.embed import EmbedOptions, Encoder
+from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError
 from aim_mlx.files import TEMPORARY, publish
 from aim_mlx.images import Skip

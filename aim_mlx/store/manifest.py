@@ -9,7 +9,7 @@ from typing import Any
 
 from aim_mlx.backend import device_name
 from aim_mlx.config import to_dict
-from aim_mlx.embed import EmbedOptions, Encoder
+from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import OutputError
 from aim_mlx.files import publish, read_regular
 from aim_mlx.store.fields import FLAG, PATH, TEXT, Damaged, check, matching, maybe, parse, whole

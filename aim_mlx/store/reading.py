@@ -21,7 +21,7 @@ from aim_mlx.store.rows import COLUMNS, exact_paths, table_schema
 from aim_mlx.store.shards import Shard, read_table, vectors_of
 
 if TYPE_CHECKING:
-    from aim_mlx.embed import EmbedOptions, Encoder
+    from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 
 T = TypeVar("T")
 _TRIES = 5  # each run changes a store but once in this way
@@ -139,7 +139,7 @@ class EmbeddingStore:
     @property
     def options(self) -> "EmbedOptions":
         """How tokens became these vectors."""
-        from aim_mlx.embed import EmbedOptions
+        from aim_mlx.encoder.encoder import EmbedOptions
 
         layers = tuple(self.manifest["layers"])
         return EmbedOptions(self.manifest["pooling"], layers, self.manifest["normalized"])

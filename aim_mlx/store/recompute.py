@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aim_mlx.embed import Embedded, Encoder
+from aim_mlx.encoder.encoder import Embedded, Encoder
 from aim_mlx.images import KnownFile, default_max_pixels
 from aim_mlx.store.reading import EmbeddingStore
 from aim_mlx.store.verify import SampledRow

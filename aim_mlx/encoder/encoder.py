@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aim_mlx.backend import mx, nn
-from aim_mlx.batching import in_order
 from aim_mlx.config import PreprocessConfig
+from aim_mlx.encoder.batching import in_order
+from aim_mlx.encoder.digest import parameters_digest
+from aim_mlx.encoder.pipeline import Embedded, EmbedOptions, Pipeline
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import ImageSource, Omitted, decode, preprocess
 from aim_mlx.models.pooling import POOLINGS, check_pooling, normalized, pool
 from aim_mlx.models.vision import Features, VisionEncoder, block_indices, layer_numbers
-from aim_mlx.pipeline import Embedded, EmbedOptions, Pipeline
-from aim_mlx.weights.digest import parameters_digest
 
 
 @dataclass(eq=False)

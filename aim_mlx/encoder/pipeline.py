@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
-from aim_mlx.batching import batches
 from aim_mlx.config import PreprocessConfig
+from aim_mlx.encoder.batching import batches
 from aim_mlx.errors import (
     AimError,
     CheckpointError,

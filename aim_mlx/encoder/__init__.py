@@ -1,0 +1,1 @@
+"""Images to vectors: the encoder, its pipeline and its batches."""
