@@ -122,8 +122,8 @@ def needed(folder: str) -> dict[str, Any]:
 
 
 def fill(folder: str, limit: int) -> dict[str, Any]:
-    from aim_mlx import token_cache
     from aim_mlx.errors import UsageError
+    from aim_mlx.tokens.source import cache as token_cache
 
     token_cache.frozen_tokens = _tokens  # pyright: ignore[reportAttributeAccessIssue]
     images, open_cache = _images(folder), _opener(folder, limit)
@@ -171,7 +171,7 @@ def pattern(number: int) -> np.ndarray:
 
 
 def _tokens(encoder: Any, paths: Any, *_: Any, **__: Any) -> Any:
-    """As aim_mlx.tokens.frozen_tokens(), at no cost."""
+    """As aim_mlx.tokens.source.frozen_tokens(), at no cost."""
     from aim_mlx.encoder.encoder import Embedded
 
     for index, path in enumerate(paths):
@@ -191,7 +191,7 @@ def _opener(folder: str, limit: int | None = None) -> Callable[[], Any]:
     from aim_mlx.config import PreprocessConfig
     from aim_mlx.encoder.encoder import Encoder
     from aim_mlx.registry import MODELS
-    from aim_mlx.token_cache import TokenCache
+    from aim_mlx.tokens.cache import TokenCache
 
     model: Any = SimpleNamespace(config=MODELS["aimv2-large-patch14-224"].config)
     stub = Encoder(model, PreprocessConfig.hub(224))

@@ -13,7 +13,7 @@ from aim_mlx.cli import main as cli
 from aim_mlx.errors import ImageError
 from aim_mlx.images import changed, decode, is_beyond_times, size_and_time
 from aim_mlx.images.contents import read_content
-from aim_mlx.token_cache import TokenCache
+from aim_mlx.tokens.cache import TokenCache
 from tests.bad_images import JPEG, PNG, encoded
 from tests.embed_runs import OUTPUTS, embed, make, vectors_of
 from tests.small import encoder, photo, save

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 import aim_mlx
-from aim_mlx import token_cache
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.lit_training import loop, run
@@ -24,6 +23,7 @@ from aim_mlx.lit_training.retrieval import recalls
 from aim_mlx.lit_training.run import train_lit
 from aim_mlx.store.lock import locked
 from aim_mlx.tokenizer import Tokenizer
+from aim_mlx.tokens.source import cache as token_cache
 from tests.probes import ArrayTokens
 from tests.small import encoder, photo
 

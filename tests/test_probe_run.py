@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aim_mlx import token_cache
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.files import TEMPORARY
@@ -18,6 +17,7 @@ from aim_mlx.probe.data import Data
 from aim_mlx.probe.features import Augmentation
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, Result, train_probe
+from aim_mlx.tokens.source import cache as token_cache
 from tests.digits import write_digits
 from tests.small import NATIVE, encoder
 

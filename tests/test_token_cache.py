@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aim_mlx import token_cache, tokens
 from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import AimError, CheckpointError, OutputError, UsageError
 from aim_mlx.images.contents import read_content
-from aim_mlx.token_cache import TokenCache
-from aim_mlx.tokens import StreamedTokens, frozen_tokens
+from aim_mlx.tokens.cache import TokenCache
+from aim_mlx.tokens.source import StreamedTokens, frozen_tokens
+from aim_mlx.tokens.source import cache as token_cache
+from aim_mlx.tokens.source import source as tokens
 from tests.small import NATIVE, SMALL, assert_like_float16, encoder, photo, save
 from tests.weights_files import PEAK
 
@@ -341,7 +342,7 @@ import sys
 import aim_mlx
 from aim_mlx import token_cache
 from aim_mlx.images.contents import read_content
-from aim_mlx.token_cache import TokenCache
+from aim_mlx.tokens.cache import TokenCache
 token_cache._SHARD_BYTES = 1
 token_cache.block_size = lambda *_: 1
 images = {}

@@ -20,7 +20,6 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from aim_mlx import token_cache
 from aim_mlx.errors import AimError
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig
 from aim_mlx.lit_training.run import train_lit
@@ -30,6 +29,7 @@ from aim_mlx.probe.data import Data
 from aim_mlx.probe.fit import fit
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, train_probe
+from aim_mlx.tokens.source import cache as token_cache
 from tests.small import encoder, photo
 from tests.store_crashes import Disk
 

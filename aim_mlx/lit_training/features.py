@@ -6,8 +6,8 @@ from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.images import Skip
 from aim_mlx.lit_training.pairs import Pairs
 from aim_mlx.lit_training.report import Report
-from aim_mlx.token_cache import TokenCache
-from aim_mlx.tokens import StreamedTokens, TokenSource, undecodable
+from aim_mlx.tokens.cache import TokenCache
+from aim_mlx.tokens.source import StreamedTokens, TokenSource, undecodable
 
 TokensOf = Callable[[Pairs], TokenSource]
 Advanced = Callable[[str, int, int], None]  # the stage, how much is done, of how much

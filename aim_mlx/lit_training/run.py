@@ -27,7 +27,7 @@ from aim_mlx.lit_training.pairs import Pairs, read_pairs, split
 from aim_mlx.lit_training.report import Report, Result, Silent
 from aim_mlx.lit_training.work import begin, run_facts, run_tokenizer, write_metrics
 from aim_mlx.store.lock import locked
-from aim_mlx.token_cache import TokenCache
+from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.training.checkpoint import load_state, save_state
 from aim_mlx.training.folder import TOKENS, check_output, check_same_run, remove_unfinished, storage
 from aim_mlx.weights.save import WORK_FOLDER, provenance, save_checkpoint

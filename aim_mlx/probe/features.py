@@ -17,8 +17,8 @@ from aim_mlx.probe.augment import Views, encoder_of_views, view_key
 from aim_mlx.probe.dataset import SPLITS
 from aim_mlx.probe.parts import Part
 from aim_mlx.probe.splits import DataSet
-from aim_mlx.token_cache import TokenCache
-from aim_mlx.tokens import StreamedTokens, TokenSource, undecodable
+from aim_mlx.tokens.cache import TokenCache
+from aim_mlx.tokens.source import StreamedTokens, TokenSource, undecodable
 
 
 class Listener(Protocol):

@@ -20,7 +20,7 @@ from aim_mlx.probe.image_moments import ImageMoments
 from aim_mlx.probe.lanes import Part, over_chunks, rounds
 from aim_mlx.probe.losses import Targets, loss_sum, total_weight
 from aim_mlx.probe.moments import Moments, Normalisation, measure
-from aim_mlx.tokens import TokenSource
+from aim_mlx.tokens.source import TokenSource
 
 _FOLDED = ("cls_token", "k.weight", "q.weight")  # what `Head.queries` is made of
 

@@ -23,7 +23,7 @@ from aim_mlx.probe.heads import Head
 from aim_mlx.probe.labels import as_labels, classes_of, held_out, paired
 from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.training import GridTrainer, Labelled
-from aim_mlx.tokens import frozen_tokens, token_identity, token_shape
+from aim_mlx.tokens.source import frozen_tokens, token_identity, token_shape
 
 _AT_ONCE = 32  # images whose tokens are held while they wait for the head
 

@@ -36,7 +36,7 @@ from aim_mlx.probe.splits import DataSet
 from aim_mlx.probe.summary import Measured, made_report
 from aim_mlx.probe.training import GridTrainer, Labelled
 from aim_mlx.store.lock import locked
-from aim_mlx.tokens import token_shape
+from aim_mlx.tokens.source import token_shape
 from aim_mlx.training.folder import RUN, TOKENS, check_same_run, remove_unfinished, storage
 from aim_mlx.weights.save import WORK_FOLDER
 

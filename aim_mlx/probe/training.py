@@ -20,7 +20,7 @@ from aim_mlx.probe.losses import loss_sum, targets_of, total_weight
 from aim_mlx.probe.metrics import measured
 from aim_mlx.probe.moments import Moments
 from aim_mlx.probe.passes import batch_gradients, logits_of
-from aim_mlx.tokens import TokenSource
+from aim_mlx.tokens.source import TokenSource
 from aim_mlx.training.schedule import warm_cosine
 
 

@@ -30,7 +30,7 @@ from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.files import TEMPORARY, publish, regular
 from aim_mlx.images import OMITTED, Content, ImageSource, Omitted, Skip
 from aim_mlx.store.lock import locked
-from aim_mlx.tokens import frozen_tokens, token_identity, token_shape
+from aim_mlx.tokens.source import frozen_tokens, token_identity, token_shape
 
 _SHARD_BYTES = 64 << 20
 _SHARD_SECONDS = 60.0  # the most work that a kill can cost

@@ -1,0 +1,1 @@
+"""Tokens of a frozen trunk: computed from images, or kept on disk."""
