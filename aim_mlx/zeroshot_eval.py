@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from aim_mlx.data.labelled import Item, Labelled
+from aim_mlx.data.tables import read_table
 from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.images import Skip
 from aim_mlx.lit import LiT
-from aim_mlx.probe.dataset import Item, Labelled
 from aim_mlx.probe.figures import confusion, figures_of
-from aim_mlx.tables import read_table
 from aim_mlx.zeroshot import ZeroShotHead
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aim_mlx.data.labelled import read_labelled
+from aim_mlx.data.sets import Data
+from aim_mlx.data.splits import divided
 from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.probe import knn_run
-from aim_mlx.probe.data import Data
-from aim_mlx.probe.dataset import read_labelled
-from aim_mlx.probe.splits import divided
 from tests.digits import write_digits
 from tests.small import encoder, save
 from tests.test_cli_probe import run

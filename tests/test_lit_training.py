@@ -11,13 +11,13 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.backend import mx, tree_flatten
+from aim_mlx.data.pairs import Pairs, epoch_batches, read_pairs, split
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.lit_training import loop, run
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig, learning_rate
 from aim_mlx.lit_training.loop import Split, Trainer
 from aim_mlx.lit_training.loss import contrastive_loss, no_counterexamples
 from aim_mlx.lit_training.model import decays, lit_config, new_model
-from aim_mlx.lit_training.pairs import Pairs, epoch_batches, read_pairs, split
 from aim_mlx.lit_training.report import Silent
 from aim_mlx.lit_training.retrieval import recalls
 from aim_mlx.lit_training.run import train_lit

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from aim_mlx.data.labelled import Columns, read_labelled
+from aim_mlx.data.splits import divided
 from aim_mlx.errors import UsageError
-from aim_mlx.probe.dataset import Columns, read_labelled
-from aim_mlx.probe.splits import divided
 
 
 @pytest.fixture

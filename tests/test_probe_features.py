@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aim_mlx.data.labelled import read_labelled
+from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.errors import UsageError
 from aim_mlx.probe import augment
 from aim_mlx.probe.augment import Views, augmented, encoder_of_views, view_key
-from aim_mlx.probe.dataset import read_labelled
 from aim_mlx.probe.features import Augmentation, Features
-from aim_mlx.probe.splits import DataSet, divided
 from tests.small import assert_like_float16, encoder, photo, save
 
 RECORD = 64 + 2 * 16 * 64 + 256  # of SMALL, with what is reckoned for a header
@@ -152,9 +152,9 @@ _PREPARE = """
 import sys
 import aim_mlx
 from aim_mlx import token_cache
-from aim_mlx.probe.dataset import read_labelled
+from aim_mlx.data.labelled import read_labelled
 from aim_mlx.probe.features import Features
-from aim_mlx.probe.splits import divided
+from aim_mlx.data.splits import divided
 token_cache._SHARD_BYTES = 1
 token_cache.block_size = lambda *_: 1
 class Listener:

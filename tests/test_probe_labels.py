@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from aim_mlx.data.labels import as_labels, classes_of, held_out, paired
 from aim_mlx.errors import UsageError
-from aim_mlx.probe.labels import as_labels, classes_of, held_out, paired
 
 IMAGES = ["1.jpg", "2.jpg", "3.jpg"]
 

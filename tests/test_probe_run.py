@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aim_mlx.data.sets import Data
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.files import TEMPORARY
 from aim_mlx.probe import run as runs
 from aim_mlx.probe.config import protocol
-from aim_mlx.probe.data import Data
 from aim_mlx.probe.features import Augmentation
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, Result, train_probe

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aim_mlx.data.tables import beside, read_table
 from aim_mlx.errors import UsageError
-from aim_mlx.tables import beside, read_table
 
 ROWS = [("a.jpg", "a cat, asleep"), ("sub/ü.jpg", 'two\n"dogs"')]
 

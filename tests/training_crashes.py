@@ -20,12 +20,12 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
+from aim_mlx.data.sets import Data
 from aim_mlx.errors import AimError
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig
 from aim_mlx.lit_training.run import train_lit
 from aim_mlx.probe import run as probe_runs
 from aim_mlx.probe.config import protocol
-from aim_mlx.probe.data import Data
 from aim_mlx.probe.fit import fit
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, train_probe

@@ -58,10 +58,10 @@ def knn(
 
     from aim_mlx.cli.embed import parse_layers
     from aim_mlx.cli.interrupt import gently
+    from aim_mlx.data.labelled import Columns
+    from aim_mlx.data.sets import Data
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.loading import load
-    from aim_mlx.probe.data import Data
-    from aim_mlx.probe.dataset import Columns
     from aim_mlx.probe.knn_run import nearest_neighbours
 
     columns = Columns(path_column, label_column, split_column)

@@ -103,11 +103,11 @@ def train(
 
     from aim_mlx.cli.embed import parse_layers
     from aim_mlx.cli.interrupt import gently
+    from aim_mlx.data.labelled import Columns
+    from aim_mlx.data.sets import Data
     from aim_mlx.errors import UsageError
     from aim_mlx.loading import load
     from aim_mlx.probe.config import protocol as configured
-    from aim_mlx.probe.data import Data
-    from aim_mlx.probe.dataset import Columns
     from aim_mlx.probe.features import Augmentation
     from aim_mlx.probe.run import Plan, train_probe
 
@@ -176,9 +176,9 @@ def evaluate(
     Prints the figures, then the share of each class that was right.
     """
     from aim_mlx.cli.targets import PAGES, check_target
+    from aim_mlx.data.labelled import Columns
+    from aim_mlx.data.sets import Data
     from aim_mlx.errors import Interrupted
-    from aim_mlx.probe.data import Data
-    from aim_mlx.probe.dataset import Columns
     from aim_mlx.probe.evaluation import evaluate_probe
     from aim_mlx.probe.report import write_report
     from aim_mlx.probe.summary import made_report

@@ -9,9 +9,9 @@ from aim_mlx.cli.terminal import escaped
 from aim_mlx.wording import counted
 
 if TYPE_CHECKING:
+    from aim_mlx.data.splits import DataSet
     from aim_mlx.probe.evaluation import Evaluation
     from aim_mlx.probe.run import Result
-    from aim_mlx.probe.splits import DataSet
 
 
 class ProbeReport(Stages):

@@ -54,9 +54,9 @@ def zeroshot_eval(
     Each image is classified by the names of the classes. Prints how many are right.
     """
     from aim_mlx.cli.progress import Progress
+    from aim_mlx.data.labelled import Columns, read_labelled
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.images import Listing, Skip
-    from aim_mlx.probe.dataset import Columns, read_labelled
     from aim_mlx.prompts import as_labels, as_templates
     from aim_mlx.zeroshot_eval import chosen_split, evaluate, labels_of
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from aim_mlx.data.pairs import Pairs
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.images import Skip
-from aim_mlx.lit_training.pairs import Pairs
 from aim_mlx.lit_training.report import Report
 from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.tokens.source import StreamedTokens, TokenSource, undecodable

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.backend import cpu_streams, mx, nn, optim, tree_flatten, tree_unflatten
+from aim_mlx.data.pairs import Pairs, epoch_batches
 from aim_mlx.encoder.pipeline import explained
 from aim_mlx.errors import AimError
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
 from aim_mlx.lit_training.loss import LARGEST_LOG_SCALE, contrastive_loss, no_counterexamples
 from aim_mlx.lit_training.model import decays, trimmed
-from aim_mlx.lit_training.pairs import Pairs, epoch_batches
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.tokenizer import TokenIds, Tokenizer
 from aim_mlx.tokens.source import TokenSource

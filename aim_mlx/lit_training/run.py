@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_mlx.backend import tree_flatten
+from aim_mlx.data.pairs import Pairs, read_pairs, split
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import Interrupted
 from aim_mlx.images import Skip
@@ -23,7 +24,6 @@ from aim_mlx.lit_training.evaluation import evaluate
 from aim_mlx.lit_training.features import Advanced, TokensOf, tokens_of
 from aim_mlx.lit_training.loop import Split, Trainer
 from aim_mlx.lit_training.model import lit_config, new_model
-from aim_mlx.lit_training.pairs import Pairs, read_pairs, split
 from aim_mlx.lit_training.report import Report, Result, Silent
 from aim_mlx.lit_training.work import begin, run_facts, run_tokenizer, write_metrics
 from aim_mlx.store.lock import locked

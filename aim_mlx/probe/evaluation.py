@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from aim_mlx.data.labelled import SPLITS, Labelled
+from aim_mlx.data.parts import Image, Part, Progress, as_part, read_images
+from aim_mlx.data.sets import Data
 from aim_mlx.errors import AimError, OutputError, UsageError
 from aim_mlx.images import Skip
-from aim_mlx.probe.data import Data
-from aim_mlx.probe.dataset import SPLITS, Labelled
 from aim_mlx.probe.figures import near_chance
-from aim_mlx.probe.parts import Image, Part, Progress, as_part, read_images
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import SPLITS_FILE
 from aim_mlx.probe.summary import Measured

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from aim_mlx.data.labelled import SPLITS
+from aim_mlx.data.parts import Part
+from aim_mlx.data.splits import DataSet
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Content, ImageSource, Skip
 from aim_mlx.probe.augment import Views, encoder_of_views, view_key
-from aim_mlx.probe.dataset import SPLITS
-from aim_mlx.probe.parts import Part
-from aim_mlx.probe.splits import DataSet
 from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.tokens.source import StreamedTokens, TokenSource, undecodable
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from aim_mlx.data.parts import Part
+from aim_mlx.data.sets import Data
+from aim_mlx.data.splits import DataSet
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import Interrupted
 from aim_mlx.images import Skip
-from aim_mlx.probe.data import Data
 from aim_mlx.probe.figures import figures_of
 from aim_mlx.probe.knn import KS, TEMPERATURE, check_neighbours, knn_scores
 from aim_mlx.probe.metrics import measured
-from aim_mlx.probe.parts import Part
-from aim_mlx.probe.splits import DataSet
 
 Advanced = Callable[[str, int, int], None]
 

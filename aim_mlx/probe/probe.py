@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aim_mlx.backend import mx
+from aim_mlx.data.labels import as_labels, classes_of, held_out, paired
 from aim_mlx.encoder.encoder import Embedded, Encoder, listed, named, vector_of
 from aim_mlx.errors import CheckpointError, ImageError, UsageError
 from aim_mlx.images import ImageSource
@@ -20,7 +21,6 @@ from aim_mlx.probe.config import protocol
 from aim_mlx.probe.fit import Report, fit
 from aim_mlx.probe.head_files import load_head, read_probe, write_probe
 from aim_mlx.probe.heads import Head
-from aim_mlx.probe.labels import as_labels, classes_of, held_out, paired
 from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.training import GridTrainer, Labelled
 from aim_mlx.tokens.source import frozen_tokens, token_identity, token_shape

@@ -19,12 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from aim_mlx.config import to_dict
+from aim_mlx.data.sets import Data
+from aim_mlx.data.splits import DataSet
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError
 from aim_mlx.files import TEMPORARY, publish
 from aim_mlx.images import Skip
 from aim_mlx.probe.config import ProbeConfig
-from aim_mlx.probe.data import Data
 from aim_mlx.probe.features import Augmentation, Features
 from aim_mlx.probe.figures import near_chance
 from aim_mlx.probe.fit import fit
@@ -32,7 +33,6 @@ from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.passes import logits_of
 from aim_mlx.probe.probe import AttentiveProbe, trained_probe
 from aim_mlx.probe.report import write_report
-from aim_mlx.probe.splits import DataSet
 from aim_mlx.probe.summary import Measured, made_report
 from aim_mlx.probe.training import GridTrainer, Labelled
 from aim_mlx.store.lock import locked

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from aim_mlx.data.parts import Part
 from aim_mlx.errors import ImageError
 from aim_mlx.heatmap import heat_picture, seen
 from aim_mlx.probe.charts import Curve
 from aim_mlx.probe.figures import confusion, figures_of
-from aim_mlx.probe.parts import Part
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.report import Mistake, Report
 from aim_mlx.probe.training import GridTrainer

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from aim_mlx.data.tables import MissingColumn, beside, read_table
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import Content, Skip
 from aim_mlx.images.contents import read_content
-from aim_mlx.tables import MissingColumn, beside, read_table
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aim_mlx.data.tables import MissingColumn, Row, beside, read_table
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Skip, discover
-from aim_mlx.tables import MissingColumn, Row, beside, read_table
 from aim_mlx.wording import counted
 
 SPLITS = ("train", "val", "test")

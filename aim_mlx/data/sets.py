@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aim_mlx.probe.dataset import Columns, Labelled, read_labelled
-from aim_mlx.probe.splits import DataSet, divided
+from aim_mlx.data.labelled import Columns, Labelled, read_labelled
+from aim_mlx.data.splits import DataSet, divided
 
 
 @dataclass(frozen=True)

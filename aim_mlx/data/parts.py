@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aim_mlx.data.labelled import Item, Labelled, quoted
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import Content, Skip
 from aim_mlx.images.contents import read_content
-from aim_mlx.probe.dataset import Item, Labelled, quoted
 
 _READERS = 2  # threads that read files for their digests: the disk is the limit
 _AT_ONCE = 4096  # files given to them at a time

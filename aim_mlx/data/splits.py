@@ -10,10 +10,10 @@ from itertools import combinations
 
 import numpy as np
 
+from aim_mlx.data.labelled import SPLITS, Labelled, quoted
+from aim_mlx.data.parts import Image, Part, Progress, as_part, read_images
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Skip
-from aim_mlx.probe.dataset import SPLITS, Labelled, quoted
-from aim_mlx.probe.parts import Image, Part, Progress, as_part, read_images
 from aim_mlx.wording import counted
 
 _IMBALANCE = 20  # times as many images as the smallest class has

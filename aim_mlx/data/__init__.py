@@ -1,0 +1,1 @@
+"""What users bring: tables, labelled images, splits, pairs of image and caption."""
