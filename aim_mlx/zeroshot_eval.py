@@ -14,7 +14,7 @@ from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.images import Skip
 from aim_mlx.lit import LiT
-from aim_mlx.probe.figures import confusion, figures_of
+from aim_mlx.report.figures import confusion, figures_of
 from aim_mlx.zeroshot import ZeroShotHead
 
 

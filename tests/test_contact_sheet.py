@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aim_mlx.contact_sheet import Line, Origin, Picture, Section, write_contact_sheet
 from aim_mlx.errors import OutputError
+from aim_mlx.report.contact_sheet import Line, Origin, Picture, Section, write_contact_sheet
 from tests.small import photo
 
 HOSTILE = (

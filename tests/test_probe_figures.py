@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from aim_mlx.probe.figures import average_precision, confusion, figures_of, near_chance, wilson
+from aim_mlx.report.figures import average_precision, confusion, figures_of, near_chance, wilson
 
 CLASSES = [f"class {i}" for i in range(7)]
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from aim_mlx.errors import OutputError
-from aim_mlx.probe.charts import Curve, curves
-from aim_mlx.probe.figures import confusion, figures_of
-from aim_mlx.probe.report import Mistake, Report, write_report
+from aim_mlx.report.charts import Curve, curves
+from aim_mlx.report.figures import confusion, figures_of
+from aim_mlx.report.probe_page import Mistake, Report, write_report
 from tests.small import photo
 from tests.test_contact_sheet import HOSTILE, Page
 

@@ -162,7 +162,7 @@ def _write_page(
     listed: list[list[_Member]],
     threshold: float | None,
 ) -> None:
-    from aim_mlx.contact_sheet import Origin, Picture, Section, write_contact_sheet
+    from aim_mlx.report.contact_sheet import Origin, Picture, Section, write_contact_sheet
     from aim_mlx.wording import counted
 
     sections = []

@@ -180,8 +180,8 @@ def evaluate(
     from aim_mlx.data.sets import Data
     from aim_mlx.errors import Interrupted
     from aim_mlx.probe.evaluation import evaluate_probe
-    from aim_mlx.probe.report import write_report
     from aim_mlx.probe.summary import made_report
+    from aim_mlx.report.probe_page import write_report
 
     check_target(html, PAGES, overwrite)
     loaded = _load(probe, model, offline)

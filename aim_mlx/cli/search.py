@@ -118,7 +118,7 @@ def _write_page(
     texts: list[list[str]],
     results: list[dict[str, Any]],
 ) -> None:
-    from aim_mlx.contact_sheet import Origin, Picture, Section, write_contact_sheet
+    from aim_mlx.report.contact_sheet import Origin, Picture, Section, write_contact_sheet
 
     sections = [
         Section(title, [Picture(path, [path]) for path in paths], ", ".join(words))

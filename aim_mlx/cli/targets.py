@@ -16,7 +16,7 @@ def check_target(target: Path | None, suffixes: tuple[str, ...], overwrite: bool
     """
     from aim_mlx.errors import OutputError, UsageError
     from aim_mlx.files import remove_leftovers
-    from aim_mlx.page import is_ours
+    from aim_mlx.report.page import is_ours
 
     if target is None:
         return

@@ -14,10 +14,10 @@ from aim_mlx.data.parts import Image, Part, Progress, as_part, read_images
 from aim_mlx.data.sets import Data
 from aim_mlx.errors import AimError, OutputError, UsageError
 from aim_mlx.images import Skip
-from aim_mlx.probe.figures import near_chance
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import SPLITS_FILE
 from aim_mlx.probe.summary import Measured
+from aim_mlx.report.figures import near_chance
 from aim_mlx.wording import counted
 
 ALL = "all"  # in place of a split

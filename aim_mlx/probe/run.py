@@ -27,14 +27,14 @@ from aim_mlx.files import TEMPORARY, publish
 from aim_mlx.images import Skip
 from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.probe.features import Augmentation, Features
-from aim_mlx.probe.figures import near_chance
 from aim_mlx.probe.fit import fit
 from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.passes import logits_of
 from aim_mlx.probe.probe import AttentiveProbe, trained_probe
-from aim_mlx.probe.report import write_report
 from aim_mlx.probe.summary import Measured, made_report
 from aim_mlx.probe.training import GridTrainer, Labelled
+from aim_mlx.report.figures import near_chance
+from aim_mlx.report.probe_page import write_report
 from aim_mlx.store.lock import locked
 from aim_mlx.tokens.source import token_shape
 from aim_mlx.training.folder import RUN, TOKENS, check_same_run, remove_unfinished, storage

@@ -9,11 +9,11 @@ import numpy as np
 from aim_mlx.data.parts import Part
 from aim_mlx.errors import ImageError
 from aim_mlx.heatmap import heat_picture, seen
-from aim_mlx.probe.charts import Curve
-from aim_mlx.probe.figures import confusion, figures_of
 from aim_mlx.probe.probe import AttentiveProbe
-from aim_mlx.probe.report import Mistake, Report
 from aim_mlx.probe.training import GridTrainer
+from aim_mlx.report.charts import Curve
+from aim_mlx.report.figures import confusion, figures_of
+from aim_mlx.report.probe_page import Mistake, Report
 
 _MISTAKES = 12  # shown
 

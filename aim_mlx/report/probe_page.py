@@ -11,9 +11,9 @@ from PIL import Image
 
 from aim_mlx.errors import OutputError
 from aim_mlx.files import publish
-from aim_mlx.page import END, begin, inlined, shown
-from aim_mlx.probe import charts
-from aim_mlx.probe.charts import Curve
+from aim_mlx.report import charts
+from aim_mlx.report.charts import Curve
+from aim_mlx.report.page import END, begin, inlined, shown
 
 _LARGEST_TABLE = 20  # classes whose confusions are numbers; more become a picture
 _SHORT = 6  # letters of a name

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.page import shown
+from aim_mlx.report.page import shown
 
 _WIDTH, _HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 40

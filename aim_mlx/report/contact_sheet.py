@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from aim_mlx.errors import UNTRAINED, ImageError, OutputError
 from aim_mlx.files import publish
 from aim_mlx.images import ImageSource
-from aim_mlx.page import END, address, begin, inlined, named, shown
+from aim_mlx.report.page import END, address, begin, inlined, named, shown
 
 _AT_ONCE = 64  # pictures decoded before the next are begun: bounds what waits to be written
 
