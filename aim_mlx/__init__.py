@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
     from aim_mlx.probe.probe import AttentiveProbe as AttentiveProbe
     from aim_mlx.registry import MODELS as MODELS
     from aim_mlx.registry import ModelSpec as ModelSpec
-    from aim_mlx.store.reading import EmbeddingStore as EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore as EmbeddingStore
     from aim_mlx.zeroshot import ZeroShotHead as ZeroShotHead
 
 __version__ = "0.1.0"
@@ -58,7 +58,7 @@ _NAMES = {
     "models.vision": ("Features",),
     "probe.probe": ("AttentiveProbe",),
     "registry": ("MODELS", "ModelSpec"),
-    "store.reading": ("EmbeddingStore",),
+    "store.reader": ("EmbeddingStore",),
     "zeroshot": ("ZeroShotHead",),
 }
 _HOME = {name: f"aim_mlx.{module}" for module, names in _NAMES.items() for name in names}

@@ -23,7 +23,7 @@ from aim_mlx.report.contact_sheet import Origin
 from aim_mlx.zeroshot import ZeroShotHead
 
 if TYPE_CHECKING:
-    from aim_mlx.store.reading import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore
 
 _ROWS_AT_ONCE = 4096
 _FORMULA = re.compile(r"[=@\t\r\n]|[-+](?!\d+(\.\d+)?\Z)")  # how one begins; -1 is a number
@@ -156,7 +156,7 @@ def find_store(sources: Sequence[str]) -> "EmbeddingStore | None":
         return None
     if len(sources) > 1:
         raise UsageError(f"{stores[0]!r} is a store of embeddings: give it alone")
-    from aim_mlx.store.reading import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore
 
     return EmbeddingStore(stores[0])
 

@@ -16,7 +16,7 @@ from aim_mlx.search import top_k
 if TYPE_CHECKING:
     from aim_mlx.encoder.encoder import Embedded, Encoder
     from aim_mlx.store.photos import Photos
-    from aim_mlx.store.reading import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore
 
 
 class Queries:

@@ -113,7 +113,7 @@ def open_store(folder: str, rows: int) -> dict[str, Any]:
     """Seconds to check and read a store as the next run does, and to have its vectors in memory."""
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.store.manifest import describe
-    from aim_mlx.store.reading import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore
     from aim_mlx.store.writer import writing
 
     manifest = describe(_stub(), EmbedOptions())

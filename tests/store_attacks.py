@@ -32,7 +32,7 @@ from aim_mlx.selection import Selection
 from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store.folder import matrix_name
 from aim_mlx.store.manifest import describe
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.shards import write_shard
 from tests.store_crashes import STUB, Silent, small_steps
 

@@ -34,7 +34,7 @@ from aim_mlx.images.reading import regular_file
 from aim_mlx.selection import Selection
 from aim_mlx.store import journal, lists, lock, manifest, writer
 from aim_mlx.store.manifest import describe
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from tests.small import SMALL
 
 DIM = 9

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.store.manifest import SCHEMA
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.rows import Row
 from aim_mlx.store.writer import writing
 

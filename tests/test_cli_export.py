@@ -12,8 +12,8 @@ from PIL import Image
 from aim_mlx.cli import main as cli
 from aim_mlx.images import decode
 from aim_mlx.store import journal, thumbnails
-from aim_mlx.store.onefile import SUFFIXES
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.export import SUFFIXES
+from aim_mlx.store.reader import EmbeddingStore
 from tests import small, stores
 
 ODD = os.fsdecode(b"photos/\xff.png")

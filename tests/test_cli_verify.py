@@ -12,7 +12,7 @@ from PIL import Image
 from aim_mlx.cli import main as cli
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.store import journal, manifest
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.rows import Row
 from aim_mlx.store.writer import writing
 from tests import small

@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from aim_mlx import files as durable
 from aim_mlx.errors import OutputError, UsageError
-from aim_mlx.store import onefile
-from aim_mlx.store.onefile import Rows, is_file_target, sidecar, write_file
+from aim_mlx.store import export as onefile
+from aim_mlx.store.export import Rows, is_file_target, sidecar, write_file
 from tests.full_disk import full_from
 from tests.store_crashes import Disk
 from tests.stores import make_store

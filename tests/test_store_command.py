@@ -13,7 +13,7 @@ from PIL import Image
 
 from aim_mlx import embed_files as embedding
 from aim_mlx.store import writer
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from tests.embed_runs import Run, embed
 from tests.small import photo, save
 from tests.store_crashes import facts

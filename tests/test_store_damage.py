@@ -8,7 +8,7 @@ import pytest
 
 from aim_mlx.errors import AimError, OutputError
 from aim_mlx.store import journal, lists, manifest
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from tests import stores
 from tests.bad_images import PNG
 from tests.embed_runs import embed, make

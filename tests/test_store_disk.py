@@ -10,7 +10,7 @@ import pytest
 
 from aim_mlx.errors import OutputError
 from aim_mlx.store import journal, lists
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from tests.bad_images import JPEG, PNG
 from tests.embed_runs import Run, embed, make
 from tests.full_disk import full_from

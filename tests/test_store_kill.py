@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from aim_mlx.errors import AimError, OutputError
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from tests.store_crashes import all_vectors, facts, run, vector_of
 
 RANDOM = 8

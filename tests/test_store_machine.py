@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from aim_mlx.embed_files import Summary
 from aim_mlx.errors import AimError, UsageError
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from tests.store_crashes import Disk, StubEncoder, all_vectors, run, vector_of
 
 ODD = "\udcff" if sys.platform == "linux" else "\u00e9\n"

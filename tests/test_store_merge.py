@@ -16,7 +16,7 @@ from aim_mlx.cli import main as cli
 from aim_mlx.images import in_share
 from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store import merge as module
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.verify import verify
 from tests import small
 from tests.embed_runs import SAME

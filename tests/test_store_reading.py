@@ -16,7 +16,7 @@ from aim_mlx import EmbeddingStore
 from aim_mlx.cli import main as cli
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.store import journal, shards
-from aim_mlx.store.reading import reading
+from aim_mlx.store.reader import reading
 from aim_mlx.store.writer import writing
 from tests import stores
 
@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(folder, monkeyp
     def refuse(files):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("aim_mlx.store.reading.publish", refuse)
+    monkeypatch.setattr("aim_mlx.store.reader.publish", refuse)
     before = sorted(os.listdir(folder))
     vectors = EmbeddingStore(folder).vectors
     np.testing.assert_array_equal(vectors, VECTORS)
@@ -200,7 +200,7 @@ def compact_at_the_first_read(folder, monkeypatch) -> list[bool]:
         return read_table(where, shard, columns)
 
     read_table = shards.read_table
-    monkeypatch.setattr("aim_mlx.store.reading.read_table", compacting)
+    monkeypatch.setattr("aim_mlx.store.reader.read_table", compacting)
     return done
 
 

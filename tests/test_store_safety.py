@@ -17,7 +17,7 @@ import pytest
 from aim_mlx.errors import OutputError
 from aim_mlx.store import journal, lists, lock, manifest
 from aim_mlx.store.folder import matrix_name
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.verify import verify
 from tests import store_attacks
 from tests.store_attacks import Deep, Scene, attack, embed, outcomes

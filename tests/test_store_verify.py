@@ -9,7 +9,7 @@ import pytest
 from aim_mlx.errors import OutputError
 from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store.folder import matrix_name
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.verify import verify
 from aim_mlx.store.writer import StoreWriter, writing
 from tests import stores

@@ -11,7 +11,7 @@ from aim_mlx import files as durable
 from aim_mlx.errors import OutputError
 from aim_mlx.store import journal, shards
 from aim_mlx.store import writer as module
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.shards import read_table
 from aim_mlx.store.writer import StoreWriter, writing
 from tests import stores

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from aim_mlx.duplicates import Group
     from aim_mlx.store.photos import Photos
-    from aim_mlx.store.reading import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore
 
 
 def duplicates(

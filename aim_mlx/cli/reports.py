@@ -9,7 +9,7 @@ from aim_mlx.wording import counted
 
 if TYPE_CHECKING:
     from aim_mlx.store.photos import Photos
-    from aim_mlx.store.reading import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore
 
 
 def with_rows(folder: Path, use: "Callable[[EmbeddingStore], object]") -> None:
@@ -18,7 +18,7 @@ def with_rows(folder: Path, use: "Callable[[EmbeddingStore], object]") -> None:
     Raises AimError for a store that has none.
     """
     from aim_mlx.errors import AimError
-    from aim_mlx.store.reading import reading
+    from aim_mlx.store.reader import reading
 
     def checked(store: "EmbeddingStore") -> None:
         if not len(store):

@@ -10,7 +10,7 @@ import typer
 from aim_mlx.cli.options import Gone, Offline, Store
 
 if TYPE_CHECKING:
-    from aim_mlx.store.reading import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore
 
 
 def search(

@@ -11,7 +11,7 @@ from aim_mlx.cli.options import Offline
 from aim_mlx.wording import counted
 
 if TYPE_CHECKING:
-    from aim_mlx.store.reading import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore
     from aim_mlx.store.verify import Fault, Findings
 
 _UNFINISHED = 1
@@ -36,7 +36,7 @@ def verify(
     --sample cannot be had or is another, 1 if all there is is sound but the last run was not
     finished. Nothing is changed.
     """
-    from aim_mlx.store.reading import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore
     from aim_mlx.store.verify import verify as check
 
     opened = EmbeddingStore(store)

@@ -16,7 +16,7 @@ from aim_mlx.files import sync_folder
 from aim_mlx.selection import digest_of_list
 from aim_mlx.store import lists, manifest
 from aim_mlx.store.folder import hidden_beside, remove
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.rows import COLUMNS, Row, exact_paths
 from aim_mlx.store.shards import read_rows, read_table, vectors_of
 from aim_mlx.store.verify import verify

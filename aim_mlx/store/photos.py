@@ -6,7 +6,7 @@ from functools import cached_property
 
 from aim_mlx.store.lists import read_header, started_in
 from aim_mlx.store.places import Places
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 
 
 class Photos:

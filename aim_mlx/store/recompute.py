@@ -8,7 +8,7 @@ import numpy as np
 
 from aim_mlx.encoder.encoder import Embedded, Encoder
 from aim_mlx.images import KnownFile, default_max_pixels
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.verify import SampledRow
 
 # How far the cosine of two computations of one photo may be below 1. Another device or another

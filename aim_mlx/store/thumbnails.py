@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from aim_mlx.errors import ImageError
 from aim_mlx.images import KnownFile, thumbnail
-from aim_mlx.store.onefile import Rows
-from aim_mlx.store.reading import EmbeddingStore
+from aim_mlx.store.export import Rows
+from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.rows import exact_paths
 
 SIDE = 256
