@@ -59,9 +59,9 @@ def make_files(folder: str, count: int) -> dict[str, Any]:
 
 def embed(folder: str, output: str) -> dict[str, Any]:
     """Seconds of the stages of a run, and the memory that it took."""
-    from aim_mlx.embed_files import Job, embed_files
+    from aim_mlx.embedding.job import Job, embed_files
+    from aim_mlx.embedding.selection import Selection
     from aim_mlx.encoder.encoder import EmbedOptions
-    from aim_mlx.selection import Selection
 
     stub, times = _stub(), _Times()
     before, cpu = _peak(), time.process_time()

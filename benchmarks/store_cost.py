@@ -15,11 +15,11 @@ from statistics import median
 import numpy as np
 
 import aim_mlx
-from aim_mlx.embed_files import Job, embed_files
-from aim_mlx.embed_run import block_size
+from aim_mlx.embedding.job import Job, embed_files
+from aim_mlx.embedding.run import block_size
+from aim_mlx.embedding.selection import Selection
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.images import discover
-from aim_mlx.selection import Selection
 from benchmarks.workers import Silent
 
 

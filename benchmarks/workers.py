@@ -83,9 +83,9 @@ def encode_theirs(
 
 def embed_folder(model: str, folder: str, side: int) -> dict[str, Any]:
     """Images/s of embed_files on a folder, from listing it to the finished file."""
-    from aim_mlx.embed_files import Job, embed_files
+    from aim_mlx.embedding.job import Job, embed_files
+    from aim_mlx.embedding.selection import Selection
     from aim_mlx.encoder.encoder import EmbedOptions
-    from aim_mlx.selection import Selection
 
     encoder = _encoder(model)
     encoder.embed(images_in_memory(4, side))
@@ -115,9 +115,9 @@ def decode_folder(folder: str, side: int, count: int) -> dict[str, Any]:
 def peak_memory(model: str, folder: str) -> dict[str, Any]:
     """The largest resident size of a process that loads the model and embeds a folder."""
     from aim_mlx.backend import mx
-    from aim_mlx.embed_files import Job, embed_files
+    from aim_mlx.embedding.job import Job, embed_files
+    from aim_mlx.embedding.selection import Selection
     from aim_mlx.encoder.encoder import EmbedOptions
-    from aim_mlx.selection import Selection
 
     with tempfile.TemporaryDirectory() as output:
         target = Path(output) / "out.npz"

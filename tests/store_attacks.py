@@ -23,12 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aim_mlx import embed_files as embedding
 from aim_mlx.cli import main as cli
-from aim_mlx.embed_files import Job, Rules, embed_files
+from aim_mlx.embedding import job as embedding
+from aim_mlx.embedding.job import Job, Rules, embed_files
+from aim_mlx.embedding.selection import Selection
 from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.errors import AimError
-from aim_mlx.selection import Selection
 from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store.folder import matrix_name
 from aim_mlx.store.manifest import describe

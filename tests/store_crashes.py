@@ -23,15 +23,15 @@ from unittest import mock
 
 import numpy as np
 
-from aim_mlx import embed_files as embedding
 from aim_mlx.backend import mx
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.embed_files import Job, Rules, Summary, embed_files
+from aim_mlx.embedding import job as embedding
+from aim_mlx.embedding.job import Job, Rules, Summary, embed_files
+from aim_mlx.embedding.selection import Selection
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import ImageError
 from aim_mlx.images import Listing, Omitted, Skip
 from aim_mlx.images.reading import regular_file
-from aim_mlx.selection import Selection
 from aim_mlx.store import journal, lists, lock, manifest, writer
 from aim_mlx.store.manifest import describe
 from aim_mlx.store.reader import EmbeddingStore

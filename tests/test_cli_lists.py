@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aim_mlx import EmbeddingStore, embed_files
+from aim_mlx import EmbeddingStore
 from aim_mlx.cli import main
-from aim_mlx.store import plan
+from aim_mlx.embedding import job as embed_files
+from aim_mlx.embedding import plan
 from aim_mlx.store.verify import verify
 from tests.bad_images import PHOTO, PNG, encoded
 from tests.embed_runs import Run, embed, make, vectors_of

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aim_mlx import embed_run
 from aim_mlx.backend import BLAS, mx
+from aim_mlx.embedding import run as embed_run
 from aim_mlx.encoder import encoder as embed_module
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.encoder.pipeline import Pipeline

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aim_mlx import embed_files as embedding
+from aim_mlx.embedding import job as embedding
 from aim_mlx.store import writer
 from aim_mlx.store.reader import EmbeddingStore
 from tests.embed_runs import Run, embed

@@ -85,11 +85,11 @@ def embed(
 
     from aim_mlx.cli.interrupt import asked, gently
     from aim_mlx.cli.progress import Progress
-    from aim_mlx.embed_files import Job, Rules, embed_files, plan_files
+    from aim_mlx.embedding.job import Job, Rules, embed_files, plan_files
+    from aim_mlx.embedding.selection import Selection
     from aim_mlx.encoder.encoder import EmbedOptions, Encoder
     from aim_mlx.images import parse_share
     from aim_mlx.loading import load
-    from aim_mlx.selection import Selection
 
     options = EmbedOptions(
         pooling,

@@ -22,9 +22,9 @@ from rich.progress import (
 from rich.text import Text
 
 from aim_mlx.cli.terminal import escaped, on_terminal
-from aim_mlx.embed_files import Summary
+from aim_mlx.embedding.job import Summary
+from aim_mlx.embedding.plan import Plan
 from aim_mlx.images import Listing, Skip
-from aim_mlx.store.plan import Plan
 from aim_mlx.wording import counted
 
 _SILENCE = 30.0  # seconds without a bar, before a line says how far the run is

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from aim_mlx.embedding.selection import digest_of_list
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.files import sync_folder
-from aim_mlx.selection import digest_of_list
 from aim_mlx.store import lists, manifest
 from aim_mlx.store.folder import hidden_beside, remove
 from aim_mlx.store.reader import EmbeddingStore

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.embed_run import block_size
+from aim_mlx.embedding.run import block_size
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.files import TEMPORARY, publish, regular

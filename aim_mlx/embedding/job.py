@@ -7,19 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from aim_mlx.embed_run import EmbedRun, Report, block_size, skip_record
-from aim_mlx.encoder.encoder import EmbedOptions, Encoder
-from aim_mlx.errors import AimError, Interrupted, UsageError
-from aim_mlx.images import Listing, Skip
-from aim_mlx.selection import Selected, Selection
-from aim_mlx.store.catalog import Catalog
-from aim_mlx.store.export import Rows, check_target, clear_up, is_file_target, sidecar, write_file
-from aim_mlx.store.folder import hidden_beside, remove
-from aim_mlx.store.journal import State
-from aim_mlx.store.lists import place, started_in
-from aim_mlx.store.manifest import NAME as MANIFEST
-from aim_mlx.store.manifest import describe
-from aim_mlx.store.plan import (
+from aim_mlx.embedding.plan import (
     Plan,
     check_prune,
     find_stale,
@@ -27,6 +15,18 @@ from aim_mlx.store.plan import (
     retried_reasons,
     rows_under_other_names,
 )
+from aim_mlx.embedding.run import EmbedRun, Report, block_size, skip_record
+from aim_mlx.embedding.selection import Selected, Selection
+from aim_mlx.encoder.encoder import EmbedOptions, Encoder
+from aim_mlx.errors import AimError, Interrupted, UsageError
+from aim_mlx.images import Listing, Skip
+from aim_mlx.store.catalog import Catalog
+from aim_mlx.store.export import Rows, check_target, clear_up, is_file_target, sidecar, write_file
+from aim_mlx.store.folder import hidden_beside, remove
+from aim_mlx.store.journal import State
+from aim_mlx.store.lists import place, started_in
+from aim_mlx.store.manifest import NAME as MANIFEST
+from aim_mlx.store.manifest import describe
 from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.recovery import load_rows
 from aim_mlx.store.writer import StoreWriter, writing

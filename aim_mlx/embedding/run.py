@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from aim_mlx.backend import BLAS, on_gpu
+from aim_mlx.embedding.plan import facts_of
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, ImageError, OutputError
 from aim_mlx.images import Content, Contents, Listing, Skip, changed, is_beyond_times
 from aim_mlx.models.vision import VisionEncoder
-from aim_mlx.store.plan import facts_of
 from aim_mlx.store.rows import Row
 from aim_mlx.store.writer import StoreWriter
 

@@ -1,0 +1,1 @@
+"""The main job: files to the rows of a store."""
