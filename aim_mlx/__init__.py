@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
     from aim_mlx.errors import UntrainedModelWarning as UntrainedModelWarning
     from aim_mlx.errors import UsageError as UsageError
     from aim_mlx.images import ImageSource as ImageSource
-    from aim_mlx.lit import LiT as LiT
     from aim_mlx.loading import load as load
     from aim_mlx.loading import load_lit as load_lit
     from aim_mlx.models.text import TextFeatures as TextFeatures
@@ -41,7 +40,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
     from aim_mlx.registry import MODELS as MODELS
     from aim_mlx.registry import ModelSpec as ModelSpec
     from aim_mlx.store.reader import EmbeddingStore as EmbeddingStore
-    from aim_mlx.zeroshot import ZeroShotHead as ZeroShotHead
+    from aim_mlx.words.lit import LiT as LiT
+    from aim_mlx.words.zeroshot import ZeroShotHead as ZeroShotHead
 
 __version__ = "0.1.0"
 
@@ -52,14 +52,14 @@ _NAMES = {
     + ("DarkImageWarning", "ImageError", "Interrupted", "OutputError")
     + ("TruncatedTextWarning", "UntrainedModelWarning", "UsageError"),
     "images": ("ImageSource",),
-    "lit": ("LiT",),
+    "words.lit": ("LiT",),
     "loading": ("load", "load_lit"),
     "models.text": ("TextFeatures",),
     "models.vision": ("Features",),
     "probe.probe": ("AttentiveProbe",),
     "registry": ("MODELS", "ModelSpec"),
     "store.reader": ("EmbeddingStore",),
-    "zeroshot": ("ZeroShotHead",),
+    "words.zeroshot": ("ZeroShotHead",),
 }
 _HOME = {name: f"aim_mlx.{module}" for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

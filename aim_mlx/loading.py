@@ -9,13 +9,13 @@ from aim_mlx.backend import check_not_forked, dtype_named, mx
 from aim_mlx.config import LiTConfig, VisionConfig
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import CheckpointError, UsageError
-from aim_mlx.lit import LiT, as_lit
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.registry import DEFAULT_LIT
-from aim_mlx.tokenizer import Tokenizer
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.load import load_into
+from aim_mlx.words.lit import LiT, as_lit
+from aim_mlx.words.tokenizer import Tokenizer
 
 
 def load(

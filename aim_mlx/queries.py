@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aim_mlx.errors import UsageError
-from aim_mlx.lit import as_lit
 from aim_mlx.search import top_k
+from aim_mlx.words.lit import as_lit
 
 if TYPE_CHECKING:
     from aim_mlx.encoder.encoder import Embedded, Encoder

@@ -26,7 +26,7 @@ from aim_mlx.data.pairs import read_pairs
 from aim_mlx.data.tables import read_table
 from aim_mlx.errors import UsageError
 from aim_mlx.images.path_lists import read_paths
-from aim_mlx.prompts import as_labels, as_templates, read_labels
+from aim_mlx.words.prompts import as_labels, as_templates, read_labels
 
 Random = np.random.Generator
 WORDS = ["a.jpg", "cat", "", " ", "\0", "é" * 40, "=1+1", "\u202e", "x" * 200_000, "7" * 5000, ";;"]

@@ -13,7 +13,7 @@ from PIL import Image
 import aim_mlx
 from aim_mlx.backend import mx
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
-from aim_mlx.lit import LiT
+from aim_mlx.words.lit import LiT
 from tests.small import SMALL, encoder, photo, save_lit
 
 PHOTO = photo(0)

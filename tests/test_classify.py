@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aim_mlx.classify import Choice, Classified, Stored, write_table
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.images import Skip
-from aim_mlx.zeroshot import ZeroShotHead
+from aim_mlx.words.classify import Choice, Classified, Stored, write_table
+from aim_mlx.words.zeroshot import ZeroShotHead
 
 SCORES = np.array([0.1, 0.4, 0.1, 0.4], np.float32)
 LABELS = ("a", "b", "c", "d")
@@ -68,7 +68,7 @@ def no_skips(skip: Skip) -> None:
 
 
 def test_rows_of_a_store_are_labelled_without_a_model(monkeypatch):
-    monkeypatch.setattr("aim_mlx.classify._ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("aim_mlx.words.classify._ROWS_AT_ONCE", 2)
     vectors = np.array([[2, 0, 0], [0, 0, 1], [0, 3, 1], [1, 1, 0], [0, 1, 0]], np.float32)
     source = stored(vectors)
     rows = list(source.rows(HEAD, Choice(top=2), no_skips))

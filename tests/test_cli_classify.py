@@ -11,7 +11,7 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.cli import main as cli
-from aim_mlx.lit import LiT
+from aim_mlx.words.lit import LiT
 from tests.small import photo, save, save_lit
 from tests.test_cli import start
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.cli import main as cli
-from aim_mlx.lit import LiT
 from aim_mlx.store.reader import EmbeddingStore
+from aim_mlx.words.lit import LiT
 from tests.small import photo, save, save_lit
 
 

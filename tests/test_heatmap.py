@@ -3,7 +3,7 @@
 import numpy as np
 
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.heatmap import heat_picture
+from aim_mlx.words.heatmap import heat_picture
 
 CONFIG = PreprocessConfig.hub(None)
 

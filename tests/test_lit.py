@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import aim_mlx
-from aim_mlx import lit as lit_module
 from aim_mlx.backend import mx
 from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
-from aim_mlx.lit import LiT
 from aim_mlx.weights.convert import convert_checkpoint
+from aim_mlx.words import lit as lit_module
+from aim_mlx.words.lit import LiT
 from tests.small import COSTLY, SMALL_LIT, TOKENIZER, costly, peak_bytes, photo, save_lit
 
 TEXTS = ["a photo of a cat", "two dogs", "", "it's the dog's 2nd ball, isn't it", "x", "two dogs"]

@@ -22,8 +22,8 @@ from aim_mlx.lit_training.report import Silent
 from aim_mlx.lit_training.retrieval import recalls
 from aim_mlx.lit_training.run import train_lit
 from aim_mlx.store.lock import locked
-from aim_mlx.tokenizer import Tokenizer
 from aim_mlx.tokens.source import cache as token_cache
+from aim_mlx.words.tokenizer import Tokenizer
 from tests.probes import ArrayTokens
 from tests.small import encoder, photo
 

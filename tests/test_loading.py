@@ -11,7 +11,7 @@ import aim_mlx
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.config import LiTConfig, TextConfig, VisionConfig
 from aim_mlx.errors import AssumedHeadsWarning, CheckpointError, UntrainedModelWarning, UsageError
-from aim_mlx.lit import LiT
+from aim_mlx.words.lit import LiT
 from tests.small import NATIVE, SMALL, photo, save
 
 DATA = Path(__file__).parent / "data"

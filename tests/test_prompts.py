@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from aim_mlx.errors import UsageError
-from aim_mlx.prompts import PRESETS, as_labels, as_templates, filled, read_labels, read_templates
+from aim_mlx.words.prompts import (
+    PRESETS,
+    as_labels,
+    as_templates,
+    filled,
+    read_labels,
+    read_templates,
+)
 
 
 def written(folder: Path, content: str | bytes) -> Path:

@@ -10,8 +10,8 @@ import pytest
 
 from aim_mlx.config import TextConfig
 from aim_mlx.errors import CheckpointError, UsageError
-from aim_mlx.tokenizer import SMALLEST_VOCABULARY, Tokenizer
-from aim_mlx.weights.tokenizer_files import BOS, BYTES, EOS, LARGEST_FILE
+from aim_mlx.words.tokenizer import SMALLEST_VOCABULARY, Tokenizer
+from aim_mlx.words.tokenizer_files import BOS, BYTES, EOS, LARGEST_FILE
 
 DATA = Path(__file__).parent / "data" / "clip_tokenizer"
 CASES = json.loads((DATA / "cases.json").read_text())

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 import aim_mlx
 from aim_mlx.errors import AimError, CheckpointError, UntrainedModelWarning
 from aim_mlx.probe.head_files import read_probe
-from aim_mlx.tokenizer import Tokenizer
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.load import load_weights
-from aim_mlx.zeroshot import ZeroShotHead
+from aim_mlx.words.tokenizer import Tokenizer
+from aim_mlx.words.zeroshot import ZeroShotHead
 from tests.weights_files import PEAK, crafted
 from tests.weights_mutations import MUTATIONS, Mutation, checkpoint, mutate, write
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import aim_mlx
-from aim_mlx import zeroshot
 from aim_mlx.errors import CheckpointError, OutputError, TruncatedTextWarning, UsageError
-from aim_mlx.lit import LiT
-from aim_mlx.zeroshot import ZeroShotHead
+from aim_mlx.words import zeroshot
+from aim_mlx.words.lit import LiT
+from aim_mlx.words.zeroshot import ZeroShotHead
 from tests.small import photo, save_lit
 from tests.weights_files import write_tensors
 

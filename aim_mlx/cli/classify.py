@@ -22,7 +22,7 @@ from aim_mlx.cli.options import (
 from aim_mlx.cli.words import build_head, given_labels, list_images, load_lit
 
 if TYPE_CHECKING:
-    from aim_mlx.classify import Stored
+    from aim_mlx.words.classify import Stored
 
 
 def classify(
@@ -79,16 +79,16 @@ def classify(
 
     A line has the score, the label and the path, with tabs between.
     """
-    from aim_mlx.classify import Choice, Images
     from aim_mlx.cli.labelled import Report, Telling
     from aim_mlx.cli.progress import Progress
     from aim_mlx.cli.targets import PAGES, TABLES, check_folder, check_target
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.errors import Interrupted, UsageError
-    from aim_mlx.heatmap import write_heatmaps
-    from aim_mlx.prompts import as_templates
     from aim_mlx.wording import counted
-    from aim_mlx.zeroshot import ZeroShotHead
+    from aim_mlx.words.classify import Choice, Images
+    from aim_mlx.words.heatmap import write_heatmaps
+    from aim_mlx.words.prompts import as_templates
+    from aim_mlx.words.zeroshot import ZeroShotHead
 
     if [labels, labels_file, head].count(None) != 2:
         raise UsageError("say what to choose from by one of --labels, --labels-file and --head")
@@ -135,11 +135,11 @@ def _stored(sources: list[str], unused: list[Any], gone: bool, offline: bool) ->
     """
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
-    from aim_mlx.classify import Stored, find_store
     from aim_mlx.cli.reports import note_missing
     from aim_mlx.errors import UsageError
-    from aim_mlx.lit import as_lit
     from aim_mlx.store.photos import Photos
+    from aim_mlx.words.classify import Stored, find_store
+    from aim_mlx.words.lit import as_lit
 
     store = find_store(sources)
     if store is None:

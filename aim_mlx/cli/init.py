@@ -20,9 +20,9 @@ def init(
     """
     from aim_mlx.config import LiTConfig
     from aim_mlx.registry import find_model
-    from aim_mlx.tokenizer import Tokenizer
     from aim_mlx.weights.initial import initial_weights
     from aim_mlx.weights.save import provenance, save_checkpoint
+    from aim_mlx.words.tokenizer import Tokenizer
 
     spec = find_model(name)
     history = provenance(source=f"random initialisation of {name}", trained=False, seed=seed)

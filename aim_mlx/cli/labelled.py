@@ -8,13 +8,13 @@ from typing import Protocol
 
 import typer
 
-from aim_mlx.classify import Choice, Classified, record, write_table
 from aim_mlx.cli.progress import Progress
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import AimError
 from aim_mlx.images import Listing, Skip
 from aim_mlx.report.contact_sheet import Line, Origin, Picture, Section, write_contact_sheet
 from aim_mlx.wording import counted
+from aim_mlx.words.classify import Choice, Classified, record, write_table
 
 _ON_PAGE = 5  # labels that an image has on a page, where no number is asked for
 

@@ -230,13 +230,13 @@ def predict(
 
     A line has the probability, the class and the path, with tabs between.
     """
-    from aim_mlx.classify import Choice
     from aim_mlx.cli.labelled import Report, Telling
     from aim_mlx.cli.progress import Progress
     from aim_mlx.cli.targets import PAGES, TABLES, check_target
     from aim_mlx.cli.words import list_images
     from aim_mlx.errors import Interrupted
     from aim_mlx.probe.prediction import Predicted
+    from aim_mlx.words.classify import Choice
 
     check_target(output, TABLES, overwrite)
     check_target(html, PAGES, overwrite)

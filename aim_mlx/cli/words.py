@@ -8,13 +8,13 @@ from aim_mlx.registry import DEFAULT_LIT
 if TYPE_CHECKING:
     from aim_mlx.cli.progress import Progress
     from aim_mlx.images import Listing
-    from aim_mlx.lit import LiT
-    from aim_mlx.zeroshot import ZeroShotHead
+    from aim_mlx.words.lit import LiT
+    from aim_mlx.words.zeroshot import ZeroShotHead
 
 
 def given_labels(labels: str | None, labels_file: Path | None, single: bool) -> tuple[str, ...]:
     """The labels of --labels or --labels-file, checked before any work."""
-    from aim_mlx.prompts import as_labels, read_labels
+    from aim_mlx.words.prompts import as_labels, read_labels
 
     if labels_file is not None:
         return as_labels(read_labels(labels_file), single)
@@ -61,8 +61,8 @@ def build_head(
     from rich.console import Console
     from rich.progress import Progress
 
-    from aim_mlx.lit import warn_of_cut
-    from aim_mlx.zeroshot import ZeroShotHead
+    from aim_mlx.words.lit import warn_of_cut
+    from aim_mlx.words.zeroshot import ZeroShotHead
 
     console = Console(stderr=True)
     hidden = not console.is_terminal

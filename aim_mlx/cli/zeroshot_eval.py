@@ -21,7 +21,7 @@ from aim_mlx.cli.options import (
 from aim_mlx.cli.words import build_head, load_lit
 
 if TYPE_CHECKING:
-    from aim_mlx.zeroshot_eval import Evaluation
+    from aim_mlx.words.evaluation import Evaluation
 
 _PAIRS = 5  # of the most confused classes that are printed
 
@@ -57,8 +57,8 @@ def zeroshot_eval(
     from aim_mlx.data.labelled import Columns, read_labelled
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.images import Listing, Skip
-    from aim_mlx.prompts import as_labels, as_templates
-    from aim_mlx.zeroshot_eval import chosen_split, evaluate, labels_of
+    from aim_mlx.words.evaluation import chosen_split, evaluate, labels_of
+    from aim_mlx.words.prompts import as_labels, as_templates
 
     sentences = as_templates(templates)
     options = EmbedOptions("attention", batch_size=batch_size)

@@ -14,8 +14,8 @@ from aim_mlx.lit_training.config import TrainConfig, learning_rate
 from aim_mlx.lit_training.loss import LARGEST_LOG_SCALE, contrastive_loss, no_counterexamples
 from aim_mlx.lit_training.model import decays, trimmed
 from aim_mlx.models.lit import LiTModel
-from aim_mlx.tokenizer import TokenIds, Tokenizer
 from aim_mlx.tokens.source import TokenSource
+from aim_mlx.words.tokenizer import TokenIds, Tokenizer
 
 _SHARE = 16  # pairs that a core has at least, where a batch is divided among them
 _BETAS = [0.9, 0.98]  # of CLIP: the second moment follows the falling loss sooner than 0.999

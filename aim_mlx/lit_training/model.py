@@ -8,8 +8,8 @@ from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import UsageError
 from aim_mlx.lit_training.config import TEXT_SIZES
 from aim_mlx.models.lit import LiTModel
-from aim_mlx.tokenizer import Tokenizer
 from aim_mlx.weights.initial import initial_weights
+from aim_mlx.words.tokenizer import Tokenizer
 
 
 def lit_config(encoder: Encoder, text_config: str, tokenizer: Tokenizer) -> LiTConfig:

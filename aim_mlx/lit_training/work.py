@@ -11,8 +11,8 @@ from aim_mlx.data.pairs import Pairs
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.files import publish
 from aim_mlx.lit_training.config import CONTEXT_LENGTH, TEXT_SIZES, TrainConfig
-from aim_mlx.tokenizer import Tokenizer
 from aim_mlx.training.folder import RUN
+from aim_mlx.words.tokenizer import Tokenizer
 
 METRICS = "metrics.json"
 

@@ -5,10 +5,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from aim_mlx.classify import Choice, Classified
 from aim_mlx.images import Listing, Skip
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.report.contact_sheet import Origin
+from aim_mlx.words.classify import Choice, Classified
 
 
 @dataclass(frozen=True)

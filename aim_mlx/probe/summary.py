@@ -8,12 +8,12 @@ import numpy as np
 
 from aim_mlx.data.parts import Part
 from aim_mlx.errors import ImageError
-from aim_mlx.heatmap import heat_picture, seen
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.training import GridTrainer
 from aim_mlx.report.charts import Curve
 from aim_mlx.report.figures import confusion, figures_of
 from aim_mlx.report.probe_page import Mistake, Report
+from aim_mlx.words.heatmap import heat_picture, seen
 
 _MISTAKES = 12  # shown
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import aim_mlx
-from aim_mlx.lit import LiT
-from aim_mlx.tokenizer import Tokenizer
-from aim_mlx.zeroshot import ZeroShotHead
+from aim_mlx.words.lit import LiT
+from aim_mlx.words.tokenizer import Tokenizer
+from aim_mlx.words.zeroshot import ZeroShotHead
 from tests.parity.test_vision_parity import assert_close, noise_of
 from tests.small import TOKENIZER, photo
 from tests.test_tokenizer import CAPITALS

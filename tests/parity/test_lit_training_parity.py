@@ -11,11 +11,11 @@ import pytest
 import aim_mlx
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.data.pairs import Pairs
-from aim_mlx.lit import LiT
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
 from aim_mlx.lit_training.loop import Split, Trainer
 from aim_mlx.lit_training.model import freeze_trunk
-from aim_mlx.tokenizer import TokenIds, Tokenizer
+from aim_mlx.words.lit import LiT
+from aim_mlx.words.tokenizer import TokenIds, Tokenizer
 from tests.parity.test_vision_parity import noise_of
 from tests.small import TOKENIZER, photo
 

@@ -9,12 +9,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from aim_mlx.classify import Classified
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import ImageError, OutputError
 from aim_mlx.files import publish
-from aim_mlx.lit import LiT
-from aim_mlx.zeroshot import ZeroShotHead
+from aim_mlx.words.classify import Classified
+from aim_mlx.words.lit import LiT
+from aim_mlx.words.zeroshot import ZeroShotHead
 
 _SMALLEST = 448  # pixels of the shorter side: a crop of 224 is shown twice as large
 _HEAT = 0.55  # how much of the colour covers the photo

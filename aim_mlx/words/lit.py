@@ -20,7 +20,7 @@ from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.pooling import POOLINGS, normalized
 from aim_mlx.models.text import TextFeatures
 from aim_mlx.registry import DEFAULT_LIT
-from aim_mlx.tokenizer import TokenIds, Tokenizer
+from aim_mlx.words.tokenizer import TokenIds, Tokenizer
 
 Texts = Sequence[str] | NDArray[Any] | Sequence[Sequence[int]]
 
@@ -135,7 +135,7 @@ class LiT(Encoder):
         gives the cosine with each label instead. To use labels again, make a ZeroShotHead. Raises
         what `embed` raises, and UsageError for labels or templates that do not serve.
         """
-        from aim_mlx.zeroshot import ZeroShotHead  # which is made with a LiT
+        from aim_mlx.words.zeroshot import ZeroShotHead  # which is made with a LiT
 
         head = ZeroShotHead.build(self, labels, templates, single=multi_label)
         if head.cut:

@@ -13,9 +13,9 @@ from aim_mlx.data.tables import read_table
 from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.images import Skip
-from aim_mlx.lit import LiT
 from aim_mlx.report.figures import confusion, figures_of
-from aim_mlx.zeroshot import ZeroShotHead
+from aim_mlx.words.lit import LiT
+from aim_mlx.words.zeroshot import ZeroShotHead
 
 
 @dataclass(frozen=True)

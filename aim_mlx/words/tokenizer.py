@@ -22,7 +22,7 @@ from tokenizers.trainers import BpeTrainer
 from aim_mlx.config import TextConfig
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.weights.strict_json import show
-from aim_mlx.weights.tokenizer_files import (
+from aim_mlx.words.tokenizer_files import (
     BOS,
     BYTES,
     EOS,

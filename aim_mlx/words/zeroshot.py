@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
 from aim_mlx.files import publish
-from aim_mlx.prompts import as_labels, as_templates, filled
 from aim_mlx.weights.safetensors_file import check_file, read_tensor
 from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
+from aim_mlx.words.prompts import as_labels, as_templates, filled
 
 if TYPE_CHECKING:
-    from aim_mlx.lit import LiT
+    from aim_mlx.words.lit import LiT
 
 _VECTORS, _FACTS = "labels.safetensors", "labels.json"
 _FORMAT, _VERSION = "aim-mlx labels", 1
@@ -65,7 +65,7 @@ class ZeroShotHead:
         `progress` is called with the prompts done and their number. Raises UsageError for labels
         or templates that do not serve, CheckpointError for a model without a tokenizer.
         """
-        from aim_mlx.lit import as_lit  # which makes heads itself
+        from aim_mlx.words.lit import as_lit  # which makes heads itself
 
         lit, labels, templates = as_lit(lit), as_labels(labels, single), as_templates(templates)
         sums = np.zeros((len(labels), lit.lit.config.projection_dim))
