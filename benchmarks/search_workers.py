@@ -36,7 +36,7 @@ def make(path: str, rows: int, dim: int) -> dict[str, Any]:
 
 def ours(path: str, rows: int, dim: int) -> dict[str, Any]:
     def prepare() -> Search:
-        from aim_mlx.search import top_k
+        from aim_mlx.search.nearest import top_k
 
         matrix = np.memmap(path, np.float32, "r", shape=(rows, dim))
         return lambda queries: top_k(matrix, queries, _K, normalized=True)[0]

@@ -15,7 +15,7 @@ from aim_mlx.cli.options import Gone, Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from aim_mlx.duplicates import Group
+    from aim_mlx.search.duplicates import Group
     from aim_mlx.store.photos import Photos
     from aim_mlx.store.reader import EmbeddingStore
 
@@ -46,8 +46,8 @@ def duplicates(
     """
     from aim_mlx.cli.reports import note_missing, with_rows
     from aim_mlx.cli.targets import PAGES, check_target
-    from aim_mlx.duplicates import THRESHOLD, photo_groups
     from aim_mlx.errors import UsageError
+    from aim_mlx.search.duplicates import THRESHOLD, photo_groups
     from aim_mlx.store.photos import Photos
 
     if exact and threshold is not None:

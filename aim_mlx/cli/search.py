@@ -55,8 +55,8 @@ def search(
     from aim_mlx.cli.reports import note_missing, with_rows
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import UsageError
-    from aim_mlx.queries import Queries, nearest
-    from aim_mlx.search import combine
+    from aim_mlx.search.nearest import combine
+    from aim_mlx.search.queries import Queries, nearest
     from aim_mlx.store.photos import Photos, file_of
 
     images, texts = [image or [], minus or []], [text or [], minus_text or []]

@@ -10,7 +10,7 @@ import numpy as np
 
 from aim_mlx.errors import UsageError
 from aim_mlx.probe.losses import check_labels
-from aim_mlx.search import top_k
+from aim_mlx.search.nearest import top_k
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07

@@ -17,8 +17,8 @@ from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.files import publish
 from aim_mlx.images import Listing, Skip
-from aim_mlx.queries import check_words
 from aim_mlx.report.contact_sheet import Origin
+from aim_mlx.search.queries import check_words
 from aim_mlx.words.lit import LiT
 from aim_mlx.words.zeroshot import ZeroShotHead
 

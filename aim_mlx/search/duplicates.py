@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aim_mlx.errors import UsageError
-from aim_mlx.search import MARGIN, cosines, inverse_norms
+from aim_mlx.search.nearest import MARGIN, cosines, inverse_norms
 
 if TYPE_CHECKING:
     from aim_mlx.store.photos import Photos

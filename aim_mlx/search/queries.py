@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aim_mlx.errors import UsageError
-from aim_mlx.search import top_k
+from aim_mlx.search.nearest import top_k
 from aim_mlx.words.lit import as_lit
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What is like what: nearest neighbours, duplicates, and what is asked for."""
