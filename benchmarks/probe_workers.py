@@ -64,8 +64,8 @@ def _ours(folder: str, batch: int, steps: int, classes: int, *grid: Any) -> dict
     seconds = _timed(lambda: trainer.run_step(), steps)
     assert trainer.step == steps
     again = GridTrainer(config, classes, part, part, _HEADS)
+    from aim_mlx.probe.gradients import batch_gradients
     from aim_mlx.probe.losses import targets_of
-    from aim_mlx.probe.passes import batch_gradients
 
     rows = np.arange(_COMPARED)
     first = batch_gradients(again._heads[:1], tokens.batch(rows), targets_of(labels[rows], classes))
@@ -128,7 +128,7 @@ def _theirs(folder: str, batch: int, steps: int, classes: int, normalised: bool)
 
 def tokens_alone(folder: str, batch: int, steps: int, classes: int) -> dict[str, Any]:
     """The tokens read and converted as ours are, and nothing else."""
-    from aim_mlx.probe.lanes import over_chunks, rounds
+    from aim_mlx.probe.chunks import over_chunks, rounds
 
     tokens, rng = _Mapped(folder), np.random.default_rng(0)
 

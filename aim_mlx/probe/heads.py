@@ -14,7 +14,7 @@ from aim_mlx.backend import check_not_forked, mx, nn, tree_flatten
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.pooling import pool
 from aim_mlx.models.query_attention import attend, folded_queries, project
-from aim_mlx.probe.moments import MOMENTUM, Moments, Normalisation, measure
+from aim_mlx.probe.batch_norm import MOMENTUM, Moments, Normalisation, measure
 from aim_mlx.weights.initial import initial_tensor
 
 KINDS = ("attentive", "coca", "mean", "max")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from aim_mlx.backend import mx
-from aim_mlx.probe.lanes import Part, over_chunks, rounds
-from aim_mlx.probe.moments import Moments
+from aim_mlx.probe.batch_norm import Moments
+from aim_mlx.probe.chunks import Part, over_chunks, rounds
 
 
 class ImageMoments:

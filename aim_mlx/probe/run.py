@@ -28,8 +28,8 @@ from aim_mlx.images import Skip
 from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.probe.features import Augmentation, Features
 from aim_mlx.probe.fit import fit
+from aim_mlx.probe.gradients import logits_of
 from aim_mlx.probe.losses import probabilities
-from aim_mlx.probe.passes import logits_of
 from aim_mlx.probe.probe import AttentiveProbe, trained_probe
 from aim_mlx.probe.summary import Measured, made_report
 from aim_mlx.probe.training import GridTrainer, Labelled
