@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
     from aim_mlx.errors import UsageError as UsageError
     from aim_mlx.images import ImageSource as ImageSource
     from aim_mlx.loading import load as load
+    from aim_mlx.loading import load_encoder as load_encoder
     from aim_mlx.loading import load_lit as load_lit
     from aim_mlx.models.text import TextFeatures as TextFeatures
     from aim_mlx.models.vision import Features as Features
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
     from aim_mlx.registry import ModelSpec as ModelSpec
     from aim_mlx.store.reader import EmbeddingStore as EmbeddingStore
     from aim_mlx.words.lit import LiT as LiT
+    from aim_mlx.words.tokenizer import Tokenizer as Tokenizer
     from aim_mlx.words.zeroshot import ZeroShotHead as ZeroShotHead
 
 __version__ = "0.1.0"
@@ -53,7 +55,8 @@ _NAMES = {
     + ("TruncatedTextWarning", "UntrainedModelWarning", "UsageError"),
     "images": ("ImageSource",),
     "words.lit": ("LiT",),
-    "loading": ("load", "load_lit"),
+    "words.tokenizer": ("Tokenizer",),
+    "loading": ("load", "load_encoder", "load_lit"),
     "models.text": ("TextFeatures",),
     "models.vision": ("Features",),
     "probe.probe": ("AttentiveProbe",),

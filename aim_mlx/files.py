@@ -4,17 +4,21 @@ And files of a folder that may come from elsewhere: opened as they are, or not a
 """
 
 import errno
+import fcntl
 import io
 import os
 import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from aim_mlx.errors import OutputError
+
+LOCK = ".lock"
 TEMPORARY = ".aim-mlx.tmp"  # what the names of unfinished files end with
 
 
@@ -125,8 +129,6 @@ def flush(file: BinaryIO) -> None:
     """Puts what was written on the disk itself; on macOS fsync alone stops at the drive's cache."""
     file.flush()
     if sys.platform == "darwin":
-        import fcntl
-
         fcntl.fcntl(file.fileno(), fcntl.F_FULLFSYNC)
     else:
         os.fsync(file.fileno())
@@ -137,5 +139,29 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder for the length of a block; a dead process's is taken over.
+
+    Raises OutputError, with the process's number, while another writes there; OSError where the
+    lock cannot be made.
+    """
+    handle = regular(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise OutputError(
+                f"process {owner} is writing to {str(folder)!r}: wait for it, or stop it"
+            ) from error
+        if os.fstat(handle).st_nlink == 1:  # no file of somebody else under this name too
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
     finally:
         os.close(handle)

@@ -1,21 +1,25 @@
-"""load(): a name, a Hub repo, a folder or a file -> an encoder with its preprocessing, ready."""
+"""A name, a Hub repo, a folder, a file or a store -> an encoder with its preprocessing, ready."""
 
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aim_mlx.backend import check_not_forked, dtype_named, mx
-from aim_mlx.config import LiTConfig, VisionConfig
+from aim_mlx.config import LiTConfig, VisionConfig, to_dict
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.registry import DEFAULT_LIT
+from aim_mlx.store.lists import started_in
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.load import load_into
 from aim_mlx.words.lit import LiT, as_lit
 from aim_mlx.words.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from aim_mlx.store.reader import EmbeddingStore
 
 
 def load(
@@ -51,6 +55,50 @@ def load_lit(
 ) -> LiT:
     """A LiT, as `load` gives it; raises UsageError, too, for a model without a text tower."""
     return as_lit(_load(model, dtype, revision, config, offline, progress))
+
+
+def load_encoder(
+    store: "EmbeddingStore", *, offline: bool = False, progress: type[Any] | None = None
+) -> Encoder:
+    """The very encoder that made the vectors of a store, with its preprocessing, for queries.
+
+    Raises CheckpointError where it cannot be had, or is not the same any more.
+    """
+    made_by = store.manifest["model"]
+    path = Path(made_by["path"])
+    places = [path, Path(started_in(store.folder)) / path]
+    place = next((place for place in places if place.exists()), None)
+    try:
+        encoder = load(
+            place or made_by["model"],
+            dtype=store.manifest["dtype"],
+            revision=None if place else made_by.get("revision"),
+            offline=offline,
+            progress=progress,
+        )
+    except UsageError as error:  # what was a folder is now an unknown name
+        raise CheckpointError(
+            f"the model that made {str(store.folder)!r} is no more at {str(path)!r}: restore "
+            "it, or embed again"
+        ) from error
+    _check_encoder(store, encoder)
+    return encoder
+
+
+def _check_encoder(store: "EmbeddingStore", encoder: Encoder) -> None:
+    """Raises CheckpointError for an encoder that gives other vectors than the store's."""
+    here = {
+        "weights": encoder.weights_digest,
+        "preprocessing": to_dict(encoder.preprocessing),
+        "vector length": encoder.dim(store.options),
+    }
+    there = {**store.manifest, "vector length": store.dim}
+    for what, value in here.items():
+        if there[what] != value:
+            raise CheckpointError(
+                f"the {what} of {encoder.identity['model']!r} are not those that made "
+                f"{str(store.folder)!r}: restore the model, or embed again"
+            )
 
 
 def _load(

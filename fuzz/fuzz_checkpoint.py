@@ -17,8 +17,7 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 with atheris.instrument_imports(include=["aim_mlx"]):
     import aim_mlx.weights.checkpoint  # noqa: F401
-
-    import aim_mlx.images.preprocess_json  # noqa: F401
+    import aim_mlx.weights.preprocess_json  # noqa: F401
 
 from tests.test_weights_fuzz import CASES, outcome  # noqa: E402
 from tests.weights_files import crafted  # noqa: E402

@@ -30,9 +30,10 @@ from aim_mlx.embedding.job import Job, Rules, Summary, embed_files
 from aim_mlx.embedding.selection import Selection
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import ImageError
+from aim_mlx.files import LOCK
 from aim_mlx.images import Listing, Omitted, Skip
 from aim_mlx.images.reading import regular_file
-from aim_mlx.store import journal, lists, lock, manifest, writer
+from aim_mlx.store import journal, lists, manifest, writer
 from aim_mlx.store.manifest import describe
 from aim_mlx.store.reader import EmbeddingStore
 from tests.small import SMALL
@@ -241,7 +242,7 @@ def facts(output: Path) -> dict[str, Any]:
     """Everything of a finished store that must not depend on how it came about."""
     store = EmbeddingStore(output)
     header, files = lists.read_files(output)
-    ours = {manifest.NAME, journal.NAME, lists.FILES, lists.SKIPPED, lock.NAME}
+    ours = {manifest.NAME, journal.NAME, lists.FILES, lists.SKIPPED, LOCK}
     return {
         "finished": store.finished,
         "rows": store.table().to_pylist(),

@@ -91,7 +91,7 @@ def test_the_photo_searched_for_is_not_among_its_own_hits(
 
 
 def test_a_photo_of_the_store_is_found_without_the_model(capsys, made, monkeypatch, tmp_path):
-    monkeypatch.setattr(EmbeddingStore, "load_encoder", no_model)
+    monkeypatch.setattr("aim_mlx.loading.load_encoder", no_model)
     query = tmp_path / "query.png"
     shutil.copy(made / "photos" / "2.png", query)
     code, stdout, _ = run(capsys, "search", made / "store", "--image", query, "-k", 2, "--json")

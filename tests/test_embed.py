@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from aim_mlx.backend import BLAS, mx
-from aim_mlx.embedding import run as embed_run
+from aim_mlx.encoder import batching
 from aim_mlx.encoder import encoder as embed_module
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.encoder.pipeline import Pipeline
@@ -226,10 +226,10 @@ def test_rows_that_are_stopped_when_all_are_done_are_all_there():
     ],
 )
 def test_a_block_is_a_few_seconds_of_work(monkeypatch, model, state, threads, batch_size, images):
-    monkeypatch.setattr(embed_run, "BLAS", Blas(state, threads=threads))
-    monkeypatch.setattr(embed_run, "on_gpu", lambda: False)
+    monkeypatch.setattr(batching, "BLAS", Blas(state, threads=threads))
+    monkeypatch.setattr(batching, "on_gpu", lambda: False)
     network: Any = SimpleNamespace(config=MODELS[model].config)
-    assert embed_run.block_size(network, batch_size) == images
+    assert batching.block_size(network, batch_size) == images
 
 
 def test_closing_the_rows_early_stops_the_work():

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from aim_mlx.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, PreprocessConfig
 from aim_mlx.errors import CheckpointError, ImageError
-from aim_mlx.images import config_from_preprocessor_json, decode, preprocess
+from aim_mlx.images import decode, preprocess
+from aim_mlx.weights.preprocess_json import config_from_preprocessor_json
 
 DATA = Path(__file__).parent / "data" / "preprocess"
 REFERENCE = load_file(DATA / "pixels_nchw.safetensors")

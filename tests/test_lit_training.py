@@ -13,6 +13,7 @@ import aim_mlx
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.data.pairs import Pairs, epoch_batches, read_pairs, split
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
+from aim_mlx.files import locked
 from aim_mlx.lit_training import loop, run
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig, learning_rate
 from aim_mlx.lit_training.loop import Split, Trainer
@@ -21,7 +22,6 @@ from aim_mlx.lit_training.model import decays, lit_config, new_model
 from aim_mlx.lit_training.report import Silent
 from aim_mlx.lit_training.retrieval import recalls
 from aim_mlx.lit_training.run import train_lit
-from aim_mlx.store.lock import locked
 from aim_mlx.tokens.source import cache as token_cache
 from aim_mlx.words.tokenizer import Tokenizer
 from tests.probes import ArrayTokens

@@ -151,7 +151,7 @@ def test_layers_are_those_of_the_tokens(tmp_path, data):
 _PREPARE = """
 import sys
 import aim_mlx
-from aim_mlx import token_cache
+from aim_mlx.tokens import cache as token_cache
 from aim_mlx.data.labelled import read_labelled
 from aim_mlx.probe.features import Features
 from aim_mlx.data.splits import divided

@@ -23,7 +23,7 @@ BLOCK = 4
 
 # The command, with blocks as small as its photos are few.
 COMMAND = f"""
-from aim_mlx import embed_files
+from aim_mlx.embedding import job as embed_files
 from aim_mlx.store import writer
 embed_files.block_size, writer._SECONDS = lambda *_: {BLOCK}, 0.0
 from aim_mlx.cli.start import main

@@ -199,7 +199,7 @@ def test_a_path_in_two_shares_is_refused(capsys, work):
 
 
 def test_a_list_that_the_shares_do_not_make_up_is_refused(capsys, work, monkeypatch):
-    monkeypatch.setattr(module, "digest_of_list", lambda files: "other")
+    monkeypatch.setattr(module.lists, "digest_of_paths", lambda files: "other")
     code, line = refused(capsys, *SHARES)
     assert code == 5 and "do not make up the list" in line
 

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from aim_mlx.errors import OutputError
-from aim_mlx.store import journal, lists, lock, manifest
+from aim_mlx.files import LOCK
+from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store.folder import matrix_name
 from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.verify import verify
@@ -73,7 +74,7 @@ def test_a_journal_with_a_name_that_is_no_shard_s_is_refused_and_nothing_is_touc
 # Links, pipes and devices
 
 
-NAMES = [manifest.NAME, journal.NAME, lists.FILES, lists.SKIPPED, lock.NAME, "shard", "matrix"]
+NAMES = [manifest.NAME, journal.NAME, lists.FILES, lists.SKIPPED, LOCK, "shard", "matrix"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,8 +117,8 @@ def test_vectors_are_not_read_through_a_link(scene, store):
 
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
 def test_a_file_behind_the_lock_is_not_written_to(scene, store, link):
-    (store / lock.NAME).unlink()
-    link(scene.others / "letter.txt", store / lock.NAME)
+    (store / LOCK).unlink()
+    link(scene.others / "letter.txt", store / LOCK)
     try:
         embed(scene.photos, store)
     except OutputError as error:
@@ -128,9 +129,9 @@ def test_a_file_behind_the_lock_is_not_written_to(scene, store, link):
 def test_a_backup_made_of_hard_links_stays_as_it_is(scene, store):
     backup = store.with_name("backup")
     shutil.copytree(store, backup, copy_function=os.link)
-    before = {path.name: path.read_bytes() for path in backup.iterdir() if path.name != lock.NAME}
+    before = {path.name: path.read_bytes() for path in backup.iterdir() if path.name != LOCK}
     embed(scene.photos, store, retry_skipped=True)
-    after = {path.name: path.read_bytes() for path in backup.iterdir() if path.name != lock.NAME}
+    after = {path.name: path.read_bytes() for path in backup.iterdir() if path.name != LOCK}
     assert after == before and verify(EmbeddingStore(store)).sound
 
 

@@ -219,7 +219,7 @@ def _fill_apart(folder: Path, images: dict) -> None:
 
 _OPEN = """
 import sys
-from aim_mlx import token_cache
+from aim_mlx.tokens import cache as token_cache
 from tests.small import encoder
 from tests.test_token_cache import WIDE
 model = encoder(WIDE)
@@ -340,7 +340,7 @@ def test_a_shard_with_any_damage_to_its_header_is_computed_again(tmp_path, image
 _FILL = """
 import sys
 import aim_mlx
-from aim_mlx import token_cache
+from aim_mlx.tokens import cache as token_cache
 from aim_mlx.images.contents import read_content
 from aim_mlx.tokens.cache import TokenCache
 token_cache._SHARD_BYTES = 1

@@ -281,7 +281,8 @@ def test_checking_reads_the_header_only(file: Path):
     count = 2**31
     file.write_bytes(crafted({"a": entry("F32", [count], 0, 4 * count)}))
     os.truncate(file, file.stat().st_size + 4 * count)
-    code = "from aim_mlx.weights.safetensors_file import check_file; check_file(sys.argv[1]); print(peak())"
+    code = "from aim_mlx.weights.safetensors_file import check_file\n"
+    code += "check_file(sys.argv[1]); print(peak())"
     out = subprocess.run(
         [sys.executable, "-c", PEAK + code, str(file)], capture_output=True, text=True, timeout=60
     )

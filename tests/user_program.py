@@ -36,7 +36,7 @@ def tokens_of(model: Path, files: Sequence[Path]) -> tuple[int, ...]:
 def rows_of(folder: Path) -> dict[Path, float]:
     """Where the photos of a store are, and how long their vectors."""
     store = aim_mlx.EmbeddingStore(folder)
-    encoder = store.load_encoder(offline=True)
+    encoder = aim_mlx.load_encoder(store, offline=True)
     assert store.finished and encoder.dim(store.options) == store.dim
     assert sum(len(vectors) for _, vectors in store.parts()) == len(store.paths)
     lengths = np.linalg.norm(store.vectors, axis=1)

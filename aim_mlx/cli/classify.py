@@ -137,6 +137,7 @@ def _stored(sources: list[str], unused: list[Any], gone: bool, offline: bool) ->
 
     from aim_mlx.cli.reports import note_missing
     from aim_mlx.errors import UsageError
+    from aim_mlx.loading import load_encoder
     from aim_mlx.store.photos import Photos
     from aim_mlx.words.classify import Stored, find_store
     from aim_mlx.words.lit import as_lit
@@ -154,4 +155,4 @@ def _stored(sources: list[str], unused: list[Any], gone: bool, offline: bool) ->
     photos = Photos(store, gone)
     rows = photos.each_once(range(len(store)))
     note_missing(photos, rows)
-    return Stored(store, rows, lambda: as_lit(store.load_encoder(offline=offline, progress=tqdm)))
+    return Stored(store, rows, lambda: as_lit(load_encoder(store, offline=offline, progress=tqdm)))

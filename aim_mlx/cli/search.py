@@ -55,6 +55,7 @@ def search(
     from aim_mlx.cli.reports import note_missing, with_rows
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import UsageError
+    from aim_mlx.loading import load_encoder
     from aim_mlx.search.nearest import combine
     from aim_mlx.search.queries import Queries, nearest
     from aim_mlx.store.photos import Photos, file_of
@@ -68,7 +69,7 @@ def search(
     check_target(html, PAGES, overwrite)
 
     def show(rows: "EmbeddingStore") -> None:
-        queries = Queries(rows, lambda: rows.load_encoder(offline=offline, progress=tqdm))
+        queries = Queries(rows, lambda: load_encoder(rows, offline=offline, progress=tqdm))
         spoken = [queries.texts(words) for words in texts]  # what can be refused before any photo
         seen = queries.images([*images[0], *images[1]])
         wanted = [*seen[: len(images[0])], *spoken[0]]

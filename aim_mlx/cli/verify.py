@@ -63,10 +63,11 @@ def _recompute(
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
     from aim_mlx.cli.terminal import escaped
+    from aim_mlx.loading import load_encoder
     from aim_mlx.store.recompute import recompute
     from aim_mlx.store.verify import AFRESH, Fault
 
-    encoder = store.load_encoder(offline=offline, progress=tqdm)
+    encoder = load_encoder(store, offline=offline, progress=tqdm)
     outcomes: Counter[str] = Counter()
     lowest = 1.0
     for row in recompute(store, encoder, findings.sample):

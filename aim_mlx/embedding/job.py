@@ -15,8 +15,9 @@ from aim_mlx.embedding.plan import (
     retried_reasons,
     rows_under_other_names,
 )
-from aim_mlx.embedding.run import EmbedRun, Report, block_size, skip_record
+from aim_mlx.embedding.run import EmbedRun, Report, skip_record
 from aim_mlx.embedding.selection import Selected, Selection
+from aim_mlx.encoder.batching import block_size
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, Interrupted, UsageError
 from aim_mlx.images import Listing, Skip

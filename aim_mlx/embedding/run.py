@@ -7,21 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from aim_mlx.backend import BLAS, on_gpu
 from aim_mlx.embedding.plan import facts_of
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, ImageError, OutputError
 from aim_mlx.images import Content, Contents, Listing, Skip, changed, is_beyond_times
-from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.store.rows import Row
 from aim_mlx.store.writer import StoreWriter
 
-# Operations a second that even a slow device of the kind does: the first Macs with Apple silicon, a
-# core of a CPU, one without a fast BLAS. They decide how much work a block is, no more.
-_GPU_RATE, _CORE_RATE, _SLOW_CORE_RATE = 2e12, 7.5e10, 5e9
-_BLOCK_SECONDS = 5.0
-_LARGEST_BLOCK = 1024
-_NATIVE_PATCHES = 1536  # of a photograph of 640 x 480
 # Reasons that lie in a file's place or its disk: another file with this content may do well.
 _OF_THE_PLACE = ("unreadable", "vanished", "changed", "not_regular")
 
@@ -34,24 +26,6 @@ class Report(Protocol):
     def skipped(self, skip: Skip) -> None: ...
     def embedded(self, path: str) -> None: ...
     def noted(self, note: str) -> None: ...
-
-
-def block_size(model: VisionEncoder, batch_size: int | None) -> int:
-    """How many images make a block: some 5 s of work on a slow device, in whole batches.
-
-    Batches do not reach over the end of a block, and only whole blocks are kept: so a run that was
-    interrupted gives the same bits as one that was not. On a CPU each core has a batch.
-    """
-    config = model.config
-    patches = config.grid**2 if config.grid else _NATIVE_PATCHES
-    block = config.embed_dim * (4 * config.embed_dim + 3 * config.mlp_hidden_dim)
-    operations = 2 * patches * config.num_blocks * block
-    cores = 1 if on_gpu() else BLAS.threads
-    rate = _SLOW_CORE_RATE if BLAS.state == "missing" else _CORE_RATE
-    images = int(_BLOCK_SECONDS * (_GPU_RATE if on_gpu() else cores * rate) / operations)
-    size = min(_LARGEST_BLOCK, 1 << max(1, images).bit_length() - 1)
-    whole = cores * (batch_size or 1)
-    return -(-size // whole) * whole
 
 
 class EmbedRun:

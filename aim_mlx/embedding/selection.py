@@ -1,6 +1,5 @@
 """Which files a run is about: what the user named, filtered and divided, as one fixed list."""
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_mlx.images import Listing, discover, in_share
+from aim_mlx.store.lists import digest_of_paths
 from aim_mlx.store.places import Places
 
 
@@ -67,7 +67,7 @@ class Selection:
             "listed": listing.listed,
             "ignored": listing.ignored,
             "share": self.share,
-            "all_files": digest_of_list(whole.files),  # the same on every machine that has a share
+            "all_files": digest_of_paths(whole.files),  # the same on every machine that has a share
         }
         return Selected(listing, links, facts, places)
 
@@ -116,11 +116,3 @@ def _working_folder() -> str:
         return os.getcwd()
     except OSError:
         return ""
-
-
-def digest_of_list(paths: Iterable[str]) -> str:
-    """SHA-256 of paths in their order, in hex."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(os.fsencode(path) + b"\0")
-    return digest.hexdigest()

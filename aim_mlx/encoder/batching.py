@@ -6,13 +6,22 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from aim_mlx.backend import BLAS, on_gpu
 from aim_mlx.images import Sample
+from aim_mlx.models.vision import VisionEncoder
 
 # A sample of a rare shape waits no longer than this many samples for others of its shape, and
 # all that wait hold no more than this many batches' worth of patches: memory stays bounded.
 _LONGEST_WAIT = 512
 _BATCHES_WAITING = 4
 _SMALLEST_GROUP = 64  # texts that begin alike, to be worth batches of their own
+
+# Operations a second that even a slow device of the kind does: the first Macs with Apple silicon, a
+# core of a CPU, one without a fast BLAS. They decide how much work a block is, no more.
+_GPU_RATE, _CORE_RATE, _SLOW_CORE_RATE = 2e12, 7.5e10, 5e9
+_BLOCK_SECONDS = 5.0
+_LARGEST_BLOCK = 1024
+_NATIVE_PATCHES = 1536  # of a photograph of 640 x 480
 
 
 class Indexed(Protocol):
@@ -21,6 +30,24 @@ class Indexed(Protocol):
 
 
 Row = TypeVar("Row", bound=Indexed)
+
+
+def block_size(model: VisionEncoder, batch_size: int | None) -> int:
+    """How many images make a block: some 5 s of work on a slow device, in whole batches.
+
+    Batches do not reach over the end of a block, and only whole blocks are kept: so a run that was
+    interrupted gives the same bits as one that was not. On a CPU each core has a batch.
+    """
+    config = model.config
+    patches = config.grid**2 if config.grid else _NATIVE_PATCHES
+    block = config.embed_dim * (4 * config.embed_dim + 3 * config.mlp_hidden_dim)
+    operations = 2 * patches * config.num_blocks * block
+    cores = 1 if on_gpu() else BLAS.threads
+    rate = _SLOW_CORE_RATE if BLAS.state == "missing" else _CORE_RATE
+    images = int(_BLOCK_SECONDS * (_GPU_RATE if on_gpu() else cores * rate) / operations)
+    size = min(_LARGEST_BLOCK, 1 << max(1, images).bit_length() - 1)
+    whole = cores * (batch_size or 1)
+    return -(-size // whole) * whole
 
 
 def batches(

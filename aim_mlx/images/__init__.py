@@ -6,7 +6,6 @@ from aim_mlx.images.discover import Listing, Skip, discover, is_under
 from aim_mlx.images.path_lists import in_share, parse_share, read_paths, split
 from aim_mlx.images.planner import plan_native
 from aim_mlx.images.preprocess import preprocess
-from aim_mlx.images.preprocess_json import config_from_preprocessor_json
 from aim_mlx.images.reading import KnownFile, is_beyond_times, size_and_time
 from aim_mlx.images.stream import OMITTED, Omitted, Sample, stream
 from aim_mlx.images.thumbnail import thumbnail
@@ -22,7 +21,6 @@ __all__ = [
     "Sample",
     "Skip",
     "changed",
-    "config_from_preprocessor_json",
     "decode",
     "default_max_pixels",
     "discover",

@@ -18,6 +18,7 @@ from aim_mlx.backend import tree_flatten
 from aim_mlx.data.pairs import Pairs, read_pairs, split
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import Interrupted
+from aim_mlx.files import locked
 from aim_mlx.images import Skip
 from aim_mlx.lit_training.config import TrainConfig
 from aim_mlx.lit_training.evaluation import evaluate
@@ -26,7 +27,6 @@ from aim_mlx.lit_training.loop import Split, Trainer
 from aim_mlx.lit_training.model import lit_config, new_model
 from aim_mlx.lit_training.report import Report, Result, Silent
 from aim_mlx.lit_training.work import begin, run_facts, run_tokenizer, write_metrics
-from aim_mlx.store.lock import locked
 from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.training.checkpoint import load_state, save_state
 from aim_mlx.training.folder import TOKENS, check_output, check_same_run, remove_unfinished, storage

@@ -23,7 +23,7 @@ from aim_mlx.data.sets import Data
 from aim_mlx.data.splits import DataSet
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError
-from aim_mlx.files import TEMPORARY, publish
+from aim_mlx.files import TEMPORARY, locked, publish
 from aim_mlx.images import Skip
 from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.probe.features import Augmentation, Features
@@ -35,7 +35,6 @@ from aim_mlx.probe.summary import Measured, made_report
 from aim_mlx.probe.training import GridTrainer, Labelled
 from aim_mlx.report.figures import near_chance
 from aim_mlx.report.probe_page import write_report
-from aim_mlx.store.lock import locked
 from aim_mlx.tokens.source import token_shape
 from aim_mlx.training.folder import RUN, TOKENS, check_same_run, remove_unfinished, storage
 from aim_mlx.weights.save import WORK_FOLDER

@@ -11,6 +11,7 @@ import numpy as np
 
 from aim_mlx.errors import UsageError
 from aim_mlx.search.nearest import top_k
+from aim_mlx.words.classify import check_words
 from aim_mlx.words.lit import as_lit
 
 if TYPE_CHECKING:
@@ -94,16 +95,6 @@ def nearest(
         if len(found) == k or count >= len(store):
             return [(row, score_of[row]) for row in found]
         count *= 4
-
-
-def check_words(store: "EmbeddingStore") -> None:
-    """Raises UsageError for a store whose vectors are not those that words are compared with."""
-    pooling = store.manifest["pooling"]
-    if pooling != "attention":
-        raise UsageError(
-            f"words can be compared with vectors of a LiT model's attention pooling, those of "
-            f"{str(store.folder)!r} are of {pooling!r:.20} pooling: embed with a LiT model"
-        )
 
 
 def _vector(row: "Embedded", path: str) -> np.ndarray:

@@ -18,10 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aim_mlx.errors import OutputError, UsageError
-from aim_mlx.files import leftovers, publish, remove_leftovers
+from aim_mlx.files import leftovers, locked, publish, remove_leftovers
 from aim_mlx.store import journal
 from aim_mlx.store.folder import hidden_beside, remove
-from aim_mlx.store.lock import locked
 from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.rows import COLUMNS, table_schema
 from aim_mlx.store.shards import PARQUET, Summed, vectors_of

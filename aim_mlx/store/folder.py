@@ -9,12 +9,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from aim_mlx.errors import OutputError
-from aim_mlx.files import TEMPORARY, sync_folder, temporary
-from aim_mlx.store import journal, lists, lock, manifest
+from aim_mlx.files import LOCK, TEMPORARY, locked, sync_folder, temporary
+from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store.shards import Shard, number_of
 
 DAMAGED = ".damaged"  # what a shard's name ends with once it was found damaged and set aside
-_OURS = {manifest.NAME, journal.NAME, lists.FILES, lists.SKIPPED, lock.NAME, ".DS_Store"}
+_OURS = {manifest.NAME, journal.NAME, lists.FILES, lists.SKIPPED, LOCK, ".DS_Store"}
 _MATRIX = re.compile(r"\.vectors-[0-9a-f]{16}\.f32")
 
 
@@ -64,7 +64,7 @@ def prepared(folder: Path, overwrite: bool) -> Iterator[None]:
         raise OutputError(f"cannot use {str(folder)!r}: {error.strerror or error}") from error
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock.locked(folder))
+            stack.enter_context(locked(folder))
         except OSError as error:
             raise OutputError(
                 f"cannot write to {str(folder)!r}: {error.strerror or error}"
@@ -93,7 +93,7 @@ def _check_ours(folder: Path, overwrite: bool) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    (folder / lock.NAME).unlink(missing_ok=True)
+    (folder / LOCK).unlink(missing_ok=True)
     try:
         folder.rmdir()
     except OSError as error:

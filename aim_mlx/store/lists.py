@@ -98,6 +98,14 @@ def digest(folder: Path) -> str:
         raise OutputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
+def digest_of_paths(paths: Iterable[str]) -> str:
+    """SHA-256 of paths in their order, in hex."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(os.fsencode(path) + b"\0")
+    return digest.hexdigest()
+
+
 def write_skips(folder: Path, skips: Iterable[Mapping[str, Any]]) -> None:
     """Publishes the skips, one a line; raises OSError."""
     publish({folder / SKIPPED: lambda file: file.writelines(map(_line, skips))})

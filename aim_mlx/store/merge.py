@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from aim_mlx.embedding.selection import digest_of_list
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.files import sync_folder
 from aim_mlx.store import lists, manifest
@@ -166,7 +165,7 @@ def _check_sound(share: _Share) -> None:
 def _all_files(shares: Sequence[_Share]) -> list[str]:
     """The list that was divided; raises OutputError where the shares do not make it up."""
     files = sorted((path for share in shares for path in share.files), key=os.fsencode)
-    if digest_of_list(files) != shares[0].facts["all_files"]:
+    if lists.digest_of_paths(files) != shares[0].facts["all_files"]:
         raise OutputError(
             "the shares do not make up the list of files that was divided: embed all again"
         )

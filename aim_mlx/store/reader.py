@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from aim_mlx.config import to_dict
-from aim_mlx.errors import CheckpointError, OutputError, UsageError, warn_of_untrained
+from aim_mlx.errors import OutputError, UsageError, warn_of_untrained
 from aim_mlx.files import open_regular, publish
 from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store.folder import matrix_name
@@ -21,7 +20,7 @@ from aim_mlx.store.rows import COLUMNS, exact_paths, table_schema
 from aim_mlx.store.shards import Shard, read_table, vectors_of
 
 if TYPE_CHECKING:
-    from aim_mlx.encoder.encoder import EmbedOptions, Encoder
+    from aim_mlx.encoder.encoder import EmbedOptions
 
 T = TypeVar("T")
 _TRIES = 5  # each run changes a store but once in this way
@@ -143,48 +142,6 @@ class EmbeddingStore:
 
         layers = tuple(self.manifest["layers"])
         return EmbedOptions(self.manifest["pooling"], layers, self.manifest["normalized"])
-
-    def load_encoder(self, *, offline: bool = False, progress: type | None = None) -> "Encoder":
-        """The very encoder that made the vectors, with its preprocessing, for queries.
-
-        Raises CheckpointError where it cannot be had, or is not the same any more.
-        """
-        from aim_mlx.loading import load
-
-        made_by = self.manifest["model"]
-        path = Path(made_by["path"])
-        places = [path, self._started_in / path]
-        place = next((place for place in places if place.exists()), None)
-        try:
-            encoder = load(
-                place or made_by["model"],
-                dtype=self.manifest["dtype"],
-                revision=None if place else made_by.get("revision"),
-                offline=offline,
-                progress=progress,
-            )
-        except UsageError as error:  # what was a folder is now an unknown name
-            raise CheckpointError(
-                f"the model that made {str(self.folder)!r} is no more at {str(path)!r}: restore "
-                "it, or embed again"
-            ) from error
-        self._check(encoder)
-        return encoder
-
-    def _check(self, encoder: "Encoder") -> None:
-        """Raises CheckpointError for an encoder that gives other vectors than the store's."""
-        here = {
-            "weights": encoder.weights_digest,
-            "preprocessing": to_dict(encoder.preprocessing),
-            "vector length": encoder.dim(self.options),
-        }
-        there = {**self.manifest, "vector length": self.dim}
-        for what, value in here.items():
-            if there[what] != value:
-                raise CheckpointError(
-                    f"the {what} of {encoder.identity['model']!r} are not those that made "
-                    f"{str(self.folder)!r}: restore the model, or embed again"
-                )
 
     @cached_property
     def _started_in(self) -> Path:

@@ -24,12 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.embedding.run import block_size
+from aim_mlx.encoder.batching import block_size
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import OutputError, UsageError
-from aim_mlx.files import TEMPORARY, publish, regular
+from aim_mlx.files import TEMPORARY, locked, publish, regular
 from aim_mlx.images import OMITTED, Content, ImageSource, Omitted, Skip
-from aim_mlx.store.lock import locked
 from aim_mlx.tokens.source import frozen_tokens, token_identity, token_shape
 
 _SHARD_BYTES = 64 << 20

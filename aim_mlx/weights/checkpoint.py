@@ -20,6 +20,7 @@ from aim_mlx.weights.hub_config import read_config
 from aim_mlx.weights.layouts import KEEP, Layout, detect_layout, layout_named
 from aim_mlx.weights.mapping import Step, plan, shape_in_ours
 from aim_mlx.weights.our_config import FORMAT
+from aim_mlx.weights.preprocess_json import config_from_preprocessor_json
 from aim_mlx.weights.quantize import Quantization, packed_names, packed_specs, quantized_names
 from aim_mlx.weights.safetensors_file import CheckedFile, TensorInfo, check_file
 from aim_mlx.weights.sizes import (
@@ -283,8 +284,6 @@ def _preprocess(
 
 def _image_processor(folder: Path, patch_size: int) -> PreprocessConfig | None:
     """What the files of transformers state of the image processor, which must be one thing."""
-    from aim_mlx.images import config_from_preprocessor_json
-
     stated = {}
     for name in PROCESSOR_FILES:
         path = folder / name

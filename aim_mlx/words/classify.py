@@ -18,7 +18,6 @@ from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.files import publish
 from aim_mlx.images import Listing, Skip
 from aim_mlx.report.contact_sheet import Origin
-from aim_mlx.search.queries import check_words
 from aim_mlx.words.lit import LiT
 from aim_mlx.words.zeroshot import ZeroShotHead
 
@@ -147,6 +146,16 @@ class Stored:
     def locate(self, row: Classified) -> Path:
         """Where the photo was when it was embedded."""
         return self._store.locate(row.row)
+
+
+def check_words(store: "EmbeddingStore") -> None:
+    """Raises UsageError for a store whose vectors are not those that words are compared with."""
+    pooling = store.manifest["pooling"]
+    if pooling != "attention":
+        raise UsageError(
+            f"words can be compared with vectors of a LiT model's attention pooling, those of "
+            f"{str(store.folder)!r} are of {pooling!r:.20} pooling: embed with a LiT model"
+        )
 
 
 def find_store(sources: Sequence[str]) -> "EmbeddingStore | None":

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.images import config_from_preprocessor_json, decode, preprocess
+from aim_mlx.images import decode, preprocess
+from aim_mlx.weights.preprocess_json import config_from_preprocessor_json
 
 pytestmark = pytest.mark.parity
 

@@ -1,0 +1,81 @@
+"""The rooms of the package lie on floors: an import leads down, or stays in its room."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import aim_mlx
+
+# From the ground up. A room may use those on the floors below it; on the ground, which has single
+# files and no rooms, each may use those named before it.
+GROUND = ["errors", "wording", "files", "config", "openblas", "backend"]
+FLOORS = [
+    GROUND,
+    ["models", "registry"],
+    ["weights"],
+    ["images", "training"],
+    ["encoder"],
+    ["tokens", "data", "report"],
+    ["store"],
+    ["embedding", "words"],
+    ["search", "loading"],
+    ["probe", "lit_training"],
+    ["cli"],
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+ROOT = Path(aim_mlx.__file__).parent
+MODULES = {
+    path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__"): path
+    for path in ROOT.rglob("*.py")
+    if path != ROOT / "__init__.py"
+}
+
+
+def imports(path: Path, always: bool = False) -> Iterator[str]:
+    """The modules of the package that a file imports, as they are named in MODULES.
+
+    With `always`, those alone that are imported as soon as the file is.
+    """
+    tree = ast.parse(path.read_text())
+    for node in tree.body if always else ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aim_mlx"):
+            package = (node.module or "").replace(".", "/").removeprefix("aim_mlx").lstrip("/")
+            for alias in node.names:
+                inner = f"{package}/{alias.name}".lstrip("/")
+                if inner in MODULES or package:
+                    yield inner if inner in MODULES else package
+        elif isinstance(node, ast.Import):
+            yield from (
+                alias.name.removeprefix("aim_mlx.").replace(".", "/")
+                for alias in node.names
+                if alias.name.startswith("aim_mlx.")
+            )
+
+
+def is_below(target: str, room: str) -> bool:
+    if target in GROUND and room in GROUND:
+        return GROUND.index(target) < GROUND.index(room)
+    return FLOOR[target] < FLOOR[room]
+
+
+def test_every_room_has_a_floor():
+    assert {module.split("/")[0] for module in MODULES} == set(FLOOR)
+
+
+def test_imports_lead_down_to_other_rooms():
+    found = 0
+    for module, path in MODULES.items():
+        room = module.split("/")[0]
+        for other in imports(path):
+            target = other.split("/")[0]
+            found += target != room
+            assert target == room or is_below(target, room), f"{module} imports {other}"
+    assert found > 300  # that imports are seen at all
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    left = {module: set(imports(path, always=True)) - {module} for module, path in MODULES.items()}
+    while free := [module for module, used in left.items() if not used & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left
