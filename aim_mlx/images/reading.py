@@ -1,6 +1,6 @@
 """A path or encoded bytes to a decoded Pillow image of its own mode; all failures are ImageErrors.
 
-Pillow gets one format from the allow-list of containers.py at a time, from a regular file only,
+Pillow gets one format from the allow-list of formats.py at a time, from a regular file only,
 with its size checked before pixels are decoded, and none of its global switches is touched.
 """
 
