@@ -48,7 +48,7 @@ class AttentionPool(nn.Module):
     """One learned query that attends to the tokens: (B, N, D) -> (B, D).
 
     The same numbers as with a key and a value for every token, for a hundredth of the products (see
-    query_attention.py). Source: apple/ml-aim, `AttentionPoolingClassifier` without its normalisation.
+    query_attention.py). Source: apple/ml-aim, `AttentionPoolingClassifier` without normalisation.
     """
 
     def __init__(self, dim: int, heads: int):
