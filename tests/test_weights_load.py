@@ -13,8 +13,8 @@ from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.checkpoint import open_checkpoint
-from aim_mlx.weights.finite import all_finite
 from aim_mlx.weights.load import load_weights
+from aim_mlx.weights.safetensors_file import all_finite
 from aim_mlx.weights.sizes import expected_shapes
 from tests.weights_files import (
     DATA,
