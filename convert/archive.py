@@ -10,8 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from aim_mlx.errors import CheckpointError
-from aim_mlx.weights.foreign import refuse_foreign
-from aim_mlx.weights.safetensors_file import open_regular
+from aim_mlx.weights.safetensors_file import open_regular, refuse_foreign
 from aim_mlx.weights.strict_json import at, show
 
 LARGEST_PICKLE = 4 * 2**20  # bytes; the description of 1000 tensors has 200 thousand

@@ -20,10 +20,15 @@ from aim_mlx.config import HEAD_DIM
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
 from aim_mlx.files import publish
 from aim_mlx.probe.heads import Head, HeadConfig, flat
-from aim_mlx.weights.foreign import refuse_suffix
 from aim_mlx.weights.layouts import HEAD, others
 from aim_mlx.weights.mapping import plan
-from aim_mlx.weights.safetensors_file import CheckedFile, TensorReader, all_finite, check_file
+from aim_mlx.weights.safetensors_file import (
+    CheckedFile,
+    TensorReader,
+    all_finite,
+    check_file,
+    refuse_suffix,
+)
 from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
 
 WEIGHTS, FACTS = "probe.safetensors", "probe.json"
