@@ -7,8 +7,8 @@ from pathlib import Path
 from aim_mlx.backend import DTYPES, mx
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.weights.checkpoint import DTYPE_NAMES, Checkpoint
+from aim_mlx.weights.layouts import Step
 from aim_mlx.weights.load import iter_weights
-from aim_mlx.weights.mapping import Step
 from aim_mlx.weights.save import EXTRA_FILES, check_folder, provenance, save_checkpoint
 from aim_mlx.weights.strict_json import at, read_bytes
 from convert.source import Source, folder_of, open_source

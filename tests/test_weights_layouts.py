@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 
 from aim_mlx.errors import CheckpointError
-from aim_mlx.weights.layouts import LAYOUTS, Layout, detect_layout, layout_named
-from aim_mlx.weights.mapping import from_ours, plan, shape_in_ours, to_ours
+from aim_mlx.weights.layouts import (
+    LAYOUTS,
+    Layout,
+    detect_layout,
+    from_ours,
+    layout_named,
+    plan,
+    shape_in_ours,
+    to_ours,
+)
 from aim_mlx.weights.safetensors_file import TensorInfo, check_file
 from tests.weights_files import DATA, Tensors, as_bfloat16, read_tensors, weight_file
 

@@ -20,8 +20,7 @@ from aim_mlx.config import HEAD_DIM
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
 from aim_mlx.files import publish
 from aim_mlx.probe.heads import Head, HeadConfig, flat
-from aim_mlx.weights.layouts import HEAD, others
-from aim_mlx.weights.mapping import plan
+from aim_mlx.weights.layouts import HEAD, others, plan
 from aim_mlx.weights.safetensors_file import (
     CheckedFile,
     TensorReader,

@@ -17,8 +17,15 @@ from aim_mlx.registry import MODELS
 from aim_mlx.weights.facts import KINDS, ConfigFacts, TowerFacts, check_facts, check_kind
 from aim_mlx.weights.files import weight_files
 from aim_mlx.weights.hub_config import read_config
-from aim_mlx.weights.layouts import KEEP, Layout, detect_layout, layout_named
-from aim_mlx.weights.mapping import Step, plan, shape_in_ours
+from aim_mlx.weights.layouts import (
+    KEEP,
+    Layout,
+    Step,
+    detect_layout,
+    layout_named,
+    plan,
+    shape_in_ours,
+)
 from aim_mlx.weights.our_config import FORMAT
 from aim_mlx.weights.preprocess_json import config_from_preprocessor_json
 from aim_mlx.weights.quantize import Quantization, packed_names, packed_specs, quantized_names

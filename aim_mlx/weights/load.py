@@ -8,7 +8,7 @@ import numpy as np
 from aim_mlx.backend import mx, nn, on_gpu
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.checkpoint import DTYPE_NAMES, Checkpoint
-from aim_mlx.weights.mapping import Step, to_ours
+from aim_mlx.weights.layouts import Step, to_ours
 from aim_mlx.weights.quantize import Quantization, multiplies_packed, quantize_modules, unpack
 from aim_mlx.weights.safetensors_file import CheckedFile, TensorReader, all_finite
 from aim_mlx.weights.sizes import expected_shapes
