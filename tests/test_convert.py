@@ -19,8 +19,7 @@ from aim_mlx.errors import CheckpointError, OutputError, UntrainedModelWarning, 
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.weights.checkpoint import open_checkpoint
-from aim_mlx.weights.compare import probe_pictures, similarity
-from aim_mlx.weights.convert import Conversion, convert_checkpoint
+from aim_mlx.weights.convert import Conversion, convert_checkpoint, probe_pictures, similarity
 from aim_mlx.weights.inspect import describe
 from aim_mlx.weights.layouts import from_ours, layout_named
 from aim_mlx.weights.load import load_into, load_weights
