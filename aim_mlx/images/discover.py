@@ -5,17 +5,56 @@ Every entry met is listed, skipped with a reason, or ignored by a rule and count
 
 import os
 import stat
+import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from heapq import heappop, heappush
 from pathlib import Path
 from typing import NamedTuple
 
 from aim_mlx.errors import UsageError
-from aim_mlx.images.patterns import Patterns
 from aim_mlx.wording import counted
+
+
+class Patterns:
+    """Globs over paths below a source: `*` (crosses folders), `?`, `[abc]`, `[!abc]`.
+
+    Case matters. A glob without "/" is matched against the name, one with "/" against the whole
+    path; one that ends in "/" means folders only, one that begins with it the top of the source.
+    Raises UsageError for an empty glob.
+    """
+
+    def __init__(self, globs: Iterable[str]):
+        if isinstance(globs, str):
+            globs = (globs,)
+        self._globs: list[tuple[str, bool, bool]] = []  # glob, of whole paths, of folders only
+        for text in globs:
+            glob = text.removesuffix("/").removeprefix("/")
+            if not glob.strip("/"):
+                raise UsageError(f"expected a pattern such as '*.png' or 'drafts/', got {text!r}")
+            self._globs.append((_composed(glob), "/" in text.removesuffix("/"), text[-1] == "/"))
+
+    def __bool__(self) -> bool:
+        return bool(self._globs)
+
+    def match(self, path: str, is_folder: bool) -> bool:
+        """Whether any glob matches this path, which is given below its source."""
+        path = _composed(path)
+        name = path.rpartition("/")[2]
+        return any(
+            fnmatchcase(path if of_paths else name, glob)
+            for glob, of_paths, folders_only in self._globs
+            if is_folder or not folders_only
+        )
+
+
+def _composed(text: str) -> str:
+    # What is typed as one letter may be two in a file's name: macOS takes them for the same.
+    return unicodedata.normalize("NFC", text)
+
 
 _Identity = tuple[int, int]  # device and inode
 
