@@ -1,13 +1,12 @@
 """Image files to pixels: discover, decode, preprocess, stream. Knows no model."""
 
 from aim_mlx.images.contents import Content, Contents, changed
-from aim_mlx.images.decode import ImageSource, decode, default_max_pixels
+from aim_mlx.images.decode import ImageSource, decode, default_max_pixels, thumbnail
 from aim_mlx.images.discover import Listing, Skip, discover, is_under
 from aim_mlx.images.path_lists import in_share, parse_share, read_paths, split
 from aim_mlx.images.preprocess import plan_native, preprocess
 from aim_mlx.images.reading import KnownFile, is_beyond_times, size_and_time
 from aim_mlx.images.stream import OMITTED, Omitted, Sample, stream
-from aim_mlx.images.thumbnail import thumbnail
 
 __all__ = [
     "Content",

@@ -4,6 +4,7 @@ EXIF orientation is applied once, transparency is laid on white, 16-bit grey is 
 and of animations and multi-page files the first frame is taken.
 """
 
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -193,3 +194,17 @@ def default_max_pixels() -> int:
 def _large() -> int:
     """Pixels above which an image waits for its turn: eight smaller ones stay within RAM / 2."""
     return max(_memory_bytes() // 256, 24_000_000)
+
+
+_QUALITY = 80
+
+
+def thumbnail(source: ImageSource, side: int) -> bytes:
+    """An upright JPEG whose longer edge has at most `side` pixels. Raises ImageError."""
+    image = decode(source, allow_truncated=True)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    # Without the profile and EXIF of the photograph, place included.
+    image.info.clear()
+    image.save(data, "JPEG", quality=_QUALITY)
+    return data.getvalue()

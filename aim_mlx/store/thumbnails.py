@@ -8,7 +8,8 @@ from functools import partial
 import pyarrow as pa
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images import KnownFile, thumbnail
+from aim_mlx.images import KnownFile
+from aim_mlx.images import decode as thumbnail
 from aim_mlx.store.export import Rows
 from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.rows import exact_paths
