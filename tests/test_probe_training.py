@@ -10,14 +10,14 @@ import pytest
 
 from aim_mlx.backend import mx, nn, optim, tree_map
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
+from aim_mlx.probe import batch_norm as image_moments
 from aim_mlx.probe import chunks as lanes
-from aim_mlx.probe import image_moments
+from aim_mlx.probe.batch_norm import ImageMoments, measured
 from aim_mlx.probe.chunks import widen, widened
 from aim_mlx.probe.config import PROTOCOLS, GridPoint, ProbeConfig, protocol
 from aim_mlx.probe.fit import Silent, fit
 from aim_mlx.probe.gradients import batch_gradients, logits_of
 from aim_mlx.probe.heads import KINDS, flat
-from aim_mlx.probe.image_moments import ImageMoments, measured
 from aim_mlx.probe.losses import loss_sum, probabilities, targets_of, total_weight
 from aim_mlx.probe.training import GridTrainer, Labelled, _optimizer, epoch_rows
 from aim_mlx.report.metrics import balanced_accuracy, mean_average_precision

@@ -15,10 +15,9 @@ import numpy as np
 from aim_mlx.backend import mx, tree_map, tree_unflatten
 from aim_mlx.models.pooling import pool
 from aim_mlx.models.query_attention import attend, query_gradient
-from aim_mlx.probe.batch_norm import Moments, Normalisation, measure
+from aim_mlx.probe.batch_norm import ImageMoments, Moments, Normalisation, measure
 from aim_mlx.probe.chunks import Part, over_chunks, rounds
 from aim_mlx.probe.heads import Head, flat
-from aim_mlx.probe.image_moments import ImageMoments
 from aim_mlx.probe.losses import Targets, loss_sum, total_weight
 from aim_mlx.tokens.source import TokenSource
 
