@@ -20,7 +20,7 @@ from aim_mlx.probe.gradients import batch_gradients, logits_of
 from aim_mlx.probe.heads import KINDS, flat
 from aim_mlx.probe.losses import loss_sum, probabilities, targets_of, total_weight
 from aim_mlx.probe.training import GridTrainer, Labelled, _optimizer, epoch_rows
-from aim_mlx.report.metrics import balanced_accuracy, mean_average_precision
+from aim_mlx.report.figures import balanced_accuracy, mean_average_precision
 from tests.probes import ArrayTokens, labelled, noisy_head, noisy_tokens, plain
 
 QUICK = protocol("fast", epochs=4, batch_size=16, patience=None)

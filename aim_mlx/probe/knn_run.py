@@ -15,8 +15,7 @@ from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import Interrupted
 from aim_mlx.images import Skip
 from aim_mlx.probe.knn import KS, TEMPERATURE, check_neighbours, knn_scores
-from aim_mlx.report.figures import figures_of
-from aim_mlx.report.metrics import measured
+from aim_mlx.report.figures import figures_of, measured
 
 Advanced = Callable[[str, int, int], None]
 

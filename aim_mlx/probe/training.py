@@ -18,7 +18,7 @@ from aim_mlx.probe.config import FINAL_RATE, GridPoint, ProbeConfig
 from aim_mlx.probe.gradients import batch_gradients, logits_of
 from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
 from aim_mlx.probe.losses import loss_sum, targets_of, total_weight
-from aim_mlx.report.metrics import measured
+from aim_mlx.report.figures import measured
 from aim_mlx.tokens.source import TokenSource
 from aim_mlx.training.schedule import warm_cosine
 
