@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from aim_mlx.data.labelled import read_labelled
-from aim_mlx.data.sets import Data
-from aim_mlx.data.splits import divided
+from aim_mlx.data.splits import Data, divided
 from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.probe import knn_run
 from tests.digits import write_digits

@@ -59,7 +59,7 @@ def knn(
     from aim_mlx.cli.embed import parse_layers
     from aim_mlx.cli.interrupt import gently
     from aim_mlx.data.labelled import Columns
-    from aim_mlx.data.sets import Data
+    from aim_mlx.data.splits import Data
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.loading import load
     from aim_mlx.probe.knn_run import nearest_neighbours

@@ -4,13 +4,14 @@ import hashlib
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
-from aim_mlx.data.labelled import SPLITS, Labelled, quoted
+from aim_mlx.data.labelled import SPLITS, Columns, Labelled, quoted, read_labelled
 from aim_mlx.data.parts import Image, Part, Progress, as_part, read_images
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Skip
@@ -192,3 +193,44 @@ def _imbalance(found: DataSet) -> list[str]:
         f"imbalance: class {found.classes[most]!r} has {counts[most]:,} images to train on and "
         f"{found.classes[least]!r} {counts[least]:,}: look at the balanced accuracy"
     ]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A folder or table of labelled images; see read_labelled() and divided() for the fields."""
+
+    source: str
+    columns: Columns = field(default_factory=Columns)
+    multi_label: bool = False
+    allow_empty: bool = False
+    follow: bool = False
+    val: float = 0.15
+    test: float = 0.15
+
+    @property
+    def name(self) -> str:
+        return Path(self.source).resolve().name
+
+    def labelled(self, *exclude: Path) -> Labelled:
+        """The images and their labels, without those below some folders; none is opened."""
+        return read_labelled(
+            self.source,
+            columns=self.columns,
+            multi_label=self.multi_label,
+            allow_empty=self.allow_empty,
+            follow=self.follow,
+            exclude=exclude,
+        )
+
+    def divided(
+        self, seed: int, progress: Callable[[int, int], None] | None = None, *exclude: Path
+    ) -> DataSet:
+        """The parts to train on, choose by and test with, every file read."""
+        return divided(
+            self.labelled(*exclude),
+            val=self.val,
+            test=self.test,
+            seed=seed,
+            allow_empty=self.allow_empty,
+            progress=progress,
+        )

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.data.parts import Part
-from aim_mlx.data.sets import Data
-from aim_mlx.data.splits import DataSet
+from aim_mlx.data.splits import Data, DataSet
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import Interrupted
 from aim_mlx.images import Skip

@@ -19,8 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from aim_mlx.config import to_dict
-from aim_mlx.data.sets import Data
-from aim_mlx.data.splits import DataSet
+from aim_mlx.data.splits import Data, DataSet
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError
 from aim_mlx.files import TEMPORARY, locked, publish
