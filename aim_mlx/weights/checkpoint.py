@@ -14,7 +14,7 @@ from typing import Any
 from aim_mlx.config import HEAD_DIM, LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.errors import AssumedHeadsWarning, CheckpointError, warn_of_untrained
 from aim_mlx.registry import MODELS
-from aim_mlx.weights.facts import KINDS, ConfigFacts, TowerFacts, check_facts, check_kind
+from aim_mlx.weights.facts import FORMAT, KINDS, ConfigFacts, TowerFacts, check_facts, check_kind
 from aim_mlx.weights.files import weight_files
 from aim_mlx.weights.hub_config import read_config
 from aim_mlx.weights.layouts import (
@@ -26,7 +26,6 @@ from aim_mlx.weights.layouts import (
     plan,
     shape_in_ours,
 )
-from aim_mlx.weights.our_config import FORMAT
 from aim_mlx.weights.preprocess_json import config_from_preprocessor_json
 from aim_mlx.weights.quantize import Quantization, packed_names, packed_specs, quantized_names
 from aim_mlx.weights.safetensors_file import CheckedFile, TensorInfo, check_file

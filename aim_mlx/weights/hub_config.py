@@ -12,8 +12,7 @@ from typing import Any
 
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError
-from aim_mlx.weights.facts import ConfigFacts, TowerFacts
-from aim_mlx.weights.our_config import read_ours
+from aim_mlx.weights.facts import ConfigFacts, TowerFacts, read_ours
 from aim_mlx.weights.strict_json import at, read_object, show
 
 LARGEST_SIZE = 2**20  # of anything config.json states; the widest published layer has 16 thousand

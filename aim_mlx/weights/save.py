@@ -19,8 +19,8 @@ from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError, OutputError
 from aim_mlx.files import TEMPORARY, publish
 from aim_mlx.weights.checkpoint import TRAINED_KEY, ModelConfig
+from aim_mlx.weights.facts import FORMAT, our_values
 from aim_mlx.weights.files import OUR_FILE
-from aim_mlx.weights.our_config import FORMAT, our_values
 from aim_mlx.weights.quantize import Quantization, Specs, pack, packed_specs, quantized_names
 from aim_mlx.weights.safetensors_file import all_finite
 from aim_mlx.weights.sizes import check_shapes, expected_shapes
