@@ -14,9 +14,16 @@ from typing import Any
 from aim_mlx.config import HEAD_DIM, LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.errors import AssumedHeadsWarning, CheckpointError, warn_of_untrained
 from aim_mlx.registry import MODELS
-from aim_mlx.weights.facts import FORMAT, KINDS, ConfigFacts, TowerFacts, check_facts, check_kind
+from aim_mlx.weights.facts import (
+    FORMAT,
+    KINDS,
+    ConfigFacts,
+    TowerFacts,
+    check_facts,
+    check_kind,
+    read_config,
+)
 from aim_mlx.weights.files import weight_files
-from aim_mlx.weights.hub_config import read_config
 from aim_mlx.weights.layouts import (
     KEEP,
     Layout,
