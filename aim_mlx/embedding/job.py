@@ -23,13 +23,12 @@ from aim_mlx.errors import AimError, Interrupted, UsageError
 from aim_mlx.images import Listing, Skip
 from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.export import Rows, check_target, clear_up, is_file_target, sidecar, write_file
-from aim_mlx.store.folder import hidden_beside, remove
+from aim_mlx.store.folder import hidden_beside, load_rows, remove
 from aim_mlx.store.journal import State
 from aim_mlx.store.lists import place, started_in
 from aim_mlx.store.manifest import NAME as MANIFEST
 from aim_mlx.store.manifest import describe
 from aim_mlx.store.reader import EmbeddingStore
-from aim_mlx.store.recovery import load_rows
 from aim_mlx.store.writer import StoreWriter, writing
 from aim_mlx.wording import counted
 

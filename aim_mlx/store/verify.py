@@ -11,9 +11,8 @@ import pyarrow as pa
 
 from aim_mlx.errors import OutputError
 from aim_mlx.store import journal, lists
-from aim_mlx.store.folder import matrix_name
+from aim_mlx.store.folder import damages, matrix_name
 from aim_mlx.store.reader import EmbeddingStore, mapped_matrix
-from aim_mlx.store.recovery import damages
 from aim_mlx.store.rows import COLUMNS, exact_paths, path_columns
 from aim_mlx.store.shards import DIGEST, Shard, read_table, vectors_of
 
