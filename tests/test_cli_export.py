@@ -11,7 +11,8 @@ from PIL import Image
 
 from aim_mlx.cli import main as cli
 from aim_mlx.images import decode
-from aim_mlx.store import journal, thumbnails
+from aim_mlx.store import export as thumbnails
+from aim_mlx.store import journal
 from aim_mlx.store.export import SUFFIXES
 from aim_mlx.store.reader import EmbeddingStore
 from tests import small, stores

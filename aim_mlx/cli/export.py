@@ -25,9 +25,8 @@ def export(
     """Write the rows of a store to one file."""
     from aim_mlx.cli.terminal import escaped
     from aim_mlx.errors import UsageError
-    from aim_mlx.store.export import Rows, write_file
+    from aim_mlx.store.export import IllustratedRows, Rows, write_file
     from aim_mlx.store.reader import EmbeddingStore, reading
-    from aim_mlx.store.thumbnails import IllustratedRows
     from aim_mlx.wording import counted
 
     if thumbnails and target.suffix != ".parquet":
