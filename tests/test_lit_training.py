@@ -17,8 +17,7 @@ from aim_mlx.files import locked
 from aim_mlx.lit_training import loop, run
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig, learning_rate
 from aim_mlx.lit_training.evaluation import recalls
-from aim_mlx.lit_training.loop import Split, Trainer
-from aim_mlx.lit_training.loss import contrastive_loss, no_counterexamples
+from aim_mlx.lit_training.loop import Split, Trainer, contrastive_loss, no_counterexamples
 from aim_mlx.lit_training.model import decays, lit_config, new_model
 from aim_mlx.lit_training.report import Silent
 from aim_mlx.lit_training.run import train_lit

@@ -11,11 +11,41 @@ from aim_mlx.data.pairs import Pairs, epoch_batches
 from aim_mlx.encoder.pipeline import explained
 from aim_mlx.errors import AimError
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
-from aim_mlx.lit_training.loss import LARGEST_LOG_SCALE, contrastive_loss, no_counterexamples
 from aim_mlx.lit_training.model import decays, trimmed
 from aim_mlx.models.lit import LiTModel
+from aim_mlx.models.pooling import normalized
 from aim_mlx.tokens.source import TokenSource
 from aim_mlx.words.tokenizer import TokenIds, Tokenizer
+
+LARGEST_LOG_SCALE = math.log(100.0)
+
+
+def contrastive_loss(
+    images: mx.array, texts: mx.array, log_scale: mx.array, left_out: np.ndarray
+) -> mx.array:
+    """Images and texts (B, P), row i of one belonging to row i of the other -> their loss ().
+
+    The mean cross-entropy of finding each image's text among the batch's, and each text's image,
+    by cosines times exp(log_scale). `left_out` (B, B) bool marks those not to tell apart.
+    """
+    logits = mx.exp(log_scale.astype(mx.float32)) * (normalized(images) @ normalized(texts).T)
+    logits = mx.where(mx.array(left_out), -math.inf, logits)
+    right = mx.diag(logits)
+    by_image = mx.logsumexp(logits, axis=1) - right
+    by_text = mx.logsumexp(logits, axis=0) - right
+    return (by_image.mean() + by_text.mean()) / 2
+
+
+def no_counterexamples(images: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Which pairs do not count against each other: bool (B, B), False on the diagonal.
+
+    Those that share the image, by its number (B,), or the text, by its token ids (B, L).
+    """
+    texts = np.unique(ids, axis=0, return_inverse=True)[1].reshape(-1)
+    same = (images[:, None] == images) | (texts[:, None] == texts)
+    np.fill_diagonal(same, False)
+    return same
+
 
 _SHARE = 16  # pairs that a core has at least, where a batch is divided among them
 _BETAS = [0.9, 0.98]  # of CLIP: the second moment follows the falling loss sooner than 0.999
