@@ -1,4 +1,7 @@
-"""Labelled images to the parts that train, choose and test a head, no content unnoticed in two."""
+"""Labelled images, as a command is given them, to the parts that train, choose and test a head.
+
+No content is in two parts unnoticed.
+"""
 
 import hashlib
 import math

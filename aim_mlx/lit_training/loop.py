@@ -1,4 +1,7 @@
-"""The steps of a training run: every one a function of the state before it and of its number."""
+"""The steps of a training run: every one a function of the state before it and of its number.
+
+The loss is CLIP's contrastive one (arXiv 2103.00020, figure 3).
+"""
 
 import math
 from dataclasses import dataclass, field

@@ -1,4 +1,7 @@
-"""Mean and variance of each channel over a batch, for batch normalisation without gains."""
+"""Mean and variance of each channel over a batch, for batch normalisation without gains.
+
+Those of an image's frozen tokens stay, so they are measured once.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

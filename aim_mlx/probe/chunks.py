@@ -1,4 +1,7 @@
-"""A batch of tokens divided among the cores, one lane each, and there into parts and chunks."""
+"""A batch of tokens divided among the cores, one lane each, and there into parts and chunks.
+
+The tokens of a chunk go from float16 to float32 while the chunk before is used.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor

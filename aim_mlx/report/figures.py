@@ -1,4 +1,4 @@
-"""How good probabilities are, for one class an image or several; all figures are plain numbers."""
+"""How good probabilities and predictions are, for one class or several, in plain numbers."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-from aim_mlx.images import ImageSource
-from aim_mlx.images import thumbnail
+from aim_mlx.images import ImageSource, thumbnail
 
 _SIDE = 320  # pixels of the longer edge of a thumbnail: sharp on a phone, 15 KB each
 

@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 
 from aim_mlx.errors import ImageError, OutputError, UsageError
 from aim_mlx.files import leftovers, locked, publish, remove_leftovers
-from aim_mlx.images import KnownFile
-from aim_mlx.images import thumbnail
+from aim_mlx.images import KnownFile, thumbnail
 from aim_mlx.store import journal
 from aim_mlx.store.folder import hidden_beside, remove
 from aim_mlx.store.reader import EmbeddingStore

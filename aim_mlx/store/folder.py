@@ -1,4 +1,7 @@
-"""The folder of a store: what in it is ours, and nothing else is ever touched."""
+"""The folder of a store: what in it is ours, and nothing else is ever touched.
+
+After a crash, or damage, what is sound stays and the rest is named.
+"""
 
 import errno
 import hashlib

@@ -14,7 +14,7 @@ from typing import Any
 from aim_mlx.config import HEAD_DIM, LiTConfig, PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.errors import AssumedHeadsWarning, CheckpointError, warn_of_untrained
 from aim_mlx.registry import MODELS
-from aim_mlx.weights.facts import (
+from aim_mlx.weights.config_json import (
     FORMAT,
     KINDS,
     ConfigFacts,

@@ -19,7 +19,7 @@ from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError, OutputError
 from aim_mlx.files import TEMPORARY, publish
 from aim_mlx.weights.checkpoint import TRAINED_KEY, ModelConfig
-from aim_mlx.weights.facts import FORMAT, our_values
+from aim_mlx.weights.config_json import FORMAT, our_values
 from aim_mlx.weights.files import OUR_FILE
 from aim_mlx.weights.quantize import Quantization, Specs, pack, packed_specs, quantized_names
 from aim_mlx.weights.safetensors_file import all_finite

@@ -1,4 +1,14 @@
-"""What a config.json states of a model, and whether the weights beside it agree."""
+"""config.json, of every published kind and our own: what it states, and whether the weights agree.
+
+What the tensors say decides; a fact that contradicts them is an error. Keys that state nothing
+about the model are passed over, `auto_map` (remote code) among them, and so are those whose class
+defaults mislead (`use_head`, and `projection_dim` of a vision encoder). Our own format is strict,
+as an unknown key may mean something:
+
+{"format": "aim-mlx", "format_version": 1, "kind": "vision" | "lit",
+ "encoder": VisionConfig | LiTConfig, "preprocessing": PreprocessConfig,
+ "quantization": Quantization (absent where nothing is quantised), "provenance": {...}}
+"""
 
 import math
 from collections.abc import Mapping
