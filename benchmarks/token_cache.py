@@ -123,7 +123,7 @@ def needed(folder: str) -> dict[str, Any]:
 
 def fill(folder: str, limit: int) -> dict[str, Any]:
     from aim_mlx.errors import UsageError
-    from aim_mlx.tokens.source import cache as token_cache
+    from aim_mlx.tokens import cache as token_cache
 
     token_cache.frozen_tokens = _tokens  # pyright: ignore[reportAttributeAccessIssue]
     images, open_cache = _images(folder), _opener(folder, limit)

@@ -21,7 +21,7 @@ from aim_mlx.lit_training.loop import Split, Trainer, contrastive_loss, no_count
 from aim_mlx.lit_training.model import decays, lit_config, new_model
 from aim_mlx.lit_training.report import Silent
 from aim_mlx.lit_training.run import train_lit
-from aim_mlx.tokens.source import cache as token_cache
+from aim_mlx.tokens import cache as token_cache
 from aim_mlx.words.tokenizer import Tokenizer
 from tests.probes import ArrayTokens
 from tests.small import encoder, photo

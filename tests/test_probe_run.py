@@ -17,7 +17,7 @@ from aim_mlx.probe.config import protocol
 from aim_mlx.probe.features import Augmentation
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, Result, train_probe
-from aim_mlx.tokens.source import cache as token_cache
+from aim_mlx.tokens import cache as token_cache
 from tests.digits import write_digits
 from tests.small import NATIVE, encoder
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aim_mlx.errors import UsageError
+from aim_mlx.search import duplicates as groups_module
+from aim_mlx.search import nearest as search
 from aim_mlx.search.duplicates import duplicates, photo_groups
 from aim_mlx.search.nearest import combine, top_k
-from aim_mlx.search.nearest import duplicates as groups_module
-from aim_mlx.search.nearest import nearest as search
 from aim_mlx.store.photos import Photos
 from tests.stores import make_store
 

@@ -17,10 +17,10 @@ from aim_mlx.config import VisionConfig
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import AimError, CheckpointError, OutputError, UsageError
 from aim_mlx.images.contents import read_content
+from aim_mlx.tokens import cache as token_cache
+from aim_mlx.tokens import source as tokens
 from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.tokens.source import StreamedTokens, frozen_tokens
-from aim_mlx.tokens.source import cache as token_cache
-from aim_mlx.tokens.source import source as tokens
 from tests.small import NATIVE, SMALL, assert_like_float16, encoder, photo, save
 from tests.weights_files import PEAK
 

@@ -29,7 +29,7 @@ from aim_mlx.probe.config import protocol
 from aim_mlx.probe.fit import fit
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, train_probe
-from aim_mlx.tokens.source import cache as token_cache
+from aim_mlx.tokens import cache as token_cache
 from tests.small import encoder, photo
 from tests.store_crashes import Disk
 
