@@ -28,4 +28,4 @@ def _reference_is_installed():
                 import timm  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
-        pytest.fail(f"{error}; install the references with: pip install -e '.[parity]'")
+        pytest.fail(f"{error}; install the references with: pip install -e '.[parity,timm]'")
