@@ -18,7 +18,7 @@ def main() -> NoReturn:
 
         run()
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
         print("aim-mlx: error: interrupted", file=sys.stderr)
     except BaseException:  # with --debug
