@@ -284,6 +284,21 @@ def test_interrupts_at_any_time_give_one_line_and_130(model, tmp_path, delay):
     assert process.returncode in (0, 130) and "Traceback" not in stderr, stderr
 
 
+def test_an_interrupt_that_an_import_of_the_commands_turned_into_another_error_is_one(one):
+    """Python 3.11 does so in `__set_name__`."""
+    before = """
+import sys
+class Typer:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+sys.meta_path.insert(0, Typer())
+"""
+    process = start("inspect", "m", before=before, cwd=one)
+    assert process.communicate(timeout=20) == ("", "aim-mlx: error: interrupted\n")
+    assert process.returncode == 130
+
+
 def test_an_interrupt_that_a_compiled_module_turned_into_another_error_is_one(capsys, monkeypatch):
     def load(*_: object) -> None:
         try:

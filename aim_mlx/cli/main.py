@@ -33,6 +33,7 @@ from aim_mlx.cli import (
     zeroshot_eval,
 )
 from aim_mlx.cli.help import App
+from aim_mlx.cli.start import is_interrupt
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import (
     AimError,
@@ -124,7 +125,7 @@ def _run(arguments: list[str]) -> int:
             raise
         return _fail(error.format_message(), 2)
     except AimError as error:
-        if isinstance(error, BackendError) and _was_interrupted(error):
+        if isinstance(error, BackendError) and is_interrupt(error):
             return _fail("interrupted", 130)
         if "--debug" in arguments:
             raise
@@ -133,7 +134,7 @@ def _run(arguments: list[str]) -> int:
         _give_up_stdout()
         return 1
     except Exception as error:
-        if _was_interrupted(error):
+        if is_interrupt(error):
             return _fail("interrupted", 130)
         if "--debug" in arguments:
             raise
@@ -159,13 +160,6 @@ def _give_up_stdout() -> None:
     """Drops what could not be written: Python would try again as it ends, and complain."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: a compiled module turns it into an ImportError."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -19,15 +19,23 @@ def main() -> NoReturn:
         run()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
-        print("aim-mlx: error: interrupted", file=sys.stderr)
-    except BaseException:  # with --debug
-        code = 1
-        import traceback
+    except BaseException as error:  # also with --debug
+        if is_interrupt(error):
+            print("aim-mlx: error: interrupted", file=sys.stderr)
+        else:
+            code = 1
+            import traceback
 
-        traceback.print_exc()
+            traceback.print_exc()
     finally:
         _leave(code)
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: an import can turn it into an ImportError or another."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _open_standard_streams() -> None:
