@@ -16,10 +16,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aim_mlx.errors import OutputError
+from aim_mlx.errors import AimError, OutputError
 
 LOCK = ".lock"
 TEMPORARY = ".aim-mlx.tmp"  # what the names of unfinished files end with
+
+
+@contextmanager
+def disk_errors(
+    action: str, path: os.PathLike[str] | str, advice: str = "", kind: type[AimError] = OutputError
+) -> Iterator[None]:
+    """Turns an OSError into "cannot ACTION 'PATH': reason: advice"; a broken pipe passes as it is.
+
+    `action` is a verb such as "read" or "write". Raises `kind`.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # nobody listens any more, and the disk is sound
+    except OSError as error:
+        sentence = f"cannot {action} {os.fspath(path)!r}: {error.strerror or error}"
+        raise kind(f"{sentence}: {advice}" if advice else sentence) from error
 
 
 def publish(files: Mapping[Path, Callable[[BinaryIO], Any]], last: Path | None = None) -> None:

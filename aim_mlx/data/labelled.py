@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aim_mlx.data.tables import MissingColumn, Row, beside, read_table
 from aim_mlx.errors import UsageError
+from aim_mlx.files import disk_errors
 from aim_mlx.images import Skip, discover
 from aim_mlx.wording import counted
 
@@ -138,14 +139,12 @@ def _grouped(
 def _folders(root: Path, exclude: Iterable[str | Path], notes: list[str]) -> list[str]:
     """The folders that may be classes, sorted by bytes; hidden ones are noted."""
     passed = {os.path.realpath(path) for path in exclude}
-    try:
+    with disk_errors("read", root, kind=UsageError):
         found = [
             entry.name
             for entry in os.scandir(root)
             if entry.is_dir() and os.path.realpath(entry.path) not in passed
         ]
-    except OSError as error:
-        raise UsageError(f"cannot read {str(root)!r}: {error.strerror or error}") from error
     hidden = [name for name in found if name.startswith(".") or name in ("__MACOSX", "@eaDir")]
     if hidden:
         notes.append(f"not taken for classes: {quoted(sorted(hidden))}")

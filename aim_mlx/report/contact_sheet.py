@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aim_mlx.errors import UNTRAINED, ImageError, OutputError
-from aim_mlx.files import publish
+from aim_mlx.errors import UNTRAINED, ImageError
+from aim_mlx.files import disk_errors, publish
 from aim_mlx.images import ImageSource
 from aim_mlx.report.page import END, address, begin, inlined, named, shown
 
@@ -90,12 +90,8 @@ def write_contact_sheet(
         for part in _page(target, title, sections, [note, origin.sentence], origin.identity):
             file.write(part.encode())
 
-    try:
+    with disk_errors("write", target):
         publish({target: write})
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {os.fspath(target)!r}: {error.strerror or error}"
-        ) from error
 
 
 def _page(

@@ -1,6 +1,5 @@
 """The report of a probe: one HTML page, complete in itself: what it can do and where it fails."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from aim_mlx.errors import OutputError
-from aim_mlx.files import publish
+from aim_mlx.files import disk_errors, publish
 from aim_mlx.report import charts
 from aim_mlx.report.charts import Curve
 from aim_mlx.report.page import END, begin, inlined, shown
@@ -112,12 +110,8 @@ class Report:
 
 def write_report(target: Path, report: Report) -> None:
     """Writes the page, complete or not at all; raises OutputError."""
-    try:
+    with disk_errors("write", target):
         publish({target: lambda file: file.write("".join(_page(report)).encode())})
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {os.fspath(target)!r}: {error.strerror or error}"
-        ) from error
 
 
 def _page(report: Report) -> Iterator[str]:
