@@ -18,7 +18,7 @@ from aim_mlx.cli import main as cli
 from aim_mlx.cli.probe_report import ProbeReport
 from tests.digits import write_digits
 from tests.small import photo, save, wait_for
-from tests.test_probe_dataset import fill
+from tests.test_data_labelled import fill
 
 COMMAND = [sys.executable, "-c", "from aim_mlx.cli.start import main; main()"]
 FAST = ["--learning-rates", "0.01,0.03", "--epochs", "6"]

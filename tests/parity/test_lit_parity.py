@@ -19,7 +19,7 @@ from aim_mlx.words.tokenizer import Tokenizer
 from aim_mlx.words.zeroshot import ZeroShotHead
 from tests.parity.test_vision_parity import assert_close, noise_of
 from tests.small import TOKENIZER, photo
-from tests.test_tokenizer import CAPITALS
+from tests.test_words_tokenizer import CAPITALS
 
 pytestmark = pytest.mark.parity
 

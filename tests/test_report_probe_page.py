@@ -11,7 +11,7 @@ from aim_mlx.report.charts import Curve, curves
 from aim_mlx.report.figures import confusion, figures_of
 from aim_mlx.report.probe_page import Mistake, Report, write_report
 from tests.small import photo
-from tests.test_contact_sheet import HOSTILE, Page
+from tests.test_report_contact_sheet import HOSTILE, Page
 
 
 def report(classes: int, several: bool = False, **options) -> Report:

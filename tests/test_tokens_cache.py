@@ -221,7 +221,7 @@ _OPEN = """
 import sys
 from aim_mlx.tokens import cache as token_cache
 from tests.small import encoder
-from tests.test_token_cache import WIDE
+from tests.test_tokens_cache import WIDE
 model = encoder(WIDE)
 before = peak()
 cache = token_cache.TokenCache(sys.argv[1], model)
