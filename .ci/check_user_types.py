@@ -1,4 +1,4 @@
-"""What a user's editor says of the README's Python and of a program in pyright's strict mode.
+"""What a user's editor says of the Python in docs/ and of a program in pyright's strict mode.
 
 Pyright runs in a folder of its own and finds the package as an installed one: only what is
 annotated and public counts.
@@ -16,12 +16,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    if not blocks:
-        raise SystemExit("README.md has no Python")
+    pages = {
+        f"{page.stem}.py": "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+        for page in (ROOT / "docs").glob("*.md")
+    }
+    if not any(pages.values()):
+        raise SystemExit("docs/ has no Python")
     with tempfile.TemporaryDirectory() as folder:
         files = {
-            "readme.py": "\n".join(blocks),  # later ones go on with the names of earlier ones
+            **pages,
             "user_program.py": (ROOT / "tests/user_program.py").read_text(),
             "pyrightconfig.json": json.dumps({"typeCheckingMode": "strict"}),
         }

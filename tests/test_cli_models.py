@@ -1,4 +1,4 @@
-"""`aim-mlx models`, and the README's table made from it."""
+"""`aim-mlx models`, and the table of docs/checkpoints.md made from it."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from aim_mlx.cli import main as cli
 from aim_mlx.cli.models import facts, markdown_table
 from aim_mlx.registry import MODELS
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs/checkpoints.md"
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +37,8 @@ def test_memory_is_that_of_the_published_files():
     assert facts("aimv2-large-patch14-224")["float16"] == "0.62 GB"
 
 
-def test_the_table_in_the_readme_is_the_one_that_the_command_prints(capsys):
+def test_the_table_on_the_page_of_checkpoints_is_the_one_that_the_command_prints(capsys):
     assert cli._run(["models", "--markdown"]) == 0
     assert capsys.readouterr().out.strip() == markdown_table()
-    found = re.search(r"<!-- models -->\n(.*?)\n<!-- end -->", README.read_text(), re.S)
+    found = re.search(r"<!-- models -->\n(.*?)\n<!-- end -->", PAGE.read_text(), re.S)
     assert found and found[1] == markdown_table()

@@ -1,4 +1,4 @@
-"""The README's own lines, run as they stand."""
+"""The lines of README.md and of docs/, run as they stand."""
 
 import os
 import re
@@ -23,25 +23,24 @@ from tests.embed_runs import SAME
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+TEXT = "\n".join([README, *PAGES.values()])
 # Deep enough that little of it is the patch embedding, which is not quantised.
 DEEP = VisionConfig(256, 704, 12, 2, 14, 56)
 
 
 def block(mark: str) -> str:
     """The lines between a mark and the end mark, without the fence."""
-    found = re.search(rf"<!-- {mark} -->\n```bash\n(.*?)```", README, re.S)
-    assert found, f"README.md has no block marked {mark}"
+    found = re.search(rf"<!-- {mark} -->\n```bash\n(.*?)```", TEXT, re.S)
+    assert found, f"no page has a block marked {mark}"
     return found[1]
 
 
-def sql_block() -> str:
-    found = re.search(r"```sql\n(.*?)```", README, re.S)
-    assert found, "README.md has no block of SQL"
-    return found[1]
-
-
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, re.S)
+def code_of(page: str, language: str = "python") -> str:
+    """All code of one language on a page of docs/, in its order."""
+    found = re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.S)
+    assert found, f"docs/{page}.md has no {language}"
+    return "\n".join(found)
 
 
 def run_block(mark: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -116,14 +115,14 @@ def test_the_python_lines_about_stores_run(stored, monkeypatch):
     monkeypatch.chdir(stored[0])
     names: dict = {}
     with pytest.warns(UntrainedModelWarning):
-        exec("\n".join(code for code in python_blocks() if "EmbeddingStore" in code), names)
+        exec(code_of("embedding"), names)
     assert names["store"].vectors.shape == (6, small.SMALL.embed_dim)
 
 
 def test_the_query_in_sql_finds_the_photo_that_was_turned(stored, monkeypatch):
     monkeypatch.chdir(stored[0])
     with duckdb.connect() as connection:
-        first, second, _ = connection.execute(sql_block()).fetchall()
+        first, second, _ = connection.execute(code_of("embedding", "sql")).fetchall()
     assert first == ("photos/chelsea.jpg", pytest.approx(1, abs=1e-5))
     assert second[0] == "photos/on_its_side.jpg" and second[1] > 0.999
 
@@ -131,9 +130,8 @@ def test_the_query_in_sql_finds_the_photo_that_was_turned(stored, monkeypatch):
 def test_the_python_lines_run(stored, monkeypatch, capsys):
     monkeypatch.chdir(stored[0])
     with pytest.warns(UntrainedModelWarning):
-        apart = ("EmbeddingStore", "AttentiveProbe")
-        code = [code for code in python_blocks() if not any(name in code for name in apart)]
-        exec("\n".join(code), {})
+        exec(code_of("python"), {})
+        exec(code_of("words"), {})
     assert f"0 ({small.SMALL.embed_dim},)" in capsys.readouterr().out
 
 
@@ -190,8 +188,27 @@ def test_the_lines_that_train_words_run(tmp_path):
     assert (tmp_path / "my-lit/model.safetensors").is_file()
 
 
-def test_every_command_of_the_readme_is_in_a_block_that_is_run():
-    blocks = set(re.findall(r"(?:<!-- ([\w-]+) -->\n)?```bash\n(.*?)```", README, re.S))
+def test_the_commands_of_the_first_table_are_lines_that_are_run():
+    commands = re.findall(r"^\|[^|]*\| `(aim-mlx [^`]*)` \| \[", README, re.M)
+    lines = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.S)).splitlines()
+    assert len(commands) == 4 and not set(commands) - set(lines)
+
+
+def test_links_lead_to_files_that_are_there():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    ]
+    assert len(links) > 20
+    assert [link for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= 200
+
+
+def test_every_command_of_the_pages_is_in_a_block_that_is_run():
+    blocks = set(re.findall(r"(?:<!-- ([\w-]+) -->\n)?```bash\n(.*?)```", TEXT, re.S))
     assert [lines for mark, lines in blocks if not mark] == [
         "sudo apt-get install libopenblas0-pthread\n"
     ]
@@ -216,9 +233,8 @@ def test_the_lines_that_train_a_probe_run_and_make_a_report(tmp_path, monkeypatc
     assert len(sevens) == 179 and (tmp_path / "my-probe/report.html").is_file()
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"aim_mlx": aim_mlx}
-    (code,) = (code for code in python_blocks() if "AttentiveProbe" in code)
     with pytest.warns(UntrainedModelWarning):
-        exec(code, names)
+        exec(code_of("probes"), names)
     assert len(names["names"]) == 1 and names["looks"].shape[-2:] == (4, 4)
 
 

@@ -17,7 +17,7 @@ _PRECISIONS = {"float32": (32, 32), "float16": (16, 16), "8 bits": (9, 32), "4 b
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the table of the README.")
+        bool, typer.Option("--markdown", help="Print the table of docs/checkpoints.md.")
     ] = False,
 ) -> None:
     """List the published models and their sizes.
@@ -72,7 +72,7 @@ def size_at(config: "VisionConfig | LiTConfig", precision: str) -> float:
 
 
 def markdown_table() -> str:
-    """The table of the README."""
+    """The table of docs/checkpoints.md."""
     from aim_mlx.registry import MODELS
 
     rows = [facts(name) for name in MODELS]
