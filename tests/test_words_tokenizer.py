@@ -10,8 +10,14 @@ import pytest
 
 from aim_mlx.config import TextConfig
 from aim_mlx.errors import CheckpointError, UsageError
-from aim_mlx.words.tokenizer import SMALLEST_VOCABULARY, Tokenizer
-from aim_mlx.words.tokenizer_files import BOS, BYTES, EOS, LARGEST_FILE
+from aim_mlx.words.tokenizer import (
+    BOS,
+    BYTES,
+    EOS,
+    LARGEST_FILE,
+    SMALLEST_VOCABULARY,
+    Tokenizer,
+)
 
 DATA = Path(__file__).parent / "data" / "clip_tokenizer"
 CASES = json.loads((DATA / "cases.json").read_text())
@@ -114,7 +120,7 @@ def test_a_folder_without_tokenizer_files_has_none(tmp_path):
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
 def test_half_a_pair_of_files_is_refused(name, tmp_path):
     shutil.copy(DATA / name, tmp_path)
-    with pytest.raises(CheckpointError, match=f"{name} is there without"):
+    with pytest.raises(CheckpointError, match=f"{name} needs both"):
         Tokenizer.load(tmp_path)
 
 
@@ -221,7 +227,7 @@ def test_files_that_are_no_json_object_are_refused(content, name, tmp_path):
 def test_merges_that_are_none_are_refused(content, tmp_path):
     shutil.copy(DATA / "vocab.json", tmp_path)
     (tmp_path / "merges.txt").write_bytes(b"#version: 0.2\n" + content)
-    with pytest.raises(CheckpointError, match=r"merges.txt|merge of"):
+    with pytest.raises(CheckpointError, match="merges.txt"):
         Tokenizer.load(tmp_path)
 
 

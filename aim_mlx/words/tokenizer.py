@@ -4,7 +4,9 @@
 - each word's bytes, of which the last carries the end of the word, merged in the learned order
 - a start token, the text, an end token; what is over the context length is cut before the end token
 Source: Radford et al., arXiv 2103.00020, section 2.4; the rules as the published tokenizer.json
-state them.
+state them. The rules are fixed here and a file gives the vocabulary alone. What a tokenizer.json
+states beside it must be these rules: another pattern would split texts otherwise, and running an
+unknown one could take for ever.
 """
 
 import json
@@ -12,6 +14,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -21,20 +24,28 @@ from tokenizers.trainers import BpeTrainer
 
 from aim_mlx.config import TextConfig
 from aim_mlx.errors import CheckpointError, UsageError
-from aim_mlx.weights.strict_json import show
-from aim_mlx.words.tokenizer_files import (
-    BOS,
-    BYTES,
-    EOS,
-    SPACES,
-    SUFFIX,
-    WORDS,
-    Vocabulary,
-    read_vocabulary,
-)
+from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
 
 CONTEXT_LENGTH = 77  # of CLIP and of the published LiT model
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+SUFFIX = "</w>"  # of what ends a word
+# Each byte as the character that stands for it, then each once more as the end of a word, in the
+# order of CLIP's vocabulary. With all of them there is no unknown text.
+_CHARACTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256 + 68))]
+BYTES = (*_CHARACTERS, *(character + SUFFIX for character in _CHARACTERS))
 SMALLEST_VOCABULARY = len(BYTES) + 2
+_JSON, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+LARGEST_FILE = 16 * 2**20  # bytes; CLIP's tokenizer.json has two million, indented four
+
+# Files of transformers 4 leave out the special tokens, and transformers 5 puts them in on reading:
+# a special token in capitals is text like any other, but stays apart from the marks around it.
+_PLAIN_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|" + _PLAIN_WORDS
+# What of a tokenizer.json has a say in the ids, beside the vocabulary.
+_PARTS = ("normalizer", "pre_tokenizer", "post_processor")
+_FIELDS = {"type", "pattern", "content", "behavior", "invert", "add_prefix_space", "sep", "cls"}
+_MODEL_FIELDS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+_MODEL_FIELDS += ("ignore_merges",)
 
 
 @dataclass(frozen=True)
@@ -51,13 +62,33 @@ class TokenIds:
 
 
 class Tokenizer:
-    """Texts to the ids of one vocabulary; made by `load` or `train`."""
+    """Texts to the ids of one vocabulary; made by `load`, `train` or `of_bytes`.
 
-    def __init__(self, vocabulary: Vocabulary, context_length: int = CONTEXT_LENGTH):
+    `ids` are those of all tokens, `merges` pairs of tokens in the order in which they are tried,
+    and `source` names both in errors. Raises CheckpointError for a vocabulary that is not sound.
+    """
+
+    def __init__(
+        self,
+        ids: dict[str, int],
+        merges: Sequence[Sequence[str]],
+        source: str,
+        context_length: int = CONTEXT_LENGTH,
+    ):
+        _check_vocabulary(ids, merges, source)
         self.context_length = context_length
-        self.vocab_size = max(vocabulary.ids.values()) + 1
-        self.bos_token_id, self.eos_token_id = vocabulary.ids[BOS], vocabulary.ids[EOS]
-        self._tokenizer = _built(vocabulary)
+        self.vocab_size = max(ids.values()) + 1
+        self.bos_token_id, self.eos_token_id = ids[BOS], ids[EOS]
+        try:
+            pairs = [(left, right) for left, right in merges]
+            model = BPE(ids, pairs, end_of_word_suffix=SUFFIX)
+        except Exception as error:
+            raise CheckpointError(f"{source} is no vocabulary ({show(str(error))})") from error
+        self._tokenizer = _with_rules(model)
+        self._tokenizer.post_processor = processors.RobertaProcessing(
+            (EOS, ids[EOS]), (BOS, ids[BOS]), trim_offsets=False, add_prefix_space=False
+        )
+        self._tokenizer.add_special_tokens([AddedToken(t, special=True) for t in (BOS, EOS)])
 
     @classmethod
     def load(
@@ -69,13 +100,21 @@ class Tokenizer:
         and must fit. Raises CheckpointError for files that are not sound, not a CLIP tokenizer's,
         or not that text tower's.
         """
-        vocabulary = read_vocabulary(Path(folder))
-        if vocabulary is None:
+        whole, *pair = (Path(folder, name) for name in (_JSON, _VOCAB, _MERGES))
+        length = CONTEXT_LENGTH if config is None else config.context_length
+        if os.path.lexists(whole):
+            values, source = parse_object(read_bytes(whole, LARGEST_FILE), at(whole)), at(whole)
+            tokenizer = cls(*_vocabulary(values, source), source, length)
+            _check_rules(values, json.loads(tokenizer._tokenizer.to_str()), source)
+        elif there := [path for path in pair if os.path.lexists(path)]:
+            if len(there) == 1:
+                raise CheckpointError(f"{at(there[0])} needs both of {_VOCAB} and {_MERGES}")
+            source = f"{at(pair[0])} with {_MERGES}"
+            tokenizer = cls(*_read_pair(*pair), source, length)
+        else:
             return None
-        if config is None:
-            return cls(vocabulary)
-        tokenizer = cls(vocabulary, config.context_length)
-        tokenizer.check(config, vocabulary.source)
+        if config is not None:
+            tokenizer.check(config, source)
         return tokenizer
 
     @classmethod
@@ -91,7 +130,7 @@ class Tokenizer:
             raise UsageError(
                 f"vocab_size must be a whole number from {SMALLEST_VOCABULARY}, got {vocab_size!r}"
             )
-        learner = _rules(tokenizers.Tokenizer(BPE(end_of_word_suffix=SUFFIX)))
+        learner = _with_rules(BPE(end_of_word_suffix=SUFFIX))
         # The trainer counts the bytes it meets; the vocabulary below always has all of them.
         merges = vocab_size - SMALLEST_VOCABULARY
         trainer = BpeTrainer(
@@ -101,10 +140,10 @@ class Tokenizer:
         learned = json.loads(learner.to_str())["model"]
         if not learned["vocab"]:
             raise UsageError("the captions hold no words to learn a vocabulary from")
-        pairs = [(left, right) for left, right in learned["merges"]][:merges]
-        tokens = (*BYTES, *dict.fromkeys(left + right for left, right in pairs), BOS, EOS)
-        ids = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-        return cls(Vocabulary(ids, pairs, "the learned vocabulary"), context_length)
+        pairs = learned["merges"][:merges]
+        tokens = dict.fromkeys((*BYTES, *(left + right for left, right in pairs), BOS, EOS))
+        ids = {token: index for index, token in enumerate(tokens)}
+        return cls(ids, pairs, "the learned vocabulary", context_length)
 
     @classmethod
     def of_bytes(cls, config: TextConfig) -> "Tokenizer":
@@ -114,7 +153,7 @@ class Tokenizer:
         """
         ids = {token: index for index, token in enumerate(BYTES)}
         ids |= {BOS: config.eos_token_id - 1, EOS: config.eos_token_id}
-        return cls(Vocabulary(ids, [], "the vocabulary of bytes"), config.context_length)
+        return cls(ids, [], "the vocabulary of bytes", config.context_length)
 
     def check(self, config: TextConfig, source: str = "the tokenizer") -> None:
         """Raises CheckpointError where the ids are not those of a text tower."""
@@ -149,29 +188,15 @@ class Tokenizer:
         return TokenIds(ids, lengths, cut)
 
 
-def _built(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    """The tokenizer of a vocabulary, which was checked: the library's own errors are not kind."""
-    try:
-        model = BPE(dict(vocabulary.ids), vocabulary.merges, end_of_word_suffix=SUFFIX)
-        tokenizer = _rules(tokenizers.Tokenizer(model))
-    except Exception as error:
-        raise CheckpointError(f"{vocabulary.source} is no vocabulary ({error!s:.200})") from error
-    bos, eos = (vocabulary.ids[token] for token in (BOS, EOS))
-    tokenizer.post_processor = processors.RobertaProcessing(
-        (EOS, eos), (BOS, bos), trim_offsets=False, add_prefix_space=False
-    )
-    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in (BOS, EOS)])
-    return tokenizer
-
-
-def _rules(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Sets how a text is normalised and split."""
+def _with_rules(model: BPE) -> tokenizers.Tokenizer:
+    """A tokenizer that normalises and splits texts as CLIP does."""
+    tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(SPACES), " "), normalizers.Lowercase()]
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -187,3 +212,101 @@ def _text(text: object) -> str:
     except UnicodeEncodeError:
         raise UsageError(f"expected a text in Unicode, got {show(text)}") from None
     return text
+
+
+def _check_vocabulary(ids: dict[str, Any], merges: Sequence[Any], source: str) -> None:
+    """Raises CheckpointError for what the library would take, and fail on or fill memory with."""
+    seen = set()
+    for token, index in ids.items():
+        if type(index) is not int or not 0 <= index < 2**24 or index in seen:
+            raise CheckpointError(
+                f"{source}: token {show(token)} has the id {show(index)}: expected a whole number "
+                "of its own"
+            )
+        seen.add(index)
+    for token in (*BYTES, BOS, EOS):
+        if token not in ids:
+            raise CheckpointError(
+                f"{source} lacks the token {show(token)}: expected CLIP's vocabulary, which has "
+                "every byte, with and without the end of a word"
+            )
+    if len(merges) > len(ids):
+        raise CheckpointError(
+            f"{source} has {len(merges)} merges for {len(ids)} tokens: expected at most one for "
+            "each token"
+        )
+
+
+def _vocabulary(values: dict[str, Any], source: str) -> tuple[dict[str, Any], list[Any]]:
+    """The ids and merges of a tokenizer.json."""
+    model = values.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise CheckpointError(f"{source}: expected a model of type BPE, got {show(kind)}")
+    ids, added = model.get("vocab"), values.get("added_tokens")
+    if not isinstance(ids, dict):
+        raise CheckpointError(f"{source}: expected a vocabulary as an object, got {show(ids)}")
+    for entry in added if isinstance(added, list) else []:
+        entry = entry if isinstance(entry, dict) else {"content": entry}
+        token, index = entry.get("content"), entry.get("id")
+        if token not in (BOS, EOS) or ids.setdefault(token, index) != index:
+            raise CheckpointError(
+                f"{source}: unexpected added token {show(token)} with id {show(index)}: "
+                f"expected {BOS} and {EOS} as in the vocabulary"
+            )
+    return ids, _merges(model.get("merges"), source)
+
+
+def _read_pair(vocab: Path, merges: Path) -> tuple[dict[str, Any], list[Any]]:
+    """The ids and merges of vocab.json and merges.txt."""
+    ids = parse_object(read_bytes(vocab, LARGEST_FILE), at(vocab))
+    try:
+        lines = read_bytes(merges, LARGEST_FILE).decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{at(merges)} is not UTF-8 ({error.reason})") from None
+    if lines[0].startswith("#version"):
+        del lines[0]
+    return ids, _merges([line for line in lines if line.strip()], at(merges))
+
+
+def _merges(values: Any, source: str) -> list[Any]:
+    """Merges given as "a b" or as [a, b], each as a list of two."""
+    if not isinstance(values, list):
+        raise CheckpointError(f"{source}: expected a list of merges, got {show(values)}")
+    merges = [value.split() if isinstance(value, str) else value for value in values]
+    for merge in merges:
+        if not isinstance(merge, list) or len(merge) != 2:
+            raise CheckpointError(f"{source}: expected a merge of two tokens, got {show(merge)}")
+    return merges
+
+
+def _check_rules(theirs: dict[str, Any], ours: dict[str, Any], source: str) -> None:
+    """Raises CheckpointError where a tokenizer.json states rules that are not CLIP's."""
+    found = _rules(theirs)
+    for what, expected in _rules(ours).items():
+        if found[what] != expected:
+            raise CheckpointError(
+                f"{source}: the {what} is {show(found[what])}, which is not CLIP's: "
+                f"expected {show(expected)}"
+            )
+
+
+def _rules(values: dict[str, Any]) -> dict[str, Any]:
+    """What of a tokenizer.json decides about ids beside the vocabulary, in one spelling."""
+    rules = {f"model's {field}": values["model"].get(field) or None for field in _MODEL_FIELDS}
+    return rules | {part: _steps(values.get(part)) for part in _PARTS}
+
+
+def _steps(rule: Any) -> list[Any]:
+    """The steps of a rule, whether or not it is a sequence; of each the fields that matter."""
+    steps = [rule]
+    if isinstance(rule, dict) and rule.get("type") == "Sequence":
+        steps = next((value for value in rule.values() if isinstance(value, list)), [rule])
+    steps = [
+        {k: v for k, v in step.items() if k in _FIELDS} if isinstance(step, dict) else step
+        for step in steps
+    ]
+    for step in steps:
+        if isinstance(step, dict) and step.get("pattern") == {"Regex": _PLAIN_WORDS}:
+            step["pattern"] = {"Regex": _WORDS}
+    return steps
