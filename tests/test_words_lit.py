@@ -155,7 +155,7 @@ def test_a_tokenizer_that_does_not_fit_stops_the_loading(tmp_path):
     vocabulary["<|endoftext|>"] = 1400
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     shutil.copy(TOKENIZER / "merges.txt", folder)
-    with pytest.raises(CheckpointError, match="vocab.json has ids up to 1400"):
+    with pytest.raises(CheckpointError, match="vocab.json with merges.txt has ids up to 1400"):
         aim_mlx.load(folder)
 
 
