@@ -19,7 +19,7 @@ FLOORS = [
     ["store"],
     ["embedding", "words"],
     ["search", "loading"],
-    ["probe", "lit_training"],
+    ["probe", "lit_training", "pretrain"],
     ["cli"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

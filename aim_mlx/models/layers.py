@@ -22,7 +22,7 @@ _SILU_FLOOR = -80.0
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: (B, N, D), mask (N, N) or None for all -> (B, N, D).
+    """Multi-head self-attention: (B, N, D), mask (N, N), (B, 1, N, N) or None for all -> (B, N, D).
 
     `before` (1, p, D) are tokens that all rows have before their own, which attend to them too; the
     mask then is (N, p + N).
@@ -103,7 +103,9 @@ def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) 
     outputs = []
     for start in range(0, q.shape[2], _QUERIES_AT_ONCE):
         rows = slice(start, start + _QUERIES_AT_ONCE)
-        outputs.append(_attend_on_cpu(q[:, :, rows], k, v, None if mask is None else mask[rows]))
+        outputs.append(
+            _attend_on_cpu(q[:, :, rows], k, v, None if mask is None else mask[..., rows, :])
+        )
     return mx.concatenate(outputs, axis=2)
 
 

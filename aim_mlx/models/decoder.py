@@ -1,0 +1,120 @@
+"""AIMv2's pre-training network (arXiv 2411.14402, section 3.1): the encoder and a decoder after it.
+
+- the decoder is causal over [image tokens, beginning of text, text tokens]
+- image tokens come through a linear layer and keep the encoder's positions; text has its own
+- one head gives the pixels of the next patch, one the next token; neither has a bias
+- in the encoder, the patches of a prefix see each other, later ones what is before them
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from aim_mlx.backend import mx, nn
+from aim_mlx.config import TextConfig, VisionConfig
+from aim_mlx.models.layers import Trunk, attend
+from aim_mlx.models.text import TokenEmbedding
+from aim_mlx.models.vision import VisionEncoder
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """Sizes of the encoder and of the decoder, whose `context_length` counts tokens after BOS."""
+
+    vision: VisionConfig
+    decoder: TextConfig
+
+
+class Decoder(nn.Module):
+    """The causal trunk with its embeddings and heads."""
+
+    def __init__(self, config: PretrainingConfig):
+        super().__init__()
+        text, width = config.decoder, config.decoder.embed_dim
+        self.text_embedding = TokenEmbedding(text)
+        self.bos = mx.zeros((1, 1, width))
+        self.positional_embedding = mx.zeros((text.context_length + 1, width))
+        self.trunk = Trunk(text)
+        self.pixel_head = nn.Linear(width, 3 * config.vision.patch_size**2, bias=False)
+        self.text_head = nn.Linear(width, text.vocab_size, bias=False)
+
+    def embed(self, ids: mx.array) -> mx.array:
+        """Token ids (B, L) -> BOS and the tokens, with positions (B, 1 + L, D)."""
+        B, L = ids.shape
+        bos = mx.broadcast_to(self.bos, (B, *self.bos.shape[1:]))
+        tokens = mx.concatenate([bos, self.text_embedding.weight[ids]], axis=1)
+        return tokens + self.positional_embedding[: L + 1]
+
+
+class PretrainingModel(nn.Module):
+    """Encoder, connector and decoder; source: apple/ml-l3m, configs/aimv2."""
+
+    def __init__(self, config: PretrainingConfig):
+        super().__init__()
+        self._config = config
+        self.encoder = VisionEncoder(config.vision)
+        self.connector = nn.Linear(config.vision.embed_dim, config.decoder.embed_dim)
+        self.decoder = Decoder(config)
+
+    @property
+    def config(self) -> PretrainingConfig:
+        return self._config
+
+    def __call__(
+        self,
+        pixels: mx.array,
+        mask: mx.array | None,
+        ids: mx.array | None = None,
+        checkpointed: bool = False,
+    ) -> tuple[mx.array, mx.array | None]:
+        """Pixels (B, H, W, 3), the encoder's mask (B, 1, N, N), ids (B, L) -> what the heads take.
+
+        Image (B, N, D) and text (B, 1 + L, D), None without ids. Output i of the image is for patch
+        i + 1, output i of the text for token i. `checkpointed` keeps only the blocks' inputs for
+        the gradient, and computes the rest again.
+        """
+        B, H, W, _ = pixels.shape
+        p = self._config.vision.patch_size
+        x = self.encoder.preprocessor(pixels, (H // p, W // p))
+        image = self.connector(_through(self.encoder.trunk, x, mask, checkpointed))
+        N, L = image.shape[1], 0 if ids is None else ids.shape[1] + 1
+        x = image if ids is None else mx.concatenate([image, self.decoder.embed(ids)], axis=1)
+        causal = mx.tri(N + L, dtype=mx.float32) > 0
+        x = _through(self.decoder.trunk, x, causal, checkpointed)
+        return x[:, :N], None if ids is None else x[:, N:]
+
+
+class CachedTrunk:
+    """A trunk that takes a sequence part by part, and computes only what is new.
+
+    Without a mask the tokens of a part see each other and all parts before.
+    """
+
+    def __init__(self, trunk: Trunk, heads: int):
+        self._trunk, self._heads = trunk, heads
+        self._seen: list[tuple[mx.array, mx.array]] = []
+
+    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
+        """The next tokens (B, L, D) -> theirs after the final norm."""
+        seen = []
+        for number, block in enumerate(self._trunk.blocks):
+            B, L, D = x.shape
+            split = block.attn.qkv(block.norm_1(x)).reshape(B, L, 3, self._heads, -1)
+            q, k, v = split.transpose(2, 0, 3, 1, 4)
+            if self._seen:
+                before = self._seen[number]
+                k, v = (mx.concatenate([before[i], new], axis=2) for i, new in enumerate((k, v)))
+            seen.append((k, v))
+            heads = attend(q, k, v, mask).transpose(0, 2, 1, 3).reshape(B, L, D)
+            x = x + block.attn.proj(heads)
+            x = x + block.mlp(block.norm_2(x))
+        self._seen = seen
+        return self._trunk.post_trunk_norm(x)
+
+
+def _through(trunk: Trunk, x: mx.array, mask: mx.array | None, checkpointed: bool) -> mx.array:
+    for block in trunk.blocks:
+        run: Any = block
+        if checkpointed:
+            run = nn.utils.checkpoint(block)  # pyright: ignore[reportAttributeAccessIssue]
+        x = run(x, mask)
+    return trunk.post_trunk_norm(x)
