@@ -31,8 +31,8 @@ from PIL import Image, ImageDraw
 import aim_mlx
 from aim_mlx.config import PreprocessConfig, VisionConfig
 from aim_mlx.lit_training.config import TrainConfig
-from aim_mlx.lit_training.report import Silent
 from aim_mlx.lit_training.run import train_lit
+from aim_mlx.training.report import Silent
 from aim_mlx.weights.initial import initial_weights
 from aim_mlx.weights.save import provenance, save_checkpoint
 

@@ -14,14 +14,16 @@ from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.data.pairs import Pairs, epoch_batches, read_pairs, split
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.files import locked
-from aim_mlx.lit_training import loop, run
+from aim_mlx.lit_training import run, trainer
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig, learning_rate
 from aim_mlx.lit_training.evaluation import recalls
-from aim_mlx.lit_training.loop import Split, Trainer, contrastive_loss, no_counterexamples
+from aim_mlx.lit_training.features import Split
 from aim_mlx.lit_training.model import decays, lit_config, new_model
-from aim_mlx.lit_training.report import Silent
 from aim_mlx.lit_training.run import train_lit
+from aim_mlx.lit_training.trainer import Trainer, contrastive_loss, no_counterexamples
 from aim_mlx.tokens import cache as token_cache
+from aim_mlx.training import loop
+from aim_mlx.training.report import Silent
 from aim_mlx.words.tokenizer import Tokenizer
 from tests.probes import ArrayTokens
 from tests.small import encoder, photo
@@ -274,7 +276,7 @@ def test_steps_are_those_of_adamw_in_double_precision(clip_norm):
 def test_the_temperature_stays_within_its_bounds(log_scale, bound):
     trainer = small_trainer()
     trainer.model.log_logit_scale = mx.array(log_scale)
-    record = trainer.run_step()
+    record = trainer.update()
     assert float(trainer.model.log_logit_scale) == pytest.approx(bound, abs=1e-6)
     assert record["scale"] == pytest.approx(math.exp(bound), rel=1e-5)
 
@@ -339,9 +341,10 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(table, tmp_path, mo
             raise KeyboardInterrupt
         return step(self)
 
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(Trainer, "run_step", interrupted)
     with pytest.raises(Interrupted, match="after step 5 of 9; the checkpoint of step 5 is kept"):
-        train_lit(table, broken, encoder, QUICK, checkpoint_seconds=0)
+        train_lit(table, broken, encoder, QUICK)
     assert not (broken / "model.safetensors").exists()
     monkeypatch.setattr(Trainer, "run_step", step)
     notes = []
@@ -357,13 +360,13 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(table, tmp_path, mo
 def test_asked_to_stop_a_run_keeps_what_it_has_done(table, tmp_path, monkeypatch):
     monkeypatch.setattr(token_cache, "block_size", lambda *_: 2)
     calls = iter(range(1000))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="before the training; what is finished is kept"):
         train_lit(table, tmp_path / "early", encoder, QUICK, stop=lambda: next(calls) >= 24 + 5)
     assert list((tmp_path / "early").rglob("tokens-*.npy"))
     calls = iter(range(1000))
     with pytest.raises(Interrupted, match="after step 4 of 9; the checkpoint of step 4 is kept"):
-        # Asked once for each of 24 files and each of 12 images, then twice for each step.
-        train_lit(table, tmp_path / "out", encoder, QUICK, stop=lambda: next(calls) >= 36 + 6)
+        # Asked once for each of 24 files, each of 12 images, and each step.
+        train_lit(table, tmp_path / "out", encoder, QUICK, stop=lambda: next(calls) >= 36 + 3)
     train_lit(table, tmp_path / "out", encoder, QUICK)
     train_lit(table, tmp_path / "straight", encoder, QUICK)
     assert weights(tmp_path / "out") == weights(tmp_path / "straight")
@@ -447,9 +450,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
             self.model.text_projector.weight *= math.inf
         return step(self)
 
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(Trainer, "run_step", spoiled)
     with pytest.raises(AimError, match="the loss of step 5 is nan"):
-        train_lit(table, tmp_path / "out", encoder, QUICK, checkpoint_seconds=0)
+        train_lit(table, tmp_path / "out", encoder, QUICK)
     assert (tmp_path / "out/training/checkpoint.safetensors").read_bytes() == kept[0]
 
 
@@ -457,7 +461,7 @@ def test_running_out_of_memory_names_a_smaller_batch(table, tmp_path, monkeypatc
     def full(*_):
         raise RuntimeError("[malloc] Unable to allocate 17179869184 bytes.")
 
-    monkeypatch.setattr(loop, "contrastive_loss", full)
+    monkeypatch.setattr(trainer, "contrastive_loss", full)
     with pytest.raises(AimError, match="try --batch-size 4"):
         train_lit(table, tmp_path / "out", encoder, TrainConfig(batch_size=9, held_out=0.25))
 
@@ -483,7 +487,7 @@ def test_an_interrupted_run_on_streamed_tokens_goes_on_to_the_same_bits(table, t
     train_lit(table, tmp_path / "straight", encoder, QUICK, cache_limit=0)
     calls = iter(range(1000))
     with pytest.raises(Interrupted, match="after step 4 of 9"):
-        stop = lambda: next(calls) >= 36 + 6  # noqa: E731
+        stop = lambda: next(calls) >= 36 + 3  # noqa: E731
         train_lit(table, tmp_path / "out", encoder, QUICK, cache_limit=0, stop=stop)
     train_lit(table, tmp_path / "out", encoder, QUICK, cache_limit=0)
     assert weights(tmp_path / "out") == weights(tmp_path / "straight")

@@ -13,12 +13,13 @@ from aim_mlx.errors import UsageError
 from aim_mlx.probe import augment
 from aim_mlx.probe.augment import Views, augmented, encoder_of_views, view_key
 from aim_mlx.probe.features import Augmentation, Features
+from aim_mlx.training.report import Silent
 from tests.small import assert_like_float16, encoder, photo, save
 
 RECORD = 64 + 2 * 16 * 64 + 256  # of SMALL, with what is reckoned for a header
 
 
-class Listener:
+class Listener(Silent):
     """Keeps what it is told."""
 
     def __init__(self):
@@ -53,7 +54,7 @@ def all_tokens(features: Features, data: DataSet, name: str, epoch: int = 0) -> 
 
 def test_the_size_is_said_before_it_starts_and_each_part_is_cached(tmp_path, data):
     features, told = Features(encoder(), tmp_path / "cache", 10**9), Listener()
-    assert features.prepare(data, told) is data
+    assert features.prepare(data, told, told.advanced) is data
     (note,) = told.notes
     assert (
         note
@@ -62,7 +63,7 @@ def test_the_size_is_said_before_it_starts_and_each_part_is_cached(tmp_path, dat
     assert told.stages["computing the tokens of train"] == (14, 14)
     assert all(features.tokens(*each).cached for each in data.parts.items())
     again = Listener()
-    Features(encoder(), tmp_path / "cache", 10**9).prepare(data, again)
+    Features(encoder(), tmp_path / "cache", 10**9).prepare(data, again, again.advanced)
     assert again.notes == [] and again.stages == {}
 
 
@@ -72,9 +73,9 @@ def test_what_does_not_fit_is_computed_from_the_images_to_the_same_tokens(
 ):
     model = encoder()
     whole = Features(model, tmp_path / "whole", None)
-    whole.prepare(data, Listener())
+    whole.prepare(data, Listener(), lambda *_: None)
     features, told = Features(model, tmp_path / "cache", fit * RECORD), Listener()
-    features.prepare(data, told)
+    features.prepare(data, told, told.advanced)
     assert {
         name for name, part in data.parts.items() if features.tokens(name, part).cached
     } == cached
@@ -93,7 +94,7 @@ def test_images_that_cannot_be_decoded_leave_the_data_cached_or_not(tmp_path, da
     spoilt = divided(read_labelled(tmp_path / "data"), val=0.2, test=0.1)
     for limit in (10**9, 0):
         features = Features(encoder(), tmp_path / f"cache {limit}", limit)
-        rest = features.prepare(spoilt, Listener())
+        rest = features.prepare(spoilt, Listener(), lambda *_: None)
         assert {(skip.path, skip.reason) for skip in rest.skips} == {(p, "not_image") for p in bad}
         for name in rest.parts:
             assert len(all_tokens(features, rest, name)) == len(rest.parts[name])
@@ -102,7 +103,7 @@ def test_images_that_cannot_be_decoded_leave_the_data_cached_or_not(tmp_path, da
 def test_views_differ_by_epoch_and_are_the_same_for_a_seed(tmp_path, data):
     def views(seed: int, epoch: int) -> np.ndarray:
         features = Features(encoder(), tmp_path, 10**9, augmentation=Augmentation(seed))
-        features.prepare(data, Listener())
+        features.prepare(data, Listener(), lambda *_: None)
         return all_tokens(features, data, "train", epoch)
 
     first = views(0, 0)
@@ -113,7 +114,7 @@ def test_views_differ_by_epoch_and_are_the_same_for_a_seed(tmp_path, data):
 def test_endless_views_are_said_and_only_the_other_parts_are_cached(tmp_path, data):
     features = Features(encoder(), tmp_path / "cache", 10**9, augmentation=Augmentation())
     told = Listener()
-    features.prepare(data, told)
+    features.prepare(data, told, told.advanced)
     assert "train has new random views" in told.notes[0] and "val, test take" in told.notes[1]
     assert told.stages["checking the images of train"] == (14, 14)
     assert size(tmp_path / "cache") < 7 * RECORD
@@ -121,13 +122,13 @@ def test_endless_views_are_said_and_only_the_other_parts_are_cached(tmp_path, da
 
 def test_a_number_of_views_is_cached_and_used_in_turn(tmp_path, data):
     features = Features(encoder(), tmp_path / "cache", 10**9, augmentation=Augmentation(0, 2))
-    features.prepare(data, Listener())
+    features.prepare(data, Listener(), lambda *_: None)
     assert size(tmp_path / "cache") > (2 * 14 + 6) * (RECORD - 256)
     zero, one, two = (all_tokens(features, data, "train", epoch) for epoch in range(3))
     np.testing.assert_array_equal(zero, two)
     assert np.abs(zero - one).max() > 0.1
     endless = Features(encoder(), tmp_path / "other", 10**9, augmentation=Augmentation(0))
-    endless.prepare(data, Listener())
+    endless.prepare(data, Listener(), lambda *_: None)
     assert_like_float16(all_tokens(endless, data, "train", 1), one)
 
 
@@ -135,14 +136,14 @@ def test_views_share_one_limit_with_the_other_parts(tmp_path, data):
     limit = (2 * 14 + 5) * RECORD
     features = Features(encoder(), tmp_path / "cache", limit, augmentation=Augmentation(0, 2))
     told = Listener()
-    features.prepare(data, told)
+    features.prepare(data, told, told.advanced)
     assert "the tokens of train would take" in told.notes[0] and size(tmp_path / "cache") <= limit
 
 
 def test_layers_are_those_of_the_tokens(tmp_path, data):
     model = encoder()
     features = Features(model, tmp_path / "cache", 10**9, layers=(0, 1))
-    features.prepare(data, Listener())
+    features.prepare(data, Listener(), lambda *_: None)
     outputs = model.features(model.preprocess([data.parts["val"].paths[0]]), [0, 1]).layers
     mean = (np.array(outputs[0]) + np.array(outputs[1])) / 2
     assert_like_float16(all_tokens(features, data, "val")[:1], mean)
@@ -155,13 +156,13 @@ from aim_mlx.tokens import cache as token_cache
 from aim_mlx.data.labelled import read_labelled
 from aim_mlx.probe.features import Features
 from aim_mlx.data.splits import divided
+from aim_mlx.training.report import Silent
 token_cache._SHARD_BYTES = 1
 token_cache.block_size = lambda *_: 1
-class Listener:
-    def noted(self, note): pass
-    def advanced(self, what, done, total): print(what, done, flush=True)
+advanced = lambda what, done, total: print(what, done, flush=True)
 data = divided(read_labelled(sys.argv[1]))
-Features(aim_mlx.load(sys.argv[2]), sys.argv[3], int(sys.argv[4])).prepare(data, Listener())
+features = Features(aim_mlx.load(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+features.prepare(data, Silent(), advanced)
 """
 
 

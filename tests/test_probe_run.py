@@ -18,6 +18,7 @@ from aim_mlx.probe.features import Augmentation
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, Result, train_probe
 from aim_mlx.tokens import cache as token_cache
+from aim_mlx.training.report import never
 from tests.digits import write_digits
 from tests.small import NATIVE, encoder
 
@@ -60,7 +61,7 @@ def model() -> Encoder:
     return encoder()
 
 
-def train(digits, folder, model, report=None, stop=runs.never, **options) -> Result:
+def train(digits, folder, model, report=None, stop=never, **options) -> Result:
     plan = {
         key: options.pop(key)
         for key in ("layers", "augmentation", "cache", "cache_limit")

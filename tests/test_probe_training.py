@@ -15,12 +15,13 @@ from aim_mlx.probe import chunks as lanes
 from aim_mlx.probe.batch_norm import ImageMoments, measured
 from aim_mlx.probe.chunks import widen, widened
 from aim_mlx.probe.config import PROTOCOLS, GridPoint, ProbeConfig, protocol
-from aim_mlx.probe.fit import Silent, fit
 from aim_mlx.probe.gradients import batch_gradients, logits_of
 from aim_mlx.probe.heads import KINDS, flat
 from aim_mlx.probe.losses import loss_sum, probabilities, targets_of, total_weight
 from aim_mlx.probe.training import GridTrainer, Labelled, _optimizer, epoch_rows
 from aim_mlx.report.figures import balanced_accuracy, mean_average_precision
+from aim_mlx.training import loop
+from aim_mlx.training.report import Silent
 from tests.probes import ArrayTokens, labelled, noisy_head, noisy_tokens, plain
 
 QUICK = protocol("fast", epochs=4, batch_size=16, patience=None)
@@ -41,7 +42,7 @@ def logits(found: GridTrainer, index: int | None = None) -> np.ndarray:
 def test_heads_trained_together_equal_heads_trained_alone(kind):
     config = replace(QUICK, head=kind, queries=2, learning_rates=(1e-3, 5e-3))
     together = trainer(config)
-    fit(together)
+    loop.run(together)
     for index, point in enumerate(config.grid):
         alone = replace(
             config,
@@ -50,7 +51,7 @@ def test_heads_trained_together_equal_heads_trained_alone(kind):
             batch_norm=(point.batch_norm,),
         )
         single = trainer(alone)
-        fit(single)
+        loop.run(single)
         # Products of other sizes round otherwise, by 1e-7 a step.
         np.testing.assert_allclose(logits(together, index), logits(single), atol=1e-5)
 
@@ -185,21 +186,21 @@ def test_the_moments_of_batches_are_those_of_their_tokens_and_each_image_is_read
 
 def test_training_tells_classes_apart():
     found = trainer(protocol("fast", epochs=15, batch_size=8))
-    fit(found)
+    loop.run(found)
     assert found.best is not None and found.best.metric > 0.8  # four classes
 
 
 def test_a_seed_gives_the_same_bits():
     runs = [trainer(replace(QUICK, seed=seed)) for seed in (0, 0, 1)]
     for run in runs:
-        fit(run)
+        loop.run(run)
     assert runs[0].history == runs[1].history != runs[2].history
     np.testing.assert_array_equal(logits(runs[0]), logits(runs[1]))
 
 
 def test_the_best_head_is_that_of_its_epoch_and_its_metric_is_true():
     found = trainer(protocol("fast", epochs=6, batch_size=16))
-    fit(found)
+    loop.run(found)
     best, head = found.best, found.best_head()
     assert best is not None and found.config.grid[best.index] == best.point
     record = found.history[best.epoch - 1]
@@ -216,7 +217,7 @@ def test_the_best_head_is_that_of_its_epoch_and_its_metric_is_true():
 def test_it_stops_when_no_head_has_become_better_for_long():
     config = replace(QUICK, epochs=50, patience=3, learning_rates=(1e-9,), batch_norm=(False,))
     found = trainer(config)
-    fit(found)
+    loop.run(found)
     assert len(found.history) < 50
     assert found.best is not None and len(found.history) - found.best.epoch == 3
 
@@ -226,7 +227,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     straight.mkdir()
     broken.mkdir()
     whole = trainer()
-    fit(whole, straight)
+    loop.run(whole, straight)
     step = GridTrainer.run_step
 
     def interrupted(self):
@@ -234,14 +235,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return step(self)
 
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(GridTrainer, "run_step", interrupted)
-    with pytest.raises(Interrupted, match="after step 6 of 16; the state after step 6 is kept"):
-        fit(trainer(), broken, checkpoint_seconds=0)
+    with pytest.raises(Interrupted, match="after step 6 of 16; the checkpoint of step 6 is kept"):
+        loop.run(trainer(), broken)
     monkeypatch.setattr(GridTrainer, "run_step", step)
     notes, again = [], trainer()
     report = Silent()
     report.noted = notes.append  # pyright: ignore[reportAttributeAccessIssue]
-    fit(again, broken, report)
+    loop.run(again, broken, report)
     assert notes == ["goes on after step 6 of 16"] and again.history == whole.history
     name = "checkpoint.safetensors"
     assert (broken / name).read_bytes() == (straight / name).read_bytes()
@@ -254,9 +256,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
 
 
 def test_a_state_of_another_grid_is_not_taken_up(tmp_path):
-    fit(trainer(), tmp_path)
+    loop.run(trainer(), tmp_path)
     with pytest.raises(OutputError, match="another model's"):
-        fit(trainer(replace(QUICK, queries=2)), tmp_path)
+        loop.run(trainer(replace(QUICK, queries=2)), tmp_path)
 
 
 def test_a_head_whose_loss_is_not_finite_is_dropped_and_the_others_go_on():
@@ -264,8 +266,8 @@ def test_a_head_whose_loss_is_not_finite_is_dropped_and_the_others_go_on():
     spoiled, alone = trainer(config), trainer(replace(config, learning_rates=(1e-3,)))
     spoiled._heads[2].k.weight *= math.nan
     spoiled._heads[3].linear.weight *= 1e38
-    fit(spoiled)
-    fit(alone)
+    loop.run(spoiled)
+    loop.run(alone)
     record = spoiled.history[-1]
     assert record["metric"][2:] == record["val_loss"][2:] == record["train_loss"][2:] == [None] * 2
     for index in (0, 1):
@@ -273,7 +275,8 @@ def test_a_head_whose_loss_is_not_finite_is_dropped_and_the_others_go_on():
     assert spoiled.best is not None and spoiled.best.index < 2
 
 
-def test_without_any_finite_head_it_stops_and_the_best_so_far_stays(tmp_path):
+def test_without_any_finite_head_it_stops_and_the_best_so_far_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     found = trainer()
     step = found.run_step
 
@@ -285,10 +288,10 @@ def test_without_any_finite_head_it_stops_and_the_best_so_far_stays(tmp_path):
 
     found.run_step = spoiled
     with pytest.raises(AimError, match=r"no head is finite; the best head, of epoch \d, is kept"):
-        fit(found, tmp_path, checkpoint_seconds=0)
+        loop.run(found, tmp_path)
     assert np.isfinite(np.array(found.best_head().linear.weight)).all()
     restored = trainer()
-    fit(restored, tmp_path)  # from the state before the numbers were spoiled
+    loop.run(restored, tmp_path)  # from the state before the numbers were spoiled
     assert restored.done
 
 
@@ -297,7 +300,7 @@ def test_without_any_finite_head_in_the_first_epoch_none_is_kept():
     for head in found._heads:
         head.linear.weight *= math.nan
     with pytest.raises(AimError, match="none is kept: start again with learning rates below"):
-        fit(found)
+        loop.run(found)
 
 
 def test_a_dropped_head_stays_dropped_after_a_resume(tmp_path):
@@ -320,7 +323,7 @@ def test_several_labels_are_learned_and_chosen_by_mean_average_precision():
 
     config = protocol("fast", epochs=15, batch_size=8, balanced=True)
     found = GridTrainer(config, 4, several(TRAIN), several(VALIDATION), heads=4)
-    fit(found)
+    loop.run(found)
     assert found.multi_label and found.best is not None and found.best.metric > 0.8
 
 
@@ -342,8 +345,8 @@ def test_tokens_may_differ_by_epoch():
 
     source = Views(TRAIN.tokens.tokens)  # pyright: ignore[reportAttributeAccessIssue]
     moving, fixed = trainer(train=Labelled(source, TRAIN.labels)), trainer()
-    fit(moving)
-    fit(fixed)
+    loop.run(moving)
+    loop.run(fixed)
     assert set(asked) == {0, 1, 2, 3}
     assert moving.history[0] == fixed.history[0] and moving.history[1] != fixed.history[1]
 

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,12 +23,11 @@ from aim_mlx.data.splits import Data
 from aim_mlx.errors import AimError
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig
 from aim_mlx.lit_training.run import train_lit
-from aim_mlx.probe import run as probe_runs
 from aim_mlx.probe.config import protocol
-from aim_mlx.probe.fit import fit
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, train_probe
 from aim_mlx.tokens import cache as token_cache
+from aim_mlx.training import loop
 from tests.small import encoder, photo
 from tests.store_crashes import Disk
 
@@ -66,7 +64,7 @@ def train(kind: str, data: Path, folder: Path) -> None:
     with (
         mock.patch.object(token_cache, "block_size", lambda *_: 4),
         mock.patch.object(token_cache, "_SHARD_BYTES", 8 * _RECORD),
-        mock.patch.object(probe_runs, "fit", partial(fit, checkpoint_seconds=0)),
+        mock.patch.object(loop, "CHECKPOINT_SECONDS", 0),
         mock.patch.dict(TEXT_SIZES, tiny=TextSize(32, 88, 1, 2, 8_192, 24)),
         mock.patch.object(os, "fsync", lambda _: None),  # no power fails here
     ):
@@ -75,7 +73,7 @@ def train(kind: str, data: Path, folder: Path) -> None:
             train_probe(Data(str(data)), folder, encoder, plan)
         else:
             config = TrainConfig(epochs=2, batch_size=8, held_out=0.25)
-            train_lit(data / "pairs.csv", folder, encoder, config, checkpoint_seconds=0)
+            train_lit(data / "pairs.csv", folder, encoder, config)
 
 
 def killed_trainings(job: dict[str, Any]) -> None:

@@ -72,31 +72,25 @@ def train(
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
     from aim_mlx.cli.interrupt import gently
-    from aim_mlx.errors import Interrupted, UsageError
+    from aim_mlx.errors import UsageError
     from aim_mlx.lit_training.run import train_lit
     from aim_mlx.loading import load
 
     if not 0 <= max_cache_gb < 1e6:
         raise UsageError(f"--max-cache-gb must be from 0, got {max_cache_gb}")
     report = _Report(as_json)
-    try:
-        with report, gently() as stop:
-            done = train_lit(
-                pairs,
-                output,
-                lambda: load(model, revision=revision, offline=offline, progress=tqdm),
-                TrainConfig(**options),
-                report,
-                columns=(path_column, caption_column),
-                cache=cache,
-                cache_limit=round(max_cache_gb * 1e9),
-                stop=stop,
-            )
-    except KeyboardInterrupt:
-        raise Interrupted(
-            "interrupted before the first step; the tokens computed so far are kept: the same "
-            "command resumes"
-        ) from None
+    with report, gently() as stop:
+        done = train_lit(
+            pairs,
+            output,
+            lambda: load(model, revision=revision, offline=offline, progress=tqdm),
+            TrainConfig(**options),
+            report,
+            columns=(path_column, caption_column),
+            cache=cache,
+            cache_limit=round(max_cache_gb * 1e9),
+            stop=stop,
+        )
     report.summary(done)
     return done.exit_code
 

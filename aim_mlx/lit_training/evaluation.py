@@ -3,7 +3,7 @@
 import numpy as np
 
 from aim_mlx.backend import mx
-from aim_mlx.lit_training.loop import Split
+from aim_mlx.lit_training.features import Split
 from aim_mlx.lit_training.model import trimmed
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.pooling import normalized

@@ -1,16 +1,34 @@
-"""Where the tokens of pairs come from: a cache where they fit, else the images each time."""
+"""What is read of pairs: text ids, and image tokens from a cache where they fit, else computed."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 
 from aim_mlx.data.pairs import Pairs
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.images import Skip
-from aim_mlx.lit_training.report import Report
+from aim_mlx.lit_training.model import trimmed
 from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.tokens.source import StreamedTokens, TokenSource, undecodable
+from aim_mlx.training.report import Advanced, Report
+from aim_mlx.words.tokenizer import TokenIds
 
 TokensOf = Callable[[Pairs], TokenSource]
-Advanced = Callable[[str, int, int], None]  # the stage, how much is done, of how much
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs with all that training and evaluation read: image tokens and text ids."""
+
+    pairs: Pairs
+    tokens: TokenSource
+    texts: TokenIds
+
+    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (B, N, D) float16 and ids (B, L) of some pairs."""
+        ids = trimmed(self.texts.ids[rows], self.texts.lengths[rows])
+        return np.stack(self.tokens.batch(self.pairs.images[rows])), ids
 
 
 def tokens_of(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from aim_mlx.data.labelled import SPLITS
 from aim_mlx.data.parts import Part
@@ -19,13 +18,7 @@ from aim_mlx.images import Content, ImageSource, Skip
 from aim_mlx.probe.augment import Views, encoder_of_views, view_key
 from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.tokens.source import StreamedTokens, TokenSource, undecodable
-
-
-class Listener(Protocol):
-    """Whom the work is told to; `advanced` may raise to end it."""
-
-    def noted(self, note: str) -> None: ...
-    def advanced(self, what: str, done: int, total: int) -> None: ...
+from aim_mlx.training.report import Advanced, Report
 
 
 @dataclass(frozen=True)
@@ -141,17 +134,18 @@ class Features:
             self._cached_views = TokenCache(cache, self._viewing, layers, limit)
         self._chosen: set[str] = set()
 
-    def prepare(self, data: DataSet, report: Listener) -> DataSet:
+    def prepare(self, data: DataSet, report: Report, advanced: Advanced) -> DataSet:
         """Caches what may be cached, having said how much; the data without what is undecodable.
 
-        Raises UsageError where a class loses all its images, OutputError where the disk fails.
+        Whatever `advanced` raises ends it; the tokens computed by then are kept. Raises UsageError
+        where a class loses all its images, OutputError where the disk fails.
         """
         self._choose(data, report)
         skips: dict[str, Skip] = {}
         for name, part in data.parts.items():
             tokens = self.tokens(name, part)
             what = "computing the tokens of" if tokens.cached else "checking the images of"
-            found = tokens.fill(partial(report.advanced, f"{what} {name}"))
+            found = tokens.fill(partial(advanced, f"{what} {name}"))
             skips |= {skip.path: skip for skip in found}
         return data.without([skips[path] for path in sorted(skips)])
 
@@ -166,7 +160,7 @@ class Features:
         found.cached = name in self._chosen
         return found
 
-    def _choose(self, data: DataSet, report: Listener) -> None:
+    def _choose(self, data: DataSet, report: Report) -> None:
         """Which parts to cache, as far as there is room."""
         room, total = self._cache.room, 0
         self._chosen = set()

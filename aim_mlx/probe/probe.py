@@ -18,12 +18,13 @@ from aim_mlx.errors import CheckpointError, ImageError, UsageError
 from aim_mlx.images import ImageSource
 from aim_mlx.models.vision import block_indices
 from aim_mlx.probe.config import protocol
-from aim_mlx.probe.fit import Report, fit
 from aim_mlx.probe.head_files import load_head, read_probe, write_probe
 from aim_mlx.probe.heads import Head
 from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.training import GridTrainer, Labelled
 from aim_mlx.tokens.source import frozen_tokens, token_identity, token_shape
+from aim_mlx.training import loop
+from aim_mlx.training.report import Report
 
 _AT_ONCE = 32  # images whose tokens are held while they wait for the head
 
@@ -89,7 +90,7 @@ class AttentiveProbe:
         ]
         heads = encoder.model.config.num_heads
         trainer = GridTrainer(config, len(classes), parts[0], parts[1], heads)
-        fit(trainer, report=report)
+        loop.run(trainer, report=report)
         return trained_probe(trainer, encoder, classes, layers)
 
     @classmethod

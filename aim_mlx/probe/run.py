@@ -10,11 +10,11 @@ FOLDER/training/                        run.json (what the run is, which later c
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +22,8 @@ from aim_mlx.config import to_dict
 from aim_mlx.data.splits import Data, DataSet
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError
-from aim_mlx.files import TEMPORARY, locked, publish
-from aim_mlx.images import Skip
 from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.probe.features import Augmentation, Features
-from aim_mlx.probe.fit import fit
 from aim_mlx.probe.gradients import logits_of
 from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.probe import AttentiveProbe, trained_probe
@@ -35,44 +32,12 @@ from aim_mlx.probe.training import GridTrainer, Labelled
 from aim_mlx.report.figures import near_chance
 from aim_mlx.report.probe_page import write_report
 from aim_mlx.tokens.source import token_shape
-from aim_mlx.training.folder import RUN, TOKENS, check_same_run, remove_unfinished, storage
-from aim_mlx.weights.save import WORK_FOLDER
+from aim_mlx.training import loop
+from aim_mlx.training.folder import TOKENS, begin, check_output, working, write_lines
+from aim_mlx.training.report import Report, Silent, advancing, never
 
 SPLITS_FILE, REPORT_FILE = "splits.jsonl", "report.html"
 _AT_ONCE = 32  # images whose tokens the head is given at a time
-
-
-def never() -> bool:
-    return False
-
-
-class Report(Protocol):
-    """Whom a run tells."""
-
-    def skipped(self, skip: Skip) -> None: ...
-    def noted(self, note: str) -> None: ...
-    def warned(self, warning: str) -> None: ...
-    def advanced(self, what: str, done: int, total: int) -> None: ...
-    def recorded(self, record: Mapping[str, Any]) -> None: ...
-
-
-class Silent:
-    """A report to nobody."""
-
-    def skipped(self, skip: Skip) -> None:
-        pass
-
-    def noted(self, note: str) -> None:
-        pass
-
-    def warned(self, warning: str) -> None:
-        pass
-
-    def advanced(self, what: str, done: int, total: int) -> None:
-        pass
-
-    def recorded(self, record: Mapping[str, Any]) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -123,37 +88,36 @@ def train_probe(
     is finite; the best head until then is kept.
     """
     started = time.monotonic()
-    report = report or Silent()
-    folder, work = Path(folder), Path(folder) / WORK_FOLDER
-    _check_folder(folder)
-    told = _Stoppable(report, stop)
-    found = data.divided(plan.config.seed, partial(told.advanced, "reading images"), folder)
+    report, folder = report or Silent(), Path(folder)
+    check_output(folder)
+    advanced = advancing(report, stop)
+    found = data.divided(plan.config.seed, partial(advanced, "reading images"), folder)
     encoder = load()
     encoder.check(EmbedOptions(layers=plan.layers))
     token_shape(encoder)  # a native-resolution model is refused before anything is written
-    facts = _facts(plan, found, encoder)
-    check_same_run(work, facts)
-    with storage(folder):
-        work.mkdir(parents=True, exist_ok=True)
-        with locked(work):
-            remove_unfinished(folder)
-            remove_unfinished(work)
-            _write(work / RUN, [json.dumps(facts, indent=1)])
-            cache = plan.cache or work / TOKENS
-            features = Features(encoder, cache, plan.cache_limit, plan.layers, plan.augmentation)
-            found = _told(features.prepare(found, told), encoder, report)
-            trainer = _trainer(plan, found, features, encoder)
-            made = partial(trained_probe, trainer, encoder, found.classes, plan.layers)
-            _fit(trainer, work, told, lambda: made().save(folder, overwrite=True))
-            measured = [_measured(made(), features, found, name) for name in _judges(found)]
-            found = _judged(found, measured[-1], report)
-            probe = made({each.name: each.figures for each in measured})
-            described = _described(data, found, plan, probe)
-            title = f"Probe of {data.name}"
-            page = made_report(title, probe, measured[-1], described, found.warnings, trainer)
-            write_report(folder / REPORT_FILE, page)
-            _write(folder / SPLITS_FILE, _split_lines(found))
-            probe.save(folder, overwrite=True)
+    about = _about(plan, found, encoder)
+    with working(folder, about) as work:
+        begin(work, about)
+        cache = plan.cache or work / TOKENS
+        features = Features(encoder, cache, plan.cache_limit, plan.layers, plan.augmentation)
+        found = _told(features.prepare(found, report, advanced), encoder, report)
+        trainer = _trainer(plan, found, features, encoder)
+        made = partial(trained_probe, trainer, encoder, found.classes, plan.layers)
+        try:
+            loop.run(trainer, work, report, stop=stop)
+        except AimError as error:
+            if not isinstance(error, (Interrupted, OutputError)) and trainer.best is not None:
+                made().save(folder, overwrite=True)  # the best head until none was finite
+            raise
+        measured = [_measured(made(), features, found, name) for name in _judges(found)]
+        found = _judged(found, measured[-1], report)
+        probe = made({each.name: each.figures for each in measured})
+        described = _described(data, found, plan, probe)
+        title = f"Probe of {data.name}"
+        page = made_report(title, probe, measured[-1], described, found.warnings, trainer)
+        write_report(folder / REPORT_FILE, page)
+        write_lines(folder / SPLITS_FILE, _split_lines(found))
+        probe.save(folder, overwrite=True)
     return Result(
         str(folder),
         len(found.classes),
@@ -168,49 +132,10 @@ def train_probe(
     )
 
 
-@dataclass
-class _Stoppable:
-    """A report in which progress ends the work once it should stop."""
-
-    report: Report
-    stop: Callable[[], bool]
-
-    def noted(self, note: str) -> None:
-        self.report.noted(note)
-
-    def recorded(self, record: Mapping[str, Any]) -> None:
-        self.report.recorded(record)
-
-    def advanced(self, what: str, done: int, total: int) -> None:
-        self.report.advanced(what, done, total)
-        if what != "training" and self.stop():
-            raise Interrupted(
-                "interrupted before the training; the tokens computed so far are kept: the same "
-                "command resumes"
-            )
-
-
-def _check_folder(folder: Path) -> None:
-    """Raises OutputError for a folder that holds something else than a run of this kind."""
-    if not folder.parent.is_dir():
-        raise OutputError(f"folder {str(folder.parent)!r} does not exist: create it first")
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir():
-        raise OutputError(f"{str(folder)!r} is not a folder: choose another name")
-    if (folder / WORK_FOLDER / RUN).is_file():
-        return
-    with storage(folder):
-        names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY)}
-    if names - {WORK_FOLDER}:
-        raise OutputError(f"{str(folder)!r} is not empty: choose another folder")
-
-
-def _facts(plan: Plan, data: DataSet, encoder: Encoder) -> dict[str, Any]:
-    """All that decides a run's result, as JSON values; what there is most of stands last."""
-    config = {name.replace("_", " "): value for name, value in asdict(plan.config).items()}
-    facts = {
-        **config,
+def _about(plan: Plan, data: DataSet, encoder: Encoder) -> dict[str, Any]:
+    """All that decides a run's result; what there is most of stands last."""
+    return {
+        **{name.replace("_", " "): value for name, value in asdict(plan.config).items()},
         "layers": plan.layers,
         "augmentation": asdict(plan.augmentation) if plan.augmentation else None,
         "weights": encoder.weights_digest,
@@ -218,7 +143,6 @@ def _facts(plan: Plan, data: DataSet, encoder: Encoder) -> dict[str, Any]:
         "preprocessing": to_dict(encoder.preprocessing),
         "data set": data.digest(),
     }
-    return json.loads(json.dumps(facts))
 
 
 def _told(data: DataSet, encoder: Encoder, report: Report) -> DataSet:
@@ -247,16 +171,6 @@ def _trainer(plan: Plan, data: DataSet, features: Features, encoder: Encoder) ->
     )
     heads = encoder.model.config.num_heads
     return GridTrainer(plan.config, len(data.classes), train, val, heads)
-
-
-def _fit(trainer: GridTrainer, work: Path, told: "_Stoppable", keep: Callable[[], object]) -> None:
-    """Trains to the end; where no head is finite any more, the best one until then is kept."""
-    try:
-        fit(trainer, work, told, stop=told.stop)
-    except AimError as error:
-        if not isinstance(error, (Interrupted, OutputError)) and trainer.best is not None:
-            keep()
-        raise
 
 
 def _judges(data: DataSet) -> list[str]:
@@ -311,7 +225,3 @@ def _split_lines(data: DataSet) -> Iterator[str]:
             yield json.dumps(
                 {"path": path, "labels": labels, "split": name, "digest": content.digest}
             )
-
-
-def _write(target: Path, lines: Iterable[str]) -> None:
-    publish({target: lambda file: file.writelines(line.encode() + b"\n" for line in lines)})

@@ -21,8 +21,8 @@ _RECORD, _RUN, _CHECKSUM = "aim_mlx_training", "aim_mlx_run", "aim_mlx_crc32"
 _DTYPES = {"float32": "F32", "uint64": "U64", "uint32": "U32", "int32": "I32"}
 
 
-class Trainer(Protocol):
-    """What a run is made of, as far as going on with it is concerned."""
+class Resumable(Protocol):
+    """What can be kept and taken up again: `step` steps are done, `history` has their records."""
 
     step: int
     history: list[dict[str, Any]]
@@ -36,7 +36,7 @@ class Trainer(Protocol):
         ...
 
 
-def save_state(folder: Path, trainer: Trainer) -> None:
+def save_state(folder: Path, trainer: Resumable) -> None:
     """Publishes the trainer's state in a folder; raises OSError."""
     state = {name: np.asarray(value) for name, value in trainer.state().items()}
     specs = {name: (_DTYPES[str(value.dtype)], value.shape) for name, value in state.items()}
@@ -52,7 +52,7 @@ def save_state(folder: Path, trainer: Trainer) -> None:
     publish({folder / NAME: write})
 
 
-def load_state(folder: Path, trainer: Trainer) -> bool:
+def load_state(folder: Path, trainer: Resumable) -> bool:
     """Takes up the state in a folder; False where there is none.
 
     Raises OutputError for a file that is not sound or not of this trainer's model.

@@ -3,26 +3,68 @@
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from aim_mlx.errors import OutputError
-from aim_mlx.files import TEMPORARY
-from aim_mlx.weights.save import WORK_FOLDER, check_folder
+from aim_mlx.files import TEMPORARY, disk_errors, locked, publish
+from aim_mlx.weights.save import WORK_FOLDER
 
 RUN, TOKENS = "run.json", "tokens"
+_ADVICE = "fix that; what is finished is kept, and the same command resumes"
 
 
 def check_output(folder: Path) -> None:
-    """Raises OutputError for a folder that holds something else than a run of this kind."""
+    """Raises OutputError for a folder that holds something else than a training."""
     if not folder.parent.is_dir():
         raise OutputError(f"folder {str(folder.parent)!r} does not exist: create it first")
-    check_folder(folder, overwrite=(folder / WORK_FOLDER / RUN).is_file())
+    if not os.path.lexists(folder) or (folder / WORK_FOLDER / RUN).is_file():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"{str(folder)!r} is not a folder: choose another name")
+    with disk_errors("read", folder, "choose another folder"):
+        names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY)}
+    if names - {WORK_FOLDER}:
+        raise OutputError(f"{str(folder)!r} is not empty: choose another folder")
 
 
-def check_same_run(work: Path, facts: Mapping[str, Any]) -> None:
+@contextmanager
+def working(folder: Path, about: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder inside `folder` that a training works in, which nobody else then writes to.
+
+    `about` is all that decides the result, in values that JSON has. What a killed run was writing
+    is removed. Raises OutputError for a folder of another run or one in use, and where the disk
+    fails within the block.
+    """
+    work = folder / WORK_FOLDER
+    check_same_run(work, about)
+    with disk_errors("write", folder, _ADVICE):
+        work.mkdir(parents=True, exist_ok=True)
+        with locked(work):
+            for path in (*folder.glob(f".*{TEMPORARY}"), *work.glob(f".*{TEMPORARY}")):
+                path.unlink()
+            yield work
+
+
+def begin(work: Path, about: Mapping[str, Any], files: Mapping[str, bytes] | None = None) -> None:
+    """Writes down what the run is, after the other files that it begins with; raises OSError."""
+    contents = {**(files or {}), RUN: json.dumps(about, indent=1).encode() + b"\n"}
+    publish({work / name: partial(_write, content) for name, content in contents.items()})
+
+
+def write_lines(target: Path, lines: Iterable[str]) -> None:
+    """Publishes a file of lines, given without their ends; raises OSError."""
+    publish({target: lambda file: file.writelines(line.encode() + b"\n" for line in lines)})
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def check_same_run(work: Path, about: Mapping[str, Any]) -> None:
     """Raises OutputError, naming what differs, where a folder holds another run."""
     path = work / RUN
     if not os.path.lexists(path):
@@ -34,7 +76,8 @@ def check_same_run(work: Path, facts: Mapping[str, Any]) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{str(path)!r} cannot be read: choose another folder") from error
     there = there if isinstance(there, dict) else {}
-    others = [name for name, value in facts.items() if there.get(name) != value]
+    about = json.loads(json.dumps(about))  # a tuple is a list there
+    others = [name for name, value in about.items() if there.get(name) != value]
     if not others:
         return
     name, advice = others[0], "choose another folder, or give the same command"
@@ -45,28 +88,8 @@ def check_same_run(work: Path, facts: Mapping[str, Any]) -> None:
             advice += f", and add --cache {shlex.quote(str(work / TOKENS))} to use its tokens again"
     raise OutputError(
         f"{str(work.parent)!r} holds another run (its {name}: {_short(there.get(name))}, not "
-        f"{_short(facts[name])}): {advice}"
+        f"{_short(about[name])}): {advice}"
     )
-
-
-def remove_unfinished(work: Path) -> None:
-    """Removes what a killed run was writing, by whoever holds the folder's lock; raises OSError."""
-    for path in work.glob(f".*{TEMPORARY}"):
-        path.unlink()
-
-
-@contextmanager
-def storage(folder: Path) -> Iterator[None]:
-    """A failing disk becomes one line; a listener that has gone is for the caller."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {str(folder)!r}: {error.strerror or error}: mend that; what is finished "
-            "is kept, and the same command resumes"
-        ) from error
 
 
 def _short(value: object) -> str:

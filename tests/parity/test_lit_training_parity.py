@@ -12,8 +12,9 @@ import aim_mlx
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.data.pairs import Pairs
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
-from aim_mlx.lit_training.loop import Split, Trainer
+from aim_mlx.lit_training.features import Split
 from aim_mlx.lit_training.model import freeze_trunk
+from aim_mlx.lit_training.trainer import Trainer
 from aim_mlx.words.lit import LiT
 from aim_mlx.words.tokenizer import TokenIds, Tokenizer
 from tests.parity.test_vision_parity import noise_of
@@ -132,7 +133,7 @@ def test_gradients_and_losses_over_steps_equal_pytorchs(reference, tmp_path):
     tokens = mx.array(np.stack(trainer.train.tokens.batch(range(len(TEXTS)))))
     _, gradient = trainer._loss_and_gradient(tokens, texts.ids, left_out, streams)
     ours = dict(tree_flatten(gradient))
-    losses = [trainer.run_step()["loss"] for _ in range(CONFIG.epochs)]
+    losses = [trainer.update()["loss"] for _ in range(CONFIG.epochs)]
     their_losses, theirs = their_steps(reference, pixels, texts)
 
     # Their gradients, put in place of the weights, go through the loader that knows both names.

@@ -8,10 +8,10 @@ import pytest
 
 from aim_mlx.backend import mx, nn
 from aim_mlx.probe.config import protocol
-from aim_mlx.probe.fit import fit
 from aim_mlx.probe.heads import Head, flat
 from aim_mlx.probe.losses import loss_sum, targets_of, total_weight
 from aim_mlx.probe.training import GridTrainer, epoch_rows
+from aim_mlx.training import loop
 from aim_mlx.training.schedule import warm_cosine
 from tests.probes import labelled, noisy_head, noisy_tokens
 
@@ -135,7 +135,7 @@ def test_a_grid_trains_as_pytorch_trains_each_head_alone():
     )
     grid = GridTrainer(config, 4, train, validation, heads=4)
     models = [reference(head) for head in grid._heads]
-    fit(grid)
+    loop.run(grid)
     for model, point, head in zip(models, config.grid, grid._heads, strict=True):
         matrices = [p for n, p in model.named_parameters() if n.endswith("weight")]
         others = [p for n, p in model.named_parameters() if not n.endswith("weight")]

@@ -1,4 +1,4 @@
-"""The steps of a training run: every one a function of the state before it and of its number.
+"""A LiT model in training: every step a function of the state before it and of its number.
 
 The loss is CLIP's contrastive one (arXiv 2103.00020, figure 3).
 """
@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.backend import cpu_streams, mx, nn, optim, tree_flatten, tree_unflatten
-from aim_mlx.data.pairs import Pairs, epoch_batches
+from aim_mlx.data.pairs import epoch_batches
 from aim_mlx.encoder.pipeline import explained
 from aim_mlx.errors import AimError
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
-from aim_mlx.lit_training.model import decays, trimmed
+from aim_mlx.lit_training.evaluation import evaluate
+from aim_mlx.lit_training.features import Split
+from aim_mlx.lit_training.model import decays
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.pooling import normalized
-from aim_mlx.tokens.source import TokenSource
-from aim_mlx.words.tokenizer import TokenIds, Tokenizer
+from aim_mlx.words.tokenizer import Tokenizer
 
 LARGEST_LOG_SCALE = math.log(100.0)
 
@@ -54,28 +55,21 @@ _SHARE = 16  # pairs that a core has at least, where a batch is divided among th
 _BETAS = [0.9, 0.98]  # of CLIP: the second moment follows the falling loss sooner than 0.999
 
 
-@dataclass(frozen=True)
-class Split:
-    """Pairs with all that training and evaluation read: image tokens and text ids."""
-
-    pairs: Pairs
-    tokens: TokenSource
-    texts: TokenIds
-
-    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens (B, N, D) float16 and ids (B, L) of some pairs."""
-        ids = trimmed(self.texts.ids[rows], self.texts.lengths[rows])
-        return np.stack(self.tokens.batch(self.pairs.images[rows])), ids
+_RECORDS, _EVALUATIONS = 200, 20  # at most, of a run
 
 
 @dataclass
 class Trainer:
-    """A model in training. `step` counts the steps done; `history` holds a record for each."""
+    """A model in training, measured now and then on pairs that are held out.
+
+    `step` counts the steps done; `history` has the records of some, the last one's among them.
+    """
 
     model: LiTModel
     tokenizer: Tokenizer
     config: TrainConfig
     train: Split
+    held_out: Split | None = None
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -102,8 +96,26 @@ class Trainer:
         """Those of the last evaluation, empty where there was none."""
         return self.history[-1].get("metrics", {}) if self.history else {}
 
-    def run_step(self) -> dict[str, Any]:
-        """Does one step and returns its record: number, loss, gradient norm, rate and scale.
+    @property
+    def done(self) -> bool:
+        return self.step >= self.steps
+
+    def run_step(self) -> dict[str, Any] | None:
+        """Does one step; its record where one is due: that of `update`, and metrics now and then.
+
+        Raises AimError as `update`.
+        """
+        record = self.update()
+        measures = self.done or self.step % math.ceil(self.steps / _EVALUATIONS) == 0
+        if measures and self.held_out is not None:
+            record["metrics"] = evaluate(self.model, self.held_out, self.config.batch_size)
+        if measures or self.step % math.ceil(self.steps / _RECORDS) == 0:
+            self.history.append(record)
+            return record
+        return None
+
+    def update(self) -> dict[str, Any]:
+        """Moves the weights once: number, loss, gradient norm, rate and scale.
 
         Raises AimError, the model as it was before, where loss or gradient is not finite.
         """

@@ -1,0 +1,52 @@
+"""Whom a training informs while it goes on, and how it ends early before its steps."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from aim_mlx.errors import Interrupted
+
+Advanced = Callable[[str, int, int], None]  # the stage, how much of it is done, of how much
+
+
+def never() -> bool:
+    return False
+
+
+class Report(Protocol):
+    """What a training says; a class that inherits it defines only what it shows."""
+
+    def skipped(self, skip: Any) -> None:
+        """An `images.Skip` was left out."""
+
+    def noted(self, note: str) -> None:
+        """Something worth knowing."""
+
+    def warned(self, warning: str) -> None:
+        """Something that makes the result worth less."""
+
+    def advanced(self, what: str, done: int, total: int) -> None:
+        """So much is done of a stage of the work."""
+
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        """The trainer made a record."""
+
+
+class Silent(Report):
+    """A report to nobody."""
+
+
+def advancing(report: Report, stop: Callable[[], bool]) -> Advanced:
+    """The report's `advanced` for the work before the first step.
+
+    It raises Interrupted once `stop` returns True.
+    """
+
+    def advanced(what: str, done: int, total: int) -> None:
+        report.advanced(what, done, total)
+        if stop():
+            raise Interrupted(
+                "interrupted before the training; what is finished is kept: the same command "
+                "resumes"
+            )
+
+    return advanced
