@@ -1,4 +1,4 @@
-"""Images and rows of a store to labels: which are told, and how they are written."""
+"""Images and rows of a store to labels: which they get, and how they are written."""
 
 import csv
 import json
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from aim_mlx.errors import CheckpointError, UsageError
-from aim_mlx.images import Skip
-from aim_mlx.words.classify import Choice, Classified, Stored, write_table
+from aim_mlx.words.classify import Choice, Classified, check_words, label_rows
+from aim_mlx.words.label_files import write_table
 from aim_mlx.words.zeroshot import ZeroShotHead
 
 SCORES = np.array([0.1, 0.4, 0.1, 0.4], np.float32)
@@ -32,7 +32,7 @@ HEAD = ZeroShotHead(("x", "y", "z"), ("{}",), np.eye(3, dtype=np.float32), 10.0,
         (Choice(multi_label=True, threshold=0.2), "bd"),
     ],
 )
-def test_the_best_labels_are_told_equal_ones_in_the_order_given(choice, expected):
+def test_the_best_labels_are_given_equal_ones_in_the_order_given(choice, expected):
     assert "".join(label for label, _ in choice.of(LABELS, SCORES)) == expected
 
 
@@ -51,27 +51,20 @@ class Rows(SimpleNamespace):
         return len(self.paths)
 
 
-def stored(vectors: np.ndarray, **manifest) -> Stored:
-    """A source over what it reads of a store."""
-    store: Any = Rows(
+def stored(vectors: np.ndarray, **manifest) -> Any:
+    """What is read of a store."""
+    return Rows(
         folder=Path("store"),
         manifest={"pooling": "attention", "weights": "digest", **manifest},
         paths=[f"{i}.jpg" for i in range(len(vectors))],
         vectors=vectors,
-        locate=lambda row: Path("photos", f"{row}.jpg"),
     )
-    return Stored(store, range(len(vectors)), lambda: pytest.fail("no model is needed"))
-
-
-def no_skips(skip: Skip) -> None:
-    pytest.fail(str(skip))
 
 
 def test_rows_of_a_store_are_labelled_without_a_model(monkeypatch):
     monkeypatch.setattr("aim_mlx.words.classify._ROWS_AT_ONCE", 2)
     vectors = np.array([[2, 0, 0], [0, 0, 1], [0, 3, 1], [1, 1, 0], [0, 1, 0]], np.float32)
-    source = stored(vectors)
-    rows = list(source.rows(HEAD, Choice(top=2), no_skips))
+    rows = list(label_rows(stored(vectors), HEAD, range(5), Choice(top=2)))
     assert [(row.path, row.labels[0][0]) for row in rows] == [
         ("0.jpg", "x"),
         ("1.jpg", "z"),
@@ -79,19 +72,17 @@ def test_rows_of_a_store_are_labelled_without_a_model(monkeypatch):
         ("3.jpg", "x"),
         ("4.jpg", "y"),
     ]
-    assert source.locate(rows[3]) == Path("photos/3.jpg")
-    assert source.listing.listed == 5
+    assert [row.row for row in rows] == [0, 1, 2, 3, 4]
 
 
 def test_a_store_of_another_pooling_is_refused():
     with pytest.raises(UsageError, match="'mean' pooling"):
-        stored(np.ones((1, 3), np.float32), pooling="mean")
+        check_words(stored(np.ones((1, 3), np.float32), pooling="mean"))
 
 
 def test_a_store_of_another_model_is_refused():
-    source = stored(np.ones((1, 3), np.float32), weights="other")
     with pytest.raises(CheckpointError, match="make them again"):
-        next(source.rows(HEAD, Choice(), no_skips))
+        next(label_rows(stored(np.ones((1, 3), np.float32), weights="other"), HEAD, [0], Choice()))
 
 
 ROWS = [

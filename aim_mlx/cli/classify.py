@@ -1,7 +1,8 @@
 """`aim-mlx classify`: photos, or the rows of a store, to one's own labels."""
 
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,10 +20,7 @@ from aim_mlx.cli.options import (
     Table,
     Templates,
 )
-from aim_mlx.cli.words import build_head, given_labels, list_images, load_lit
-
-if TYPE_CHECKING:
-    from aim_mlx.words.classify import Stored
+from aim_mlx.registry import DEFAULT_LIT
 
 
 def classify(
@@ -79,80 +77,64 @@ def classify(
 
     A line has the score, the label and the path, with tabs between.
     """
-    from aim_mlx.cli.labelled import Report, Telling
-    from aim_mlx.cli.progress import Progress
+    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
+
+    from aim_mlx.cli.labelled import LabelReport, build_head
     from aim_mlx.cli.targets import PAGES, TABLES, check_folder, check_target
     from aim_mlx.encoder.encoder import EmbedOptions
-    from aim_mlx.errors import Interrupted, UsageError
+    from aim_mlx.errors import UsageError
+    from aim_mlx.loading import load_encoder, load_lit
+    from aim_mlx.report.contact_sheet import Origin
     from aim_mlx.wording import counted
-    from aim_mlx.words.classify import Choice, Images
+    from aim_mlx.words.classify import Choice, find_store, label_photos, label_rows
     from aim_mlx.words.heatmap import write_heatmaps
-    from aim_mlx.words.prompts import as_templates
+    from aim_mlx.words.lit import as_lit
+    from aim_mlx.words.prompts import as_labels, as_templates, read_labels
     from aim_mlx.words.zeroshot import ZeroShotHead
 
     if [labels, labels_file, head].count(None) != 2:
         raise UsageError("say what to choose from by one of --labels, --labels-file and --head")
     if head is not None and (save_head is not None or templates != "plain"):
         raise UsageError("saved labels have their templates: leave out --templates, --save-head")
-    told = Choice(top if top is not None or multi_label else 1, threshold, multi_label)
+    choice = Choice(top if top is not None or multi_label else 1, threshold, multi_label)
     check_target(output, TABLES, overwrite)
     check_target(html, PAGES, overwrite)
     check_folder(save_head, overwrite)
     check_folder(heatmap, overwrite)
-    saved = None if head is None else ZeroShotHead.load(head)
-    names = () if saved else given_labels(labels, labels_file, multi_label)
-    sentences = as_templates(templates)
+    if head is None:
+        given = (labels or "").split(",") if labels_file is None else read_labels(labels_file)
+        names = as_labels([name for name in given if name.strip()], single=multi_label)
+        sentences = as_templates(templates)
+    else:
+        saved = ZeroShotHead.load(head)
     options = EmbedOptions("attention", batch_size=batch_size, allow_truncated=allow_truncated)
-    progress = Progress(as_json)
-    report = Report(progress, Telling(told, as_json, output, html, keep=heatmap is not None))
-    unused = [model, revision, dtype, batch_size, follow, hidden, allow_truncated]  # by a store
-    loading = {"revision": revision, "dtype": dtype, "offline": offline}
-    try:
-        source = _stored(sources, unused, gone, offline)
-        if source is None:
-            listing = list_images(sources, follow, hidden, [output, html], progress)
-            source = Images(listing, lambda: load_lit(model, **loading), options)
-        used = saved or build_head(source.lit, names, sentences, multi_label)
-        if save_head is not None:
-            used.save(save_head, overwrite)
-        with progress:
-            report.run(source, source.rows(used, report.choice, report.skipped))
-            if heatmap is not None:
-                count = write_heatmaps(heatmap, source.lit, used, report.rows, source.locate)
-                progress.noted(f"{counted(count, 'picture')} of similarity in {heatmap}")
-    except KeyboardInterrupt:
-        kept = f": {output} was not written" if output else ""
-        raise Interrupted(
-            f"interrupted after {counted(report.classified, 'image')}{kept}"
-        ) from None
-    return report.summary(len(used.labels))
-
-
-def _stored(sources: list[str], unused: list[Any], gone: bool, offline: bool) -> "Stored | None":
-    """The store among the sources, if there is one; raises UsageError for options without use.
-
-    Rows of photos that are gone are left out, except with `gone`.
-    """
-    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
-
-    from aim_mlx.cli.reports import note_missing
-    from aim_mlx.errors import UsageError
-    from aim_mlx.loading import load_encoder
-    from aim_mlx.store.photos import Photos
-    from aim_mlx.words.classify import Stored, find_store
-    from aim_mlx.words.lit import as_lit
-
-    store = find_store(sources)
+    report, store = LabelReport(as_json, output, html), find_store(sources)
     if store is None:
         if gone:
             raise UsageError("--gone is for the rows of a store: leave it out for photos")
-        return None
-    if any(unused):
-        raise UsageError(
-            "the photos of a store are embedded already: leave out --model, --revision, --dtype, "
-            "--batch-size, --follow, --hidden and --allow-truncated"
-        )
-    photos = Photos(store, gone)
-    rows = photos.each_once(range(len(store)))
-    note_missing(photos, rows)
-    return Stored(store, rows, lambda: as_lit(load_encoder(store, offline=offline, progress=tqdm)))
+        paths = report.find(sources, follow, hidden)
+        loading = {"revision": revision, "dtype": dtype, "offline": offline}
+        load = cache(partial(load_lit, model or DEFAULT_LIT, progress=tqdm, **loading))
+    else:
+        if any([model, revision, dtype, batch_size, follow, hidden, allow_truncated]):
+            raise UsageError(
+                "the photos of a store are embedded already: leave out --model, --revision, "
+                "--dtype, --batch-size, --follow, --hidden and --allow-truncated"
+            )
+        numbers = report.find_rows(store, gone)
+        load = cache(lambda: as_lit(load_encoder(store, offline=offline, progress=tqdm)))
+    used = build_head(load(), names, sentences, multi_label) if head is None else saved
+    if save_head is not None:
+        used.save(save_head, overwrite)
+    wanted, keep = report.wanted(choice), heatmap is not None
+    if store is None:
+        rows = label_photos(load(), used, paths, options, wanted, report.skipped)
+        origin, locate = Origin(load().identity), Path
+    else:
+        rows = label_rows(store, used, numbers, wanted)
+        origin, locate = Origin(store.manifest["model"], store.folder), store.locate_path
+    report.run(rows, choice, origin, locate, keep)
+    if heatmap is not None:
+        count = write_heatmaps(heatmap, load(), used, report.rows, locate)
+        report.progress.noted(f"{counted(count, 'picture')} of similarity in {heatmap}")
+    return report.summary(len(used.labels))

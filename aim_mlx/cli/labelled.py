@@ -1,96 +1,121 @@
-"""How classified photos are told: lines, JSON lines, a table, a page; and the account of all."""
+"""What the commands share that label photos: which photos, the labels in words, and the results."""
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import typer
 
 from aim_mlx.cli.progress import Progress
+from aim_mlx.cli.reports import note_missing
 from aim_mlx.cli.terminal import escaped
-from aim_mlx.errors import AimError
-from aim_mlx.images import Listing, Skip
-from aim_mlx.report.contact_sheet import Line, Origin, Picture, Section, write_contact_sheet
+from aim_mlx.errors import AimError, Interrupted
+from aim_mlx.images import Listing, Skip, discover
+from aim_mlx.report.contact_sheet import Origin
+from aim_mlx.store.photos import Photos
 from aim_mlx.wording import counted
-from aim_mlx.words.classify import Choice, Classified, record, write_table
+from aim_mlx.words.classify import Choice, Classified
+from aim_mlx.words.label_files import ON_PAGE, record, write_page, write_table
 
-_ON_PAGE = 5  # labels that an image has on a page, where no number is asked for
-
-
-class Source(Protocol):
-    """Where rows come from: the images, the model, and where the photo of a row is."""
-
-    @property
-    def listing(self) -> Listing: ...
-    @property
-    def origin(self) -> Origin: ...
-    def locate(self, row: Classified) -> Path: ...
+if TYPE_CHECKING:
+    from aim_mlx.store.reader import EmbeddingStore
+    from aim_mlx.words.lit import LiT
+    from aim_mlx.words.zeroshot import ZeroShotHead
 
 
-@dataclass(frozen=True)
-class Telling:
-    """What is told and where; `keep` keeps all rows for later, as a page does."""
+class LabelReport:
+    """Prints or writes labelled photos as they come, and the account of all at the end."""
 
-    told: Choice
-    as_json: bool = False
-    output: Path | None = None
-    html: Path | None = None
-    keep: bool = False
+    def __init__(self, as_json: bool, output: Path | None, html: Path | None):
+        self.progress = Progress(as_json)
+        self.rows: list[Classified] = []  # all of them, where a page or `keep` needs them
+        self._as_json, self._output, self._html = as_json, output, html
+        self._counts = dict.fromkeys(("listed", "classified", "skipped", "ignored"), 0)
 
+    def find(self, sources: list[str], follow: bool, hidden: bool) -> tuple[str, ...]:
+        """The image files under the sources; raises AimError where there are none."""
+        ours = [path for path in (self._output, self._html) if path]
+        listing = discover(sources, follow=follow, hidden=hidden, exclude=ours)
+        self.listed(listing)
+        if not listing.files and not listing.skipped:
+            raise AimError(
+                f"0 images, {counted(listing.ignored, 'other file')} under {', '.join(sources)}: "
+                "give a folder with images"
+            )
+        return listing.files
 
-class Report:
-    """Tells the rows as they come, and the account of all at the end."""
+    def find_rows(self, store: "EmbeddingStore", gone: bool) -> list[int]:
+        """The rows of a store, each photo once, without those that are gone unless `gone`."""
+        photos = Photos(store, gone)
+        rows = photos.each_once(range(len(store)))
+        note_missing(photos, rows)
+        self.listed(Listing(tuple(store.paths[row] for row in rows), 0, (), ()))
+        return rows
 
-    def __init__(self, progress: Progress, telling: Telling):
-        self._progress, self._telling = progress, telling
-        self.rows: list[Classified] = []
-        self._listed = self._ignored = self._skipped = self._first_frames = 0
-        self.classified = 0
-
-    @property
-    def choice(self) -> Choice:
-        """The labels that rows must come with: a page shows more than the one that is told."""
-        told = self._telling.told
-        return replace(told, top=_ON_PAGE) if self._telling.html and told.top == 1 else told
+    def listed(self, listing: Listing) -> None:
+        self._counts |= {"listed": listing.listed, "ignored": listing.ignored}
+        self.progress.listed(listing)
+        for skip in listing.skipped:
+            self.skipped(skip)
 
     def skipped(self, skip: Skip) -> None:
-        self._skipped += 1
-        self._progress.skipped(skip)
+        self._counts["skipped"] += 1
+        self.progress.skipped(skip)
 
-    def run(self, source: Source, rows: Iterable[Classified]) -> None:
-        """Takes all rows; raises AimError where there was not one."""
-        self._listed, self._ignored = source.listing.listed, source.listing.ignored
-        for skip in source.listing.skipped:
-            self.skipped(skip)
-        if self._telling.output is not None:
-            write_table(self._telling.output, self._passing(rows))
-        else:
-            for row in self._passing(rows):
-                self._print(row)
-        if self._first_frames:
-            self._progress.noted(
-                f"the first frame was taken of {counted(self._first_frames, 'image')}"
-            )
-        if self._telling.html is not None:
-            write_page(self._telling.html, source, self.rows, self._telling.told)
+    def wanted(self, choice: Choice) -> Choice:
+        """The labels that rows must come with: a page shows more than the one that is printed."""
+        return replace(choice, top=ON_PAGE) if self._html and choice.top == 1 else choice
 
-    def _passing(self, rows: Iterable[Classified]) -> Iterator[Classified]:
+    def run(
+        self,
+        rows: Iterable[Classified],
+        choice: Choice,
+        origin: Origin,
+        locate: Callable[[str], Path] = Path,
+        keep: bool = False,
+    ) -> None:
+        """Takes all rows, with the `wanted` labels, of photos that `locate` gives from their paths.
+
+        Raises AimError where there is no row, Interrupted at Ctrl-C.
+        """
+        taken = self._taken(rows, choice.top, keep)
+        try:
+            with self.progress:
+                if self._output is not None:
+                    write_table(self._output, taken)
+                else:
+                    for row in taken:
+                        self._print(row)
+        except KeyboardInterrupt:
+            kept = f": {self._output} was not written" if self._output else ""
+            count = counted(self._counts["classified"], "image")
+            raise Interrupted(f"interrupted after {count}{kept}") from None
+        if self._html is not None:
+            write_page(self._html, self.rows, choice, origin, locate)
+
+    def _taken(
+        self, rows: Iterable[Classified], top: int | None, keep: bool
+    ) -> Iterator[Classified]:
+        first_frames = 0
         for row in rows:
-            self.classified += 1
-            self._first_frames += row.multi_frame
-            self._progress.embedded(row.path)
-            if self._telling.keep or self._telling.html:
+            self._counts["classified"] += 1
+            first_frames += row.multi_frame
+            self.progress.embedded(row.path)
+            if keep or self._html:
                 self.rows.append(row)
-            yield replace(row, labels=row.labels[: self._telling.told.top])
-        if not self.classified:
+            yield replace(row, labels=row.labels[:top])
+        if not self._counts["classified"]:
             raise AimError(
-                f"none of {counted(self._skipped, 'image')} could be read: nothing was written"
+                f"none of {counted(self._counts['skipped'], 'image')} could be read: nothing was "
+                "written"
             )
+        if first_frames:
+            self.progress.noted(f"the first frame was taken of {counted(first_frames, 'image')}")
 
     def _print(self, row: Classified) -> None:
-        if self._telling.as_json:
+        if self._as_json:
             print(json.dumps({"event": "image", **record(row)}))
             return
         for label, score in row.labels:
@@ -100,43 +125,39 @@ class Report:
 
     def summary(self, labels: int) -> int:
         """Prints the account; the exit code."""
-        code = 3 if self._skipped else 0
-        account = {"listed": self._listed, "classified": self.classified}
-        account |= {"skipped": self._skipped, "ignored": self._ignored, "labels": labels}
-        places = {"output": self._telling.output, "html": self._telling.html}
-        if self._telling.as_json:
+        code = 3 if self._counts["skipped"] else 0
+        places = {"output": self._output, "html": self._html}
+        if self._as_json:
             written = {name: path and str(path) for name, path in places.items()}
-            print(json.dumps({"event": "summary", **account, **written, "exit_code": code}))
-        line = "{classified} classified, {skipped} skipped, {ignored} ignored".format(**account)
+            account = {**self._counts, "labels": labels, **written, "exit_code": code}
+            print(json.dumps({"event": "summary", **account}))
         files = ", ".join(str(path) for path in places.values() if path)
-        typer.echo(line + (f": {files}" if files else ""), err=True)
+        line = "{classified} classified, {skipped} skipped, {ignored} ignored"
+        typer.echo(line.format(**self._counts) + (f": {files}" if files else ""), err=True)
         return code
 
 
-def write_page(target: Path, source: Source, rows: list[Classified], told: Choice) -> None:
-    """A page with a section for each best label, the most frequent first, and bars for all."""
-    groups: dict[str, list[Classified]] = {}
-    for row in rows:
-        groups.setdefault(row.labels[0][0] if row.labels else "", []).append(row)
-    note, full = "Probability of each label among those given.", 1.0
-    if told.multi_label:  # small even where they match
-        full = max((score for row in rows for _, score in row.labels), default=1.0)
-        note = f"Cosine with each label; a full bar is {full:.3f}, the largest here."
+def build_head(
+    lit: "LiT", labels: tuple[str, ...], templates: tuple[str, ...], single: bool
+) -> "ZeroShotHead":
+    """The head of these labels, with a bar on a terminal and a warning of prompts that were cut."""
+    from rich.console import Console
+    from rich.progress import Progress
 
-    def picture(row: Classified) -> Picture:
-        lines = [
-            Line(f"{score:.3f} {name}", score / full)
-            for name, score in row.labels[: told.top if told.top and told.top > 1 else _ON_PAGE]
-        ]
-        return Picture(source.locate(row), [*lines, row.path])
+    from aim_mlx.words.lit import warn_of_cut
+    from aim_mlx.words.zeroshot import ZeroShotHead
 
-    sections = [
-        Section(label or "None of the labels", list(map(picture, group)), _photos(len(group)))
-        for label, group in sorted(groups.items(), key=lambda item: -len(item[1]))
-    ]
-    title = f"{_photos(len(rows))} by label"
-    write_contact_sheet(target, title, sections, source.origin, note)
-
-
-def _photos(count: int) -> str:
-    return counted(count, "photo", "photos")
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(console=console, disable=hidden, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("labels", total=None)
+        head = ZeroShotHead.build(
+            lit,
+            labels,
+            templates,
+            single=single,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if head.cut:
+        warn_of_cut(head.cut, lit.lit.config.text.context_length)
+    return head

@@ -230,32 +230,24 @@ def predict(
 
     A line has the probability, the class and the path, with tabs between.
     """
-    from aim_mlx.cli.labelled import Report, Telling
-    from aim_mlx.cli.progress import Progress
+    from aim_mlx.cli.labelled import LabelReport
     from aim_mlx.cli.targets import PAGES, TABLES, check_target
-    from aim_mlx.cli.words import list_images
-    from aim_mlx.errors import Interrupted
-    from aim_mlx.probe.prediction import Predicted
-    from aim_mlx.words.classify import Choice
+    from aim_mlx.report.contact_sheet import Origin
+    from aim_mlx.words.classify import Choice, label_images
 
     check_target(output, TABLES, overwrite)
     check_target(html, PAGES, overwrite)
-    progress = Progress(as_json)
-    listing = list_images(sources, follow, hidden, [output, html], progress)
+    report = LabelReport(as_json, output, html)
+    paths = report.find(sources, follow, hidden)
     loaded = _load(probe, model, offline)
     if loaded.multi_label:
         likely = threshold if threshold is not None or top is not None else 0.5
         choice = Choice(len(loaded.classes) if top is None else top, likely)
     else:
         choice = Choice(1 if top is None else top, threshold)
-    report = Report(progress, Telling(choice, as_json, output, html))
-    found = Predicted(loaded, listing)
-    try:
-        with progress:
-            report.run(found, found.rows(report.choice, report.skipped))
-    except KeyboardInterrupt:
-        kept = f": {output} was not written" if output else ""
-        raise Interrupted(f"interrupted after {report.classified} images{kept}") from None
+    stream, wanted = loaded.predict_stream(paths), report.wanted(choice)
+    rows = label_images(stream, paths, loaded.classes, lambda each: each, wanted, report.skipped)
+    report.run(rows, choice, Origin(loaded.model))
     return report.summary(len(loaded.classes))
 
 

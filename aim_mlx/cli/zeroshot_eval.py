@@ -18,7 +18,7 @@ from aim_mlx.cli.options import (
     Revision,
     Templates,
 )
-from aim_mlx.cli.words import build_head, load_lit
+from aim_mlx.registry import DEFAULT_LIT
 
 if TYPE_CHECKING:
     from aim_mlx.words.evaluation import Evaluation
@@ -53,10 +53,14 @@ def zeroshot_eval(
 
     Each image is classified by the names of the classes. Prints how many are right.
     """
+    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
+
+    from aim_mlx.cli.labelled import build_head
     from aim_mlx.cli.progress import Progress
     from aim_mlx.data.labelled import Columns, read_labelled
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.images import Listing, Skip
+    from aim_mlx.loading import load_lit
     from aim_mlx.words.evaluation import chosen_split, evaluate, labels_of
     from aim_mlx.words.prompts import as_labels, as_templates
 
@@ -75,7 +79,8 @@ def zeroshot_eval(
     progress.listed(Listing(files, 0, found.skips, found.notes))
     for skip in found.skips:
         progress.skipped(skip)
-    lit = load_lit(model, revision=revision, dtype=dtype, offline=offline)
+    name = model or DEFAULT_LIT
+    lit = load_lit(name, revision=revision, dtype=dtype, offline=offline, progress=tqdm)
     head = build_head(lit, labels, sentences, single=False)
     with progress:
         result = evaluate(lit, head, items, found.classes, options, skipped, progress.embedded)

@@ -1,23 +1,16 @@
 """Images, or the rows of a store, to the labels of a zero-shot head."""
 
-import csv
-import io
-import json
-import re
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aim_mlx.encoder.encoder import EmbedOptions
-from aim_mlx.errors import OutputError, UsageError
-from aim_mlx.files import publish
-from aim_mlx.images import Listing, Skip
-from aim_mlx.report.contact_sheet import Origin
+from aim_mlx.encoder.encoder import Embedded, EmbedOptions
+from aim_mlx.errors import UsageError
+from aim_mlx.images import Skip
 from aim_mlx.words.lit import LiT
 from aim_mlx.words.zeroshot import ZeroShotHead
 
@@ -25,12 +18,11 @@ if TYPE_CHECKING:
     from aim_mlx.store.reader import EmbeddingStore
 
 _ROWS_AT_ONCE = 4096
-_FORMULA = re.compile(r"[=@\t\r\n]|[-+](?!\d+(\.\d+)?\Z)")  # how one begins; -1 is a number
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which labels of an image are told: the `top` best of those with at least `threshold`.
+    """Which labels an image gets: the `top` best of those with at least `threshold`.
 
     `top` None is the best one, or with `multi_label` all. Scores are probabilities over the labels,
     or with `multi_label` the cosine with each.
@@ -72,80 +64,62 @@ class Classified:
     multi_frame: bool = False
 
 
-class Images:
-    """Image files as a source: `load` gives the LiT model, once."""
+def label_images(
+    rows: Generator[Embedded, None, None],
+    paths: Sequence[str],
+    classes: tuple[str, ...],
+    scores: Callable[[np.ndarray], np.ndarray],
+    choice: Choice,
+    skipped: Callable[[Skip], None],
+) -> Generator[Classified, None, None]:
+    """The labels of each image of a stream over `paths`, in order, by the scores of its vector.
 
-    def __init__(self, listing: Listing, load: Callable[[], LiT], options: EmbedOptions):
-        self.listing, self._options, self._load = listing, options, load
-
-    @cached_property
-    def lit(self) -> LiT:
-        return self._load()
-
-    def rows(
-        self, head: ZeroShotHead, choice: Choice, skipped: Callable[[Skip], None]
-    ) -> Generator[Classified, None, None]:
-        """The labels of each image, in order; what cannot be embedded goes to `skipped`.
-
-        Raises CheckpointError for a head of another model.
-        """
-        head.check(self.lit.weights_digest, str(self.lit.identity.get("model")))
-        paths = self.listing.files
-        with closing(self.lit.embed_stream(paths, self._options)) as rows:
-            for row in rows:
-                path = paths[row.index]
-                if row.failure is not None:
-                    skipped(Skip(path, row.failure.reason, row.failure.detail))
-                else:
-                    scores = head.scores(row.vector[None], choice.multi_label)[0]
-                    labels = choice.of(head.labels, scores)
-                    yield Classified(path, labels, row.index, row.multi_frame)
-
-    @property
-    def origin(self) -> Origin:
-        """The model."""
-        return Origin(self.lit.identity)
-
-    def locate(self, row: Classified) -> Path:
-        """Where the photo is."""
-        return Path(self.listing.files[row.row])
-
-
-class Stored:
-    """Rows of a store, by their numbers, as a source; nothing is embedded again.
-
-    Raises UsageError for a store whose vectors are not those that words are compared with.
+    What could not be embedded goes to `skipped`.
     """
+    with closing(rows):
+        for row in rows:
+            path = paths[row.index]
+            if row.failure is not None:
+                skipped(Skip(path, row.failure.reason, row.failure.detail))
+            else:
+                labels = choice.of(classes, scores(row.vector))
+                yield Classified(path, labels, row.index, row.multi_frame)
 
-    def __init__(self, store: "EmbeddingStore", rows: Sequence[int], load: Callable[[], LiT]):
-        check_words(store)
-        self.listing = Listing(tuple(store.paths[row] for row in rows), 0, (), ())
-        self._store, self._rows, self._load = store, rows, load
 
-    @cached_property
-    def lit(self) -> LiT:
-        return self._load()
+def label_photos(
+    lit: LiT,
+    head: ZeroShotHead,
+    paths: Sequence[str],
+    options: EmbedOptions,
+    choice: Choice,
+    skipped: Callable[[Skip], None],
+) -> Generator[Classified, None, None]:
+    """The labels of image files, as `label_images` gives them.
 
-    def rows(
-        self, head: ZeroShotHead, choice: Choice, skipped: Callable[[Skip], None]
-    ) -> Generator[Classified, None, None]:
-        """The labels of each row; nothing is skipped. Raises CheckpointError as Images does."""
-        store = self._store
-        head.check(store.manifest["weights"], f"the store {str(store.folder)!r}")
-        for start in range(0, len(self._rows), _ROWS_AT_ONCE):
-            part = self._rows[start : start + _ROWS_AT_ONCE]
-            scored = head.scores(store.vectors[part], choice.multi_label)
-            for row, scores in zip(part, scored, strict=True):
-                yield Classified(store.paths[row], choice.of(head.labels, scores), row)
+    Raises CheckpointError for a head of another model.
+    """
+    head.check(lit.weights_digest, str(lit.identity.get("model")))
 
-    @property
-    def origin(self) -> Origin:
-        """The store, and the model that made it."""
-        return Origin(self._store.manifest["model"], self._store.folder)
+    def scores(vector: np.ndarray) -> np.ndarray:
+        return head.scores(vector[None], choice.multi_label)[0]
 
-    def locate(self, row: Classified) -> Path:
-        """Where the photo was when it was embedded."""
-        return self._store.locate(row.row)
+    stream = lit.embed_stream(paths, options)
+    return label_images(stream, paths, head.labels, scores, choice, skipped)
+
+
+def label_rows(
+    store: "EmbeddingStore", head: ZeroShotHead, rows: Sequence[int], choice: Choice
+) -> Iterator[Classified]:
+    """The labels of rows of a store, by their numbers; nothing is embedded again.
+
+    Raises CheckpointError for a head of another model.
+    """
+    head.check(store.manifest["weights"], f"the store {str(store.folder)!r}")
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE]
+        scored = head.scores(store.vectors[part], choice.multi_label)
+        for row, scores in zip(part, scored, strict=True):
+            yield Classified(store.paths[row], choice.of(head.labels, scores), row)
 
 
 def check_words(store: "EmbeddingStore") -> None:
@@ -159,7 +133,10 @@ def check_words(store: "EmbeddingStore") -> None:
 
 
 def find_store(sources: Sequence[str]) -> "EmbeddingStore | None":
-    """The store among the sources, which then is alone; raises UsageError where it is not."""
+    """The store of a LiT model's vectors among the sources, which then must be alone.
+
+    Raises UsageError for other sources beside it, and for other vectors.
+    """
     stores = [source for source in sources if (Path(source) / "journal.jsonl").is_file()]
     if not stores:
         return None
@@ -167,47 +144,6 @@ def find_store(sources: Sequence[str]) -> "EmbeddingStore | None":
         raise UsageError(f"{stores[0]!r} is a store of embeddings: give it alone")
     from aim_mlx.store.reader import EmbeddingStore
 
-    return EmbeddingStore(stores[0])
-
-
-def write_table(target: Path, rows: Iterable[Classified]) -> None:
-    """Writes rows as they come, as CSV or JSON lines; complete or not at all.
-
-    CSV has a line for each label, and one without a label for an image that has none; a text that
-    a spreadsheet would take for a formula begins with an apostrophe. Raises OutputError.
-    """
-    write = _write_csv if target.suffix.lower() == ".csv" else _write_jsonl
-    try:
-        publish({target: lambda file: write(file, rows)})
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {str(target)!r}: {error.strerror or error}; nothing was kept"
-        ) from error
-
-
-def _write_csv(file: BinaryIO, rows: Iterable[Classified]) -> None:
-    # Names that are not UTF-8 go out as the bytes they are.
-    text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
-    table = csv.writer(text)
-    table.writerow(("path", "rank", "label", "score"))
-    for row in rows:
-        for rank, (label, score) in enumerate(row.labels, 1):
-            table.writerow((_cell(row.path), rank, _cell(label), f"{score:.6g}"))
-        if not row.labels:
-            table.writerow((_cell(row.path), "", "", ""))
-    text.detach()
-
-
-def _cell(text: str) -> str:
-    """A text that no spreadsheet computes: with an apostrophe before what would be a formula."""
-    return "'" + text if _FORMULA.match(text) else text
-
-
-def _write_jsonl(file: BinaryIO, rows: Iterable[Classified]) -> None:
-    for row in rows:
-        file.write(json.dumps(record(row)).encode() + b"\n")
-
-
-def record(row: Classified) -> dict[str, object]:
-    """A row as JSON values."""
-    return {"path": row.path, "labels": [{"label": n, "score": s} for n, s in row.labels]}
+    store = EmbeddingStore(stores[0])
+    check_words(store)
+    return store

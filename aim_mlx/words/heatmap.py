@@ -1,17 +1,16 @@
 """Pictures of where words look: the crop that a LiT model sees, coloured by similarity."""
 
-import os
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.errors import ImageError, OutputError
-from aim_mlx.files import publish
+from aim_mlx.errors import ImageError
+from aim_mlx.files import disk_errors, publish
 from aim_mlx.words.classify import Classified
 from aim_mlx.words.lit import LiT
 from aim_mlx.words.zeroshot import ZeroShotHead
@@ -53,7 +52,7 @@ def write_heatmaps(
     lit: LiT,
     head: ZeroShotHead,
     rows: Iterable[Classified],
-    locate: Callable[[Classified], Path],
+    locate: Callable[[str], Path],
 ) -> int:
     """Writes a picture for the best label of each image into a folder; returns how many.
 
@@ -61,31 +60,23 @@ def write_heatmaps(
     can no longer be read, are passed over. Raises OutputError.
     """
     written = 0
-    try:
+    with disk_errors("write into", folder):
         folder.mkdir(exist_ok=True)
         for row in rows:
             if not row.labels:
                 continue
             label = row.labels[0][0]
             try:
-                pixels = lit.preprocess([locate(row)])
+                pixels = lit.preprocess([locate(row.path)])
             except ImageError:  # gone since it was embedded
                 continue
             vector = head.vectors[head.labels.index(label)][None]
             heat = lit.similarity_maps(pixels, vector)[0]
             picture = heat_picture(pixels[0], heat, lit.preprocessing)
             name = f"{row.row:06}-{_plain(Path(row.path).stem)}-{_plain(label)}.png"
-            publish({folder / name: _writing(picture)})
+            publish({folder / name: partial(picture.save, format="PNG")})
             written += 1
-    except OSError as error:
-        raise OutputError(
-            f"cannot write into {os.fspath(folder)!r}: {error.strerror or error}"
-        ) from error
     return written
-
-
-def _writing(picture: Image.Image) -> Callable[[BinaryIO], Any]:
-    return lambda file: picture.save(file, "PNG")
 
 
 def _plain(text: str) -> str:
