@@ -15,8 +15,7 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.cli import main as cli
-from aim_mlx.store.photos import Photos
-from aim_mlx.store.reader import EmbeddingStore
+from aim_mlx.store.reader import EmbeddingStore, Photos
 from tests.small import photo, save
 from tests.test_cli import assert_one_line, start
 

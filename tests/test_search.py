@@ -12,7 +12,7 @@ from aim_mlx.search import duplicates as groups_module
 from aim_mlx.search import nearest as search
 from aim_mlx.search.duplicates import duplicates, photo_groups
 from aim_mlx.search.nearest import combine, top_k
-from aim_mlx.store.photos import Photos
+from aim_mlx.store.reader import Photos
 from tests.stores import make_store
 
 D = 24

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from aim_mlx.search.duplicates import Group
-    from aim_mlx.store.photos import Photos
-    from aim_mlx.store.reader import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore, Photos
 
 
 def duplicates(
@@ -48,7 +47,7 @@ def duplicates(
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import UsageError
     from aim_mlx.search.duplicates import THRESHOLD, photo_groups
-    from aim_mlx.store.photos import Photos
+    from aim_mlx.store.reader import Photos
 
     if exact and threshold is not None:
         raise UsageError("--exact compares bytes: leave out --threshold")

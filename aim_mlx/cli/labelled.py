@@ -14,7 +14,7 @@ from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import AimError, Interrupted
 from aim_mlx.images import Listing, Skip, discover
 from aim_mlx.report.contact_sheet import Origin
-from aim_mlx.store.photos import Photos
+from aim_mlx.store.reader import Photos
 from aim_mlx.wording import counted
 from aim_mlx.words.classify import Choice, Classified
 from aim_mlx.words.label_files import ON_PAGE, record, write_page, write_table

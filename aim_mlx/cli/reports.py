@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from aim_mlx.wording import counted
 
 if TYPE_CHECKING:
-    from aim_mlx.store.photos import Photos
-    from aim_mlx.store.reader import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore, Photos
 
 
 def with_rows(folder: Path, use: "Callable[[EmbeddingStore], object]") -> None:

@@ -58,7 +58,7 @@ def search(
     from aim_mlx.loading import load_encoder
     from aim_mlx.search.nearest import combine
     from aim_mlx.search.queries import Queries, nearest
-    from aim_mlx.store.photos import Photos, file_of
+    from aim_mlx.store.reader import Photos, file_of
 
     images, texts = [image or [], minus or []], [text or [], minus_text or []]
     if not any([*images, *texts]):

@@ -64,8 +64,7 @@ def _recompute(
 
     from aim_mlx.cli.terminal import escaped
     from aim_mlx.loading import load_encoder
-    from aim_mlx.store.recompute import recompute
-    from aim_mlx.store.verify import AFRESH, Fault
+    from aim_mlx.store.verify import OVERWRITE, Fault, recompute
 
     encoder = load_encoder(store, offline=offline, progress=tqdm)
     outcomes: Counter[str] = Counter()
@@ -80,7 +79,7 @@ def _recompute(
         lowest = min(lowest, row.cosine)
         if row.outcome == "differs":
             what = f"embedded again its vector is another (cosine {row.cosine:.6f})"
-            fault = Fault(row.path, what, AFRESH)
+            fault = Fault(row.path, what, OVERWRITE)
             findings.faults.append(fault)
             _tell_fault(fault, as_json)
     compared = outcomes["same"] + outcomes["differs"]

@@ -21,7 +21,6 @@ from aim_mlx.encoder.batching import block_size
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, Interrupted, UsageError
 from aim_mlx.images import Listing, Skip
-from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.export import Rows, check_target, clear_up, is_file_target, sidecar, write_file
 from aim_mlx.store.folder import hidden_beside, load_rows, remove
 from aim_mlx.store.journal import State
@@ -29,6 +28,7 @@ from aim_mlx.store.lists import place, started_in
 from aim_mlx.store.manifest import NAME as MANIFEST
 from aim_mlx.store.manifest import describe
 from aim_mlx.store.reader import EmbeddingStore
+from aim_mlx.store.rows import Catalog
 from aim_mlx.store.writer import StoreWriter, writing
 from aim_mlx.wording import counted
 

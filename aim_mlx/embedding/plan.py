@@ -8,9 +8,9 @@ from typing import Any
 
 from aim_mlx.errors import UsageError
 from aim_mlx.images import is_under, size_and_time
-from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.journal import State
-from aim_mlx.store.places import Places
+from aim_mlx.store.lists import Places
+from aim_mlx.store.rows import Catalog
 
 # Reasons that lie in the file itself: while it stays as it is, trying again gives the same.
 _SETTLED = frozenset({"not_image", "truncated", "too_large", "unsupported_mode", "non_finite"})

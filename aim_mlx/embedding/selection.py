@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_mlx.images import Listing, discover, in_share
-from aim_mlx.store.lists import digest_of_paths
-from aim_mlx.store.places import Places
+from aim_mlx.store.lists import Places, digest_of_paths
 
 
 @dataclass(frozen=True)

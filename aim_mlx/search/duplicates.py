@@ -14,8 +14,7 @@ from aim_mlx.errors import UsageError
 from aim_mlx.search.nearest import MARGIN, cosines, inverse_norms
 
 if TYPE_CHECKING:
-    from aim_mlx.store.photos import Photos
-    from aim_mlx.store.reader import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore, Photos
 
 THRESHOLD = 0.95
 _BLOCK_ROWS = 2048  # on both sides: 16 MB of cosines

@@ -16,8 +16,7 @@ from aim_mlx.words.lit import as_lit
 
 if TYPE_CHECKING:
     from aim_mlx.encoder.encoder import Embedded, Encoder
-    from aim_mlx.store.photos import Photos
-    from aim_mlx.store.reader import EmbeddingStore
+    from aim_mlx.store.reader import EmbeddingStore, Photos
 
 
 class Queries:

@@ -9,7 +9,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aim_mlx.errors import ImageError, OutputError, UsageError
-from aim_mlx.files import leftovers, locked, publish, remove_leftovers
+from aim_mlx.files import disk_errors, leftovers, locked, publish, remove_leftovers
 from aim_mlx.images import KnownFile, thumbnail
 from aim_mlx.store import journal
 from aim_mlx.store.folder import hidden_beside, remove
@@ -29,6 +29,7 @@ from aim_mlx.store.shards import PARQUET, Summed, vectors_of
 from aim_mlx.weights.writer import SafetensorsWriter
 
 _PART_ROWS = 4096
+_AS_BEFORE = "it is as it was"
 # Endings that promise a kind of file that is not written here; any other name is a folder's.
 _OTHER_FILES = frozenset(
     ".csv .tsv .txt .json .h5 .hdf5 .pkl .pickle .pt .pth .bin .zip .gz .feather .arrow .db .sqlite"
@@ -49,11 +50,7 @@ class Rows:
             if self.paths != store.paths:
                 self._rows = np.array([row_of[path] for path in self.paths], np.int64)
         self.shape = len(self.paths), store.dim
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of the tables."""
-        return table_schema(self.shape[1])
+        self.schema = table_schema(store.dim)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -71,16 +68,12 @@ class Rows:
         if self._rows is None:
             yield from self._store.tables()
             return
-        facts = self._store.table(COLUMNS)
+        columns, embedding = self._store.table(), self.schema.field("embedding")
         for start in range(0, len(self._rows), _PART_ROWS):
             rows = self._rows[start : start + _PART_ROWS]
             flat = pa.array(self._store.vectors[rows].reshape(-1))
-            kind = table_schema(self._store.dim).field("embedding").type
-            vectors = pa.FixedSizeListArray.from_arrays(flat, type=kind)
-            part = facts.take(pa.array(rows))
-            yield pa.Table.from_arrays(
-                [*part.columns, vectors], schema=table_schema(self._store.dim)
-            )
+            vectors = pa.FixedSizeListArray.from_arrays(flat, type=embedding.type)
+            yield columns.take(pa.array(rows)).append_column(embedding, vectors)
 
     def vectors(self) -> Iterator[np.ndarray]:
         """The vectors, float32 (rows, D), part by part."""
@@ -100,22 +93,21 @@ def write_file(rows: Rows, target: Path, overwrite: bool = False) -> None:
     clear_up(target, overwrite)
     check_target(target, overwrite)
     write_rows = partial(_WRITERS[target.suffix], rows)
-    with _storage(target):
+    with disk_errors("write", target, _AS_BEFORE):
         if target.suffix not in _WITH_SIDECAR:
             publish({target: write_rows})
             return
-        summed: list[Summed] = []
-        facts: dict[str, Any] = {"manifest": rows.manifest}
+        beside: dict[str, Any] = {"sha256": "", "manifest": rows.manifest}
         if target.suffix == ".npy":
-            facts["paths"] = rows.paths
+            beside["paths"] = rows.paths
 
         def write(file: BinaryIO) -> None:
-            summed.append(Summed(file))
-            write_rows(summed[0])  # pyright: ignore[reportArgumentType]
+            summed = Summed(file)
+            write_rows(summed)  # pyright: ignore[reportArgumentType]
+            beside["sha256"] = summed.digest.hexdigest()
 
         def write_sidecar(file: BinaryIO) -> None:
-            named = {"sha256": summed[0].digest.hexdigest(), **facts}
-            file.write(json.dumps(named, indent=1).encode() + b"\n")
+            file.write(json.dumps(beside, indent=1).encode() + b"\n")
 
         publish({target: write, sidecar(target): write_sidecar}, last=target)
 
@@ -124,9 +116,9 @@ def clear_up(target: Path, overwrite: bool) -> None:
     """Removes what runs that were killed in their last steps left beside a file.
 
     That is what they had not finished, a sidecar whose rows still have another name, and the hidden
-    store of a file that is all there, unless it is to be written anew. Raises OutputError.
+    store of a file that is all there, unless it is to be replaced. Raises OutputError.
     """
-    with _storage(target):
+    with disk_errors("write", target, _AS_BEFORE):
         if not target.parent.is_dir():
             return
         beside = sidecar(target)
@@ -220,7 +212,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     """Raises UsageError or OutputError for a target that cannot be written, before any work."""
     if target.suffix not in SUFFIXES:
         raise UsageError(f"output must end in {', '.join(SUFFIXES)}, got {target.name!r}")
-    with _storage(target):  # a name may be too long to look for
+    with disk_errors("write", target, _AS_BEFORE):  # a name may be too long to look for
         if not target.parent.is_dir():
             raise OutputError(f"folder {str(target.parent)!r} does not exist: create it first")
         beside = (sidecar(target),) if target.suffix in _WITH_SIDECAR else ()
@@ -245,16 +237,6 @@ def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     return header.getvalue()
 
 
-@contextmanager
-def _storage(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {str(target)!r}: {error.strerror or error}; it is as it was"
-        ) from error
-
-
 SIDE = 256
 _SHOWN = ["path", "size", "width", "height", "embedding"]
 _AT_ONCE = 256  # rows whose pictures are in memory, 10 KB each
@@ -272,12 +254,9 @@ class IllustratedRows(Rows):
 
     def __init__(self, store: EmbeddingStore):
         super().__init__(store)
+        shown = map(table_schema(store.dim).field, _SHOWN)
+        self.schema = pa.schema([*shown, pa.field("image", _IMAGE)])
         self.missing = 0
-
-    @property
-    def schema(self) -> pa.Schema:
-        whole = super().schema
-        return pa.schema([*map(whole.field, _SHOWN), pa.field("image", _IMAGE)])
 
     def tables(self) -> Iterator[pa.Table]:
         """These columns, part by part."""

@@ -13,10 +13,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from aim_mlx.errors import OutputError
-from aim_mlx.files import LOCK, TEMPORARY, locked, sync_folder, temporary
+from aim_mlx.files import LOCK, TEMPORARY, disk_errors, locked, sync_folder, temporary
 from aim_mlx.store import journal, lists, manifest
-from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.journal import Journal
+from aim_mlx.store.rows import Catalog
 from aim_mlx.store.shards import Shard, damage, number_of, read_rows
 
 DAMAGED = ".damaged"  # what a shard's name ends with once it was found damaged and set aside
@@ -32,7 +32,7 @@ def is_ours(name: str) -> bool:
 
 
 def hidden_beside(target: Path) -> Path:
-    """The hidden folder where that gathers which appears under the name of a target at the end.
+    """The hidden folder in which a store grows until it takes the name of the target.
 
     Raises OutputError for a link of this name, as what it leads to is no folder of ours.
     """
@@ -49,32 +49,13 @@ def prepared(folder: Path, overwrite: bool) -> Iterator[None]:
     Raises OutputError for a folder with other content, a file, a parent that is not there, a store
     without a manifest, or one that another process writes to.
     """
-    try:
-        made = not folder.is_dir()
-        if made:
-            folder.mkdir()
-            sync_folder(folder.parent)
-        elif not os.path.lexists(folder / manifest.NAME):
+    with disk_errors("use", folder):
+        made = _made(folder)
+        if not made and not os.path.lexists(folder / manifest.NAME):
             _check_ours(folder, overwrite)
-    except FileNotFoundError as error:
-        if folder.parent.is_dir():  # one that the system makes up, such as /proc
-            raise OutputError(
-                f"{str(folder.parent)!r} takes no new files: choose another output"
-            ) from error
-        raise OutputError(
-            f"folder {str(folder.parent)!r} does not exist: create it first"
-        ) from error
-    except FileExistsError as error:
-        raise OutputError(f"{str(folder)!r} is a file: choose another output") from error
-    except OSError as error:
-        raise OutputError(f"cannot use {str(folder)!r}: {error.strerror or error}") from error
     with ExitStack() as stack:
-        try:
+        with disk_errors("write to", folder):
             stack.enter_context(locked(folder))
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to {str(folder)!r}: {error.strerror or error}"
-            ) from error
         try:
             yield
         finally:
@@ -82,23 +63,40 @@ def prepared(folder: Path, overwrite: bool) -> Iterator[None]:
                 _remove_empty(folder)
 
 
+def _made(folder: Path) -> bool:
+    """Makes a folder; False where there is one."""
+    if folder.is_dir():
+        return False
+    try:
+        folder.mkdir()
+    except FileExistsError as error:
+        raise OutputError(f"{str(folder)!r} is a file: choose another output") from error
+    except FileNotFoundError as error:
+        wrong = f"folder {str(folder.parent)!r} does not exist: create it first"
+        if folder.parent.is_dir():  # one that the system makes up, such as /proc
+            wrong = f"{str(folder.parent)!r} takes no new files: choose another output"
+        raise OutputError(wrong) from error
+    sync_folder(folder.parent)
+    return True
+
+
 def _check_ours(folder: Path, overwrite: bool) -> None:
     names = os.listdir(folder)
-    others = sorted(name for name in names if not is_ours(name))
-    # A crash leaves no shards without a manifest: they go before it, and come after it.
-    if not others and not overwrite and any(number_of(name) is not None for name in names):
-        raise OutputError(
-            f"{str(folder)!r} has lost its {manifest.NAME}: restore it, or embed again with "
-            "--overwrite"
-        )
-    if others:
+    if others := sorted(name for name in names if not is_ours(name)):
         raise OutputError(
             f"{str(folder)!r} is not a store and holds other files ({others[0]!r}): "
             "choose a new folder"
         )
+    # A crash leaves no shards without a manifest: they go before it, and come after it.
+    if not overwrite and any(number_of(name) is not None for name in names):
+        raise OutputError(
+            f"{str(folder)!r} has lost its {manifest.NAME}: restore it, or embed again with "
+            "--overwrite"
+        )
 
 
 def _remove_empty(folder: Path) -> None:
+    """Removes a folder in which at most the lock is left; it stays where something else is."""
     (folder / LOCK).unlink(missing_ok=True)
     try:
         folder.rmdir()
@@ -138,36 +136,32 @@ def remove(folder: Path) -> None:
     It loses its name first, so that a crash leaves no store that seems to be damaged; no room is
     needed on the disk.
     """
-    try:
+    with disk_errors("remove", folder, "it is no longer needed"):
         folder = folder.rename(temporary(folder))
         for name in filter(is_ours, os.listdir(folder)):
             (folder / name).unlink(missing_ok=True)
         _remove_empty(folder)
-    except OSError as error:
-        raise OutputError(
-            f"cannot remove {str(folder)!r}, which is of no use any more: {error.strerror or error}"
-        ) from error
 
 
 def damages(folder: Path, shards: Sequence[Shard], dim: int) -> dict[str, str]:
     """What is wrong with which shards, by name; reads every byte of them."""
     with ThreadPoolExecutor() as threads:  # digests are computed outside the interpreter's lock
-        found = threads.map(lambda shard: damage(folder, shard, dim), shards)
-        return {shard.name: wrong for shard, wrong in zip(shards, found, strict=True) if wrong}
+        wrongs = threads.map(lambda shard: damage(folder, shard, dim), shards)
+        return {shard.name: wrong for shard, wrong in zip(shards, wrongs, strict=True) if wrong}
 
 
 def without_damaged(folder: Path, journal: Journal, dim: int) -> list[str]:
     """Takes damaged shards out of the journal and sets their files aside; a note on each."""
-    found = damages(folder, journal.state.shards, dim)
+    damaged = damages(folder, journal.state.shards, dim)
     rows = {shard.name: shard.rows for shard in journal.state.shards}
-    if found:
-        journal.append(removed=found)
-    for name in found:
+    if damaged:
+        journal.append(removed=damaged)
+    for name in damaged:
         if os.path.lexists(folder / name):
             os.replace(folder / name, folder / (name + DAMAGED))
     return [
         f"shard {name} is damaged ({wrong}): its {rows[name]:,} rows are computed again"
-        for name, wrong in found.items()
+        for name, wrong in damaged.items()
     ]
 
 

@@ -9,25 +9,24 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aim_mlx.errors import OutputError
-from aim_mlx.files import flush, open_regular, publish, read_regular
-from aim_mlx.store import lists
-from aim_mlx.store.fields import PATH, SHA256, Damaged, Kind, check, parse, whole
+from aim_mlx.files import disk_errors, flush, open_regular, publish, read_regular
+from aim_mlx.store.lists import PATH, SHA256, SKIP, Damaged, Kind, check, parse, whole
 from aim_mlx.store.shards import MOST_ROWS, Shard, number_of
 
 NAME = "journal.jsonl"
-_MEND = "restore the file, or embed again with --overwrite"
+_REPAIR = "restore the file, or embed again with --overwrite"
 _LARGEST = 1 << 30  # bytes; a million skips are a quarter of it
 _NAME = Kind("the name of a shard", lambda v: isinstance(v, str) and number_of(v) is not None)
 _LINE = {
     "base?": whole(),
     "added?": [{"name": _NAME, "rows": whole(1, MOST_ROWS), "bytes": whole(1), "sha256": SHA256}],
     "removed?": [_NAME],
-    "skipped?": [lists.SKIP],
+    "skipped?": [SKIP],
     "first_frames?": [PATH],
     "whole?": [PATH],
     "finished?": {
@@ -59,13 +58,14 @@ class State:
     def apply(self, record: Mapping[str, Any]) -> None:
         """Takes one line into account: shards removed and added, images skipped, run finished."""
         removed = set(record.get("removed", ()))
-        names = [each.name for each in fields(Shard)]
-        added = [Shard(*(shard[name] for name in names)) for shard in record.get("added", ())]
-        place = next((i for i, shard in enumerate(self.shards) if shard.name in removed), None)
-        place = len(self.shards) if place is None else place
-        kept = [shard for shard in self.shards[:place] if shard.name not in removed]
-        rest = [shard for shard in self.shards[place:] if shard.name not in removed]
-        self.shards = [*kept, *added, *rest]
+        added = [
+            Shard(each["name"], each["rows"], each["bytes"], each["sha256"])
+            for each in record.get("added", ())
+        ]
+        shards = self.shards
+        place = next((i for i, each in enumerate(shards) if each.name in removed), len(shards))
+        rest = [each for each in shards[place:] if each.name not in removed]
+        self.shards = [*shards[:place], *added, *rest]
         for skip in record.get("skipped", ()):
             self.skipped[skip["path"]] = dict(skip)
             self.tried.add(skip["path"])
@@ -94,9 +94,16 @@ class Journal:
     ) -> None:
         """Writes one transaction; raises OSError, and then it never happened.
 
-        `whole` are paths that were among the first frames and are no more.
+        `whole` are paths that are no longer among the first frames.
         """
-        record = _record(added, removed, skipped, first_frames, whole, finished)
+        record = _without_empty(
+            added=[asdict(shard) for shard in added],
+            removed=list(removed),
+            skipped=[dict(skip) for skip in skipped],
+            first_frames=list(first_frames),
+            whole=list(whole),
+            finished=None if finished is None else dict(finished),
+        )
         line = _line(record)
         if os.lstat(self.path).st_nlink > 1:  # a backup made of links, which is not to change
             self.rewrite()
@@ -111,8 +118,13 @@ class Journal:
     def rewrite(self) -> None:
         """Replaces the journal by one that says the same in as few lines as it takes."""
         state = self.state
-        skipped, frames = state.skipped.values(), sorted(state.first_frames)
-        self._replace(_line(_record(state.shards, (), skipped, frames, (), state.finished)))
+        record = _without_empty(
+            added=[asdict(shard) for shard in state.shards],
+            skipped=list(state.skipped.values()),
+            first_frames=sorted(state.first_frames),
+            finished=state.finished,
+        )
+        self._replace(_line(record))
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -120,53 +132,33 @@ class Journal:
         self.state = State()
 
     def _replace(self, data: bytes) -> None:
-        whole = _line({"base": len(data)}) + data
-        publish({self.path: lambda file: file.write(whole)})
-        self._size = len(whole)
+        content = _line({"base": len(data)}) + data
+        publish({self.path: lambda file: file.write(content)})
+        self._size = len(content)
 
 
 def read(path: Path) -> tuple[State, int]:
     """What a journal says, and the bytes of its complete lines; raises OutputError."""
-    try:
+    with disk_errors("read", path, _REPAIR):
         data = read_regular(path, _LARGEST)
-    except OSError as error:
-        raise OutputError(
-            f"cannot read {str(path)!r}: {error.strerror or error}: {_MEND}"
-        ) from error
-    state, lines = State(), data.split(b"\n")[:-1]
-    base = 0
-    for number, line in enumerate(lines, 1):
+    data = data[: data.rfind(b"\n") + 1]
+    state, least = State(), 1
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
             record = _parsed(line)
         except Damaged as error:
             raise OutputError(
-                f"line {number} of {str(path)!r} is damaged ({error}): {_MEND}"
+                f"line {number} of {str(path)!r} is damaged ({error}): {_REPAIR}"
             ) from error
         state.apply(record)
         if number == 1:
-            base = len(line) + 1 + record.get("base", 0)
-    size = sum(len(line) + 1 for line in lines)
-    if not lines or size < base:
-        raise OutputError(f"{str(path)!r} is damaged, its end is missing: {_MEND}")
-    return state, size
+            least = len(line) + 1 + record.get("base", 0)
+    if len(data) < least:
+        raise OutputError(f"{str(path)!r} is damaged, its end is missing: {_REPAIR}")
+    return state, len(data)
 
 
-def _record(
-    added: Sequence[Shard],
-    removed: Iterable[str],
-    skipped: Iterable[Mapping[str, Any]],
-    first_frames: Iterable[str],
-    whole: Iterable[str],
-    finished: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    record = {
-        "added": [asdict(shard) for shard in added],
-        "removed": list(removed),
-        "skipped": [dict(skip) for skip in skipped],
-        "first_frames": list(first_frames),
-        "whole": list(whole),
-        "finished": None if finished is None else dict(finished),
-    }
+def _without_empty(**record: Any) -> dict[str, Any]:
     return {name: value for name, value in record.items() if value not in (None, [])}
 
 

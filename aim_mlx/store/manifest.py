@@ -11,12 +11,12 @@ from aim_mlx.backend import device_name
 from aim_mlx.config import to_dict
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import OutputError
-from aim_mlx.files import publish, read_regular
-from aim_mlx.store.fields import FLAG, PATH, TEXT, Damaged, check, matching, maybe, parse, whole
+from aim_mlx.files import disk_errors, publish, read_regular
+from aim_mlx.store.lists import FLAG, PATH, TEXT, Damaged, check, matching, maybe, parse, whole
 
 NAME = "manifest.json"
 SCHEMA = 1
-_MEND = "restore it, or embed again with --overwrite"
+_REPAIR = "restore it, or embed again with --overwrite"
 _PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow", "pyarrow")
 
 _LARGEST = 4 << 20  # bytes; one has some 2,000
@@ -69,23 +69,24 @@ def describe(encoder: Encoder, options: EmbedOptions) -> dict[str, Any]:
 def read(folder: Path) -> dict[str, Any]:
     """The manifest of a store; raises OutputError where there is none that can be read."""
     path = folder / NAME
+    with disk_errors("read", path):
+        try:
+            data = read_regular(path, _LARGEST)
+        except FileNotFoundError as error:
+            raise OutputError(
+                f"{str(folder)!r} is no store of embeddings: it has no {NAME}; "
+                "make one with: aim-mlx embed PHOTOS -o FOLDER"
+            ) from error
     try:
-        manifest = parse(read_regular(path, _LARGEST), _SCHEMA)
+        manifest = parse(data, _SCHEMA)
         if manifest["schema"] > SCHEMA:
             raise OutputError(
                 f"{str(folder)!r} has schema {manifest['schema']}, this aim-mlx knows {SCHEMA}: "
                 "update aim-mlx"
             )
         check(manifest, _FORM)
-    except FileNotFoundError as error:
-        raise OutputError(
-            f"{str(folder)!r} is no store of embeddings: it has no {NAME}; "
-            "make one with: aim-mlx embed PHOTOS -o FOLDER"
-        ) from error
-    except OSError as error:
-        raise OutputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except Damaged as error:
-        raise OutputError(f"{str(path)!r} is damaged ({error}): {_MEND}") from error
+        raise OutputError(f"{str(path)!r} is damaged ({error}): {_REPAIR}") from error
     return manifest
 
 
@@ -96,7 +97,7 @@ def write(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """The first decisive fact in which two manifests differ, None if they mean the same vectors."""
+    """The first entry in which two manifests describe different vectors, None if they do not."""
     return next((name for name in _DECISIVE if there[name] != here[name]), None)
 
 

@@ -2,17 +2,18 @@
 
 import os
 import time
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 from aim_mlx.errors import OutputError, UsageError
-from aim_mlx.files import sync_folder
+from aim_mlx.files import disk_errors, sync_folder
 from aim_mlx.store import lists, manifest
 from aim_mlx.store.folder import hidden_beside, remove
 from aim_mlx.store.reader import EmbeddingStore
@@ -47,8 +48,8 @@ class _Share:
     def __init__(self, folder: Path):
         self.store = EmbeddingStore(folder)
         self.name = repr(str(folder))
-        self.facts, self.files = lists.read_files(folder)
-        share = self.facts.get("share")
+        self.header, self.files = lists.read_files(folder)
+        share = self.header.get("share")
         if share is None:
             raise UsageError(
                 f"{self.name} is not a share of several: it was made without --shard; "
@@ -67,11 +68,11 @@ def merge(folders: Sequence[Path], target: Path) -> Merged:
     started = time.monotonic()
     if target.is_symlink() or (target.exists() and not _is_empty(target)):
         raise OutputError(f"{str(target)!r} exists: choose a new folder")
-    shares = [_Share(folder) for folder in folders]
+    shares = sorted(map(_Share, folders), key=lambda share: share.number)
     _check_division(shares)
-    shares.sort(key=lambda share: share.number)
+    first = shares[0]
     for share in shares:
-        _check_like(share, shares[0])
+        _check_like(share, first)
     for share in shares:
         _check_sound(share)
     files = _all_files(shares)
@@ -80,18 +81,23 @@ def merge(folders: Sequence[Path], target: Path) -> Merged:
         key=lambda skip: os.fsencode(skip["path"]),
     )
     # Each share has met all files that are ignored; a stray one more or less is no matter.
-    ignored = max(share.facts["ignored"] for share in shares)
-    own = sum(share.facts["listed"] - share.facts["ignored"] for share in shares)
+    ignored = max(share.header["ignored"] for share in shares)
+    own = sum(share.header["listed"] - share.header["ignored"] for share in shares)
+    header = {
+        **first.header,
+        "listed": own + ignored,
+        "ignored": ignored,
+        "share": None,
+        "output": lists.place(target),
+        "folder": lists.started_in(first.store.folder),
+    }
     with _appearing(target) as writer:
-        writer.begin(shares[0].store.manifest)
-        facts = {"listed": own + ignored, "ignored": ignored, "share": None}
-        facts["output"] = lists.place(target)
-        facts["folder"] = lists.started_in(shares[0].store.folder)
-        writer.start_run({**shares[0].facts, **facts}, files, skips)
+        writer.begin(first.store.manifest)
+        writer.start_run(header, files, skips)
         _copy(shares, writer)
-        known = [share.store._state.skipped for share in shares]
+        settled = {path for share in shares for path in share.store._state.skipped}
         for skip in skips:
-            if any(skip["path"] in each for each in known):
+            if skip["path"] in settled:
                 writer.skip(skip)
         writer.end_block()
         writer.commit()
@@ -145,7 +151,7 @@ def _check_like(share: _Share, first: _Share) -> None:
             f"{share.name} and {first.name} have other vectors (their {name} differs): "
             "embed one of them again as the other was"
         )
-    if share.facts["all_files"] != first.facts["all_files"]:
+    if share.header.get("all_files") != first.header.get("all_files"):
         raise OutputError(
             f"{share.name} and {first.name} were made of other lists of files: embed both again, "
             "of the same photos named alike"
@@ -165,7 +171,7 @@ def _check_sound(share: _Share) -> None:
 def _all_files(shares: Sequence[_Share]) -> list[str]:
     """The list that was divided; raises OutputError where the shares do not make it up."""
     files = sorted((path for share in shares for path in share.files), key=os.fsencode)
-    if lists.digest_of_paths(files) != shares[0].facts["all_files"]:
+    if lists.digest_of_paths(files) != shares[0].header.get("all_files"):
         raise OutputError(
             "the shares do not make up the list of files that was divided: embed all again"
         )
@@ -176,36 +182,31 @@ def _all_files(shares: Sequence[_Share]) -> list[str]:
 def _appearing(target: Path) -> Iterator[StoreWriter]:
     """A new store in a hidden folder, which takes the target's place at the end.
 
-    What a crash left there is begun anew. All happens under the lock of the hidden folder, so that
+    What a crash left there is overwritten. All happens under the lock of the hidden folder, so that
     of two merges into one target the second is refused and touches nothing of the first.
     """
     folder = hidden_beside(target)
     with writing(folder, overwrite=True) as writer:
         try:
-            yield writer
-            os.rename(folder, target)
-            sync_folder(target.parent)
-        except BaseException as error:
+            with disk_errors("write", target, "the stores are as they were"):
+                yield writer
+                os.rename(folder, target)
+                sync_folder(target.parent)
+        except BaseException:
             if folder.is_dir():
                 remove(folder)
-            if not isinstance(error, OSError):
-                raise
-            raise OutputError(
-                f"cannot write {str(target)!r}: {error.strerror or error}; the stores are as they "
-                "were"
-            ) from error
+            raise
 
 
 def _copy(shares: Sequence[_Share], writer: StoreWriter) -> None:
     """All rows into one store, sorted by the bytes of their paths."""
     index = _Index(shares)
     frames = {path for share in shares for path in share.store._state.first_frames}
-    dim = shares[0].store.dim
-    part = max(1, min(_PART_ROWS, _PART_BYTES // (4 * dim)))
+    part = max(1, min(_PART_ROWS, _PART_BYTES // (4 * shares[0].store.dim)))
     for start in range(0, len(index.order), part):
         table = index.table(index.order[start : start + part])
-        facts = zip(*(table[name].to_pylist() for name in COLUMNS[2:]), strict=True)
-        for path, row, vector in zip(exact_paths(table), facts, vectors_of(table), strict=True):
+        columns = zip(*(table[name].to_pylist() for name in COLUMNS[2:]), strict=True)
+        for path, row, vector in zip(exact_paths(table), columns, vectors_of(table), strict=True):
             writer.add(Row(path, *row), vector, path in frames)
             writer.end_block()
 
@@ -215,35 +216,32 @@ class _Index:
 
     def __init__(self, shares: Sequence[_Share]):
         self.shards = [
-            (share.store, shard) for share in shares for shard in share.store._state.shards
+            (share.store.folder, shard) for share in shares for shard in share.store._state.shards
         ]
-        self._shard_of, self._place = array("q"), array("q")
+        self._starts = np.cumsum([0, *(shard.rows for _, shard in self.shards)])
         paths: list[bytes] = []
-        for number, (store, shard) in enumerate(self.shards):
-            names, _ = read_rows(store.folder, shard)
-            paths.extend(map(os.fsencode, names))
-            self._shard_of.extend([number] * len(names))
-            self._place.extend(range(len(names)))
+        for folder, shard in self.shards:
+            paths.extend(map(os.fsencode, read_rows(folder, shard)[0]))
         self.order = np.array(sorted(range(len(paths)), key=paths.__getitem__), np.int64)
-        for before, after in zip(self.order, self.order[1:], strict=False):
+        for before, after in pairwise(self.order):
             if paths[before] == paths[after]:
-                a, b = (
-                    repr(str(self.shards[self._shard_of[i]][0].folder)) for i in (before, after)
-                )
+                a, b = (repr(str(self.shards[i][0])) for i in self._shard_of([before, after]))
                 raise OutputError(
                     f"{os.fsdecode(paths[after])!r} has a row in {a} and in {b}: embed the shares "
                     "again into new folders"
                 )
 
+    def _shard_of(self, rows: ArrayLike) -> np.ndarray:
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
     def table(self, rows: np.ndarray) -> pa.Table:
         """These rows, with all columns; each shard they are in is read once."""
-        shard_of = np.frombuffer(self._shard_of, np.int64)[rows]
-        place = np.frombuffer(self._place, np.int64)[rows]
+        shard_of = self._shard_of(rows)
         tables, taken = [], []
         for number in np.unique(shard_of):
-            store, shard = self.shards[number]
+            folder, shard = self.shards[number]
             mine = np.flatnonzero(shard_of == number)
-            table = read_table(store.folder, shard, [*COLUMNS, "embedding"])
-            tables.append(table.take(pa.array(place[mine])))
+            table = read_table(folder, shard, [*COLUMNS, "embedding"])
+            tables.append(table.take(pa.array(rows[mine] - self._starts[number])))
             taken.append(mine)
         return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(taken))))

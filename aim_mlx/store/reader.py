@@ -1,37 +1,39 @@
-"""EmbeddingStore: a finished or growing store, read without loading what is not asked for."""
+"""EmbeddingStore: a finished or growing store, read without loading what is not asked for.
+
+And Photos: where the photos of its rows are now.
+"""
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.errors import OutputError, UsageError, warn_of_untrained
 from aim_mlx.files import open_regular, publish
 from aim_mlx.store import journal, lists, manifest
 from aim_mlx.store.folder import matrix_name
+from aim_mlx.store.lists import Places, read_header, started_in
 from aim_mlx.store.rows import COLUMNS, exact_paths, table_schema
-from aim_mlx.store.shards import Shard, read_table, vectors_of
-
-if TYPE_CHECKING:
-    from aim_mlx.encoder.encoder import EmbedOptions
+from aim_mlx.store.shards import Shard, damaged, read_table, vectors_of
 
 T = TypeVar("T")
 _TRIES = 5  # each run changes a store but once in this way
 
 
 class StoreChanged(OutputError):
-    """A run that ended, and joined the shards of a store, took away what was to be read."""
+    """A run ended and joined the shards of a store, so what was to be read is gone."""
 
 
 def reading(folder: Path, use: "Callable[[EmbeddingStore], T]") -> T:
-    """What `use` makes of a store; begun again with the store as it is then where it changed."""
+    """What `use` makes of a store; called again with the new store where a run changed it."""
     for _ in range(_TRIES - 1):
         with suppress(StoreChanged):
             return use(EmbeddingStore(folder))
@@ -86,13 +88,12 @@ class EmbeddingStore:
         path, shape = self.folder / matrix_name(self._state), (len(self), self.dim)
         if not len(self):
             return np.empty(shape, np.float32)
-        try:
+        mapped = None
+        with suppress(OSError):
             mapped = mapped_matrix(path, shape)
             if mapped is None:
                 publish({path: self._write_matrix})
                 mapped = mapped_matrix(path, shape)
-        except OSError:
-            mapped = None
         return self._unnamed_matrix() if mapped is None else mapped
 
     def table(self, columns: Sequence[str] = COLUMNS) -> pa.Table:
@@ -132,20 +133,18 @@ class EmbeddingStore:
 
     def locate_path(self, named: str) -> Path:
         """Where the photo of a path is."""
-        path = self._started_in / named
+        path = Path(self._places.locate(named))
         return path if path.exists() or not os.path.exists(named) else Path(named)
 
     @property
-    def options(self) -> "EmbedOptions":
+    def options(self) -> EmbedOptions:
         """How tokens became these vectors."""
-        from aim_mlx.encoder.encoder import EmbedOptions
-
         layers = tuple(self.manifest["layers"])
         return EmbedOptions(self.manifest["pooling"], layers, self.manifest["normalized"])
 
     @cached_property
-    def _started_in(self) -> Path:
-        return Path(lists.started_in(self.folder))
+    def _places(self) -> Places:
+        return Places(started_in(self.folder))
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The current rows of each shard, with at least these columns."""
@@ -165,10 +164,7 @@ class EmbeddingStore:
                 f"{str(self.folder)!r} changed while it was read: run the same command again"
             ) from error
         if "embedding" in columns and table["embedding"].type.list_size != self.dim:
-            raise OutputError(
-                f"shard {str(self.folder / shard.name)!r} is damaged (its vectors are not of "
-                f"length {self.dim}): embed again to compute it anew"
-            )
+            raise damaged(self.folder, shard, f"its vectors are not of length {self.dim}")
         return table
 
     @cached_property
@@ -213,10 +209,94 @@ def mapped_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
 
     Raises OSError where what is there cannot be mapped.
     """
-    try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size == 4 * shape[0] * shape[1]:
-                return np.memmap(file, np.float32, "r", shape=shape)
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError), open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size == 4 * shape[0] * shape[1]:
+            return np.memmap(file, np.float32, "r", shape=shape)
     return None
+
+
+class Photos:
+    """The photos of a store's rows; each is looked at once, when it is first asked for.
+
+    A photo is gone when its file is not there while the folder that was embedded still is. Where
+    that folder is missing or empty (another machine, a disk that is not mounted) its photos count
+    as there. With `gone` those that are gone count too.
+    """
+
+    def __init__(self, store: EmbeddingStore, gone: bool = False):
+        self._store, self._with_gone, self._places = store, gone, store._places
+        self._files: dict[int, Hashable] = {}
+        self._inodes: dict[int, tuple[int, int]] = {}
+        self._folders: dict[str, bool] = {}
+        self.gone: set[int] = set()  # of the rows asked for
+        self.away: set[int] = set()  # not there, in a folder that is not there either
+
+    def file(self, row: int) -> Hashable | None:
+        """The same for all rows of one file, links to it included; None for one that is gone."""
+        if row not in self._files:
+            self._files[row] = self._look(row)
+        return self._files[row]
+
+    @property
+    def left_out(self) -> int:
+        """How many of the rows asked for are left out as their photos are gone."""
+        return 0 if self._with_gone else len(self.gone)
+
+    def each_once(self, rows: Iterable[int], without: Collection[Hashable] = ()) -> list[int]:
+        """The first row of each file, in order, but none of the files `without`."""
+        seen: set[Hashable] = {None, *without}
+        return [row for row in rows if not ((file := self.file(row)) in seen or seen.add(file))]
+
+    def is_link(self, row: int) -> bool:
+        """Whether a row's path is a symbolic link."""
+        return os.path.islink(self._store.locate(row))
+
+    def inode(self, row: int) -> tuple[int, int] | None:
+        """The same for hard links, which are names of one file; None where it is not known."""
+        return self._inodes.get(row) if self.file(row) is not None else None
+
+    def _look(self, row: int) -> Hashable | None:
+        path = self._store.paths[row]
+        # As EmbeddingStore.locate() does: from here if it is only there.
+        for place in dict.fromkeys((self._places.locate(path), path)):
+            try:
+                found = os.stat(place)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError:
+                return place  # in a folder that cannot be read now
+            if found.st_ino:  # some network file systems number nothing
+                self._inodes[row] = found.st_dev, found.st_ino
+            return file_of(place, found)
+        gone = self._is_folder_there(path)
+        (self.gone if gone else self.away).add(row)
+        return None if gone and not self._with_gone else self._places.locate(path)
+
+    def _is_folder_there(self, path: str) -> bool:
+        """Whether the folder that was embedded, and a path with it, is there and not empty."""
+        folder = os.path.dirname(self._places.locate(path)) or "."
+        if folder not in self._folders:
+            above = (source for source in self._sources if self._places.is_under(folder, source))
+            try:
+                with os.scandir(next(above, folder)) as entries:
+                    self._folders[folder] = next(entries, None) is not None
+            except OSError:
+                self._folders[folder] = False
+        return self._folders[folder]
+
+    @cached_property
+    def _sources(self) -> list[str]:
+        """The folders of the last run."""
+        sources = read_header(self._store.folder).get("sources", [])
+        return [self._places.locate(source) for source in sources]
+
+
+def file_of(place: str | os.PathLike[str], found: os.stat_result | None = None) -> Hashable:
+    """What is the same for all spellings of a path and links to it, and not for hard links.
+
+    `found` is what os.stat() says of it; raises OSError where it is not there.
+    """
+    found = found or os.stat(place)
+    if found.st_nlink == 1 and found.st_ino:
+        return found.st_dev, found.st_ino
+    return Places("").entry(os.path.realpath(place))

@@ -1,15 +1,21 @@
-"""Whether a store is what it says: bytes, rows and vectors of its shards, and its account."""
+"""Whether a store is what it says: bytes, rows and vectors of its shards, and its account.
+
+A sample of its photos can be embedded again, to see that they still give those vectors.
+"""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from aim_mlx.encoder.encoder import Embedded, Encoder
 from aim_mlx.errors import OutputError
+from aim_mlx.images import KnownFile, default_max_pixels
 from aim_mlx.store import journal, lists
 from aim_mlx.store.folder import damages, matrix_name
 from aim_mlx.store.reader import EmbeddingStore, mapped_matrix
@@ -17,15 +23,20 @@ from aim_mlx.store.rows import COLUMNS, exact_paths, path_columns
 from aim_mlx.store.shards import DIGEST, Shard, read_table, vectors_of
 
 AGAIN = "embed again: it recomputes what is wrong"
-AFRESH = "embed again with --overwrite"
+OVERWRITE = "embed again with --overwrite"
 # float32 sums of a few thousand squares are off by some 1e-6; a damaged number by far more.
 _UNIT = 1e-4
 _TRIES = 3  # a store that is being written to may change between reading its journal and its shards
+# How far the cosine of two computations of one photo may be below 1. Another device or another
+# batch sums in another order: the vectors then differ by the rounding of the dtype, some 24 blocks
+# deep (relative 1e-5 in float32, 1e-2 and 8e-2 in the half precisions), and the cosine by half the
+# square of that. TF32, which some GPUs take for float32, is as coarse as float16.
+_MARGIN = {"float32": 1e-4, "float16": 5e-4, "bfloat16": 5e-3}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is not as it was written: in which file, what, and what mends it."""
+    """Something that is not as it was written: in which file, what is wrong, how to repair it."""
 
     where: str
     what: str
@@ -62,7 +73,7 @@ class SampledRow:
 
 @dataclass
 class Findings:
-    """What was found: the current rows, the account where it could be made, and all faults."""
+    """The number of current rows, the account where it could be made, and all faults."""
 
     rows: int = 0
     shards: int = 0
@@ -77,7 +88,7 @@ class Findings:
 
     @property
     def complete(self) -> bool:
-        """Whether the last run came to its end."""
+        """Whether the store is sound and the last run came to its end."""
         return self.sound and self.finished
 
 
@@ -109,9 +120,9 @@ class _Verification:
         self.matrix = _Matrix(self.folder / matrix_name(self.state), store)
 
     def run(self) -> Findings:
-        found, start = damages(self.folder, self.state.shards, self.store.dim), 0
+        damaged, start = damages(self.folder, self.state.shards, self.store.dim), 0
         for shard in self.state.shards:
-            if wrong := found.get(shard.name):
+            if wrong := damaged.get(shard.name):
                 self._fault(shard.name, wrong, AGAIN)
             else:
                 self._check_shard(shard, start)
@@ -119,7 +130,10 @@ class _Verification:
         self.findings.rows = len(self.row_of)
         self.findings.sample = [row for row in self.findings.sample if row.path in self.row_of]
         if self.findings.sound:
-            self._check_account()
+            try:
+                self._check_account()
+            except OutputError as error:
+                self._fault("account", str(error), AGAIN)
         if self.matrix.wrong:
             todo = "delete this file; it is made again from the shards"
             self._fault(self.matrix.path.name, self.matrix.wrong, todo)
@@ -132,14 +146,14 @@ class _Verification:
         try:
             table = read_table(self.folder, shard, [*COLUMNS, "embedding"])
         except OutputError as error:
-            self._fault(shard.name, str(error.__cause__ or error), AFRESH)
+            self._fault(shard.name, str(error.__cause__ or error), OVERWRITE)
             return
         paths, vectors = exact_paths(table), vectors_of(table)
-        wrong = [*_wrong_facts(table, paths), *_wrong_vectors(vectors, self.store.manifest)]
+        wrong = [*_wrong_columns(table, paths), *_wrong_vectors(vectors, self.store.manifest)]
         for what, rows in wrong:
             if count := int(np.count_nonzero(rows)):
                 first = paths[int(np.argmax(rows))]
-                self._fault(shard.name, f"{count:,} rows, first {first!r}, {what}", AFRESH)
+                self._fault(shard.name, f"{count:,} rows, first {first!r}, {what}", OVERWRITE)
         self._add(shard, paths, start)
         self._keep_chosen(table, paths, vectors, start)
         self.matrix.compare(vectors, start)
@@ -150,58 +164,50 @@ class _Verification:
         twice = before + len(paths) - len(self.row_of)
         # A file that changed has a new row, and its old one until the run is finished.
         if twice and (self.store.finished or len(set(paths)) < len(paths)):
-            self._fault(shard.name, f"{twice:,} paths have a row already", AFRESH)
+            self._fault(shard.name, f"{twice:,} paths have a row already", OVERWRITE)
 
     def _keep_chosen(
         self, table: pa.Table, paths: list[str], vectors: np.ndarray, start: int
     ) -> None:
         low, high = np.searchsorted(self.chosen, [start, start + len(paths)])
         for i in (self.chosen[low:high] - start).tolist():
-            digest, size, width, height = (
-                table[name][i].as_py() for name in ("digest", "size", "width", "height")
-            )
+            names = ("digest", "size", "width", "height")
+            digest, size, width, height = (table[name][i].as_py() for name in names)
             row = SampledRow(paths[i], digest, size, width * height, vectors[i].copy())
             self.findings.sample.append(row)
 
     def _check_account(self) -> None:
-        """Every listed file is a row or a skip, and the counts of the run are those found."""
+        """Every listed file is a row or a skip, and the counts of the run are those that are there.
+
+        Raises OutputError for a list that cannot be read.
+        """
         finished = self.state.finished
         if finished is None and not os.path.lexists(self.folder / lists.FILES):
             return  # a run that ended before it began
-        try:
-            header, files = lists.read_files(self.folder)
-            if finished is not None and finished["files"] != lists.digest(self.folder):
-                self._fault(lists.FILES, "it is not the list that was written", AGAIN)
-                return
-            skips = self._skips(set(files))
-            account = self._account(header, files, skips)
-        except OutputError as error:
-            self._fault("account", str(error), AGAIN)
+        header, files = lists.read_files(self.folder)
+        if finished is not None and finished["files"] != lists.digest(self.folder):
+            self._fault(lists.FILES, "it is not the list that was written", AGAIN)
             return
-        self.findings.account = account
-        if finished is not None:
-            self._check_counts(account, finished)
-            self._check_reasons(skips)
-
-    def _account(
-        self, header: dict[str, Any], files: Sequence[str], skips: Mapping[str, str]
-    ) -> Account:
+        skips = self._skips(set(files))
         rest = [path for path in files if path not in skips]
         embedded = sum(path in self.row_of for path in rest)
-        return Account(
+        account = Account(
             listed=header["listed"],
             embedded=embedded,
             skipped=len(skips),
             ignored=header["ignored"],
             missing=len(rest) - embedded,
         )
+        self.findings.account = account
+        if finished is not None:
+            self._check_counts(account, finished)
+            self._check_reasons(skips)
 
     def _skips(self, listed: set[str]) -> dict[str, str]:
-        """Reasons by path: those of the last run; of one that is not finished as far as it came."""
+        """Reasons by path: those of the last run, or those so far where it is not finished."""
+        skips = {}
         if self.findings.finished or os.path.lexists(self.folder / lists.SKIPPED):
             skips = {skip["path"]: skip["reason"] for skip in lists.read_skips(self.folder)}
-        else:
-            skips = {}
         if not self.findings.finished:
             known = self.state.skipped.items()
             skips |= {path: skip["reason"] for path, skip in known if path in listed}
@@ -209,7 +215,7 @@ class _Verification:
             skips = {path: reason for path, reason in skips.items() if path not in self.row_of}
         return skips
 
-    def _check_counts(self, account: Account, finished: dict[str, Any]) -> None:
+    def _check_counts(self, account: Account, finished: Mapping[str, Any]) -> None:
         if account.missing:
             what = f"{account.missing:,} listed files have neither a row nor a reason"
             self._fault(journal.NAME, what, AGAIN)
@@ -227,25 +233,23 @@ class _Verification:
         # A file that only vanished keeps the row that it had.
         both = [p for p, why in skips.items() if why != "vanished" and p in self.row_of]
         if both:
-            what = (
-                f"{len(both):,} files, first {both[0]!r}, have a reason to have no row, and a row"
-            )
+            what = f"{len(both):,} files, first {both[0]!r}, were skipped but have a row"
             self._fault(lists.SKIPPED, what, AGAIN)
 
 
-def _wrong_facts(table: pa.Table, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _wrong_columns(table: pa.Table, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
     """What can be wrong with the columns of a shard, and which rows have it."""
     digests = [DIGEST.fullmatch(digest) is None for digest in table["digest"].to_pylist()]
     yield "have no SHA-256 as digest", np.array(digests, bool)
     for name in ("size", "width", "height"):
         yield f"have a {name} below 1", np.asarray(table[name]) < 1
-    shown = path_columns(list(paths))["path"]
+    shown = path_columns(paths)["path"]
     differ = [a != b for a, b in zip(shown, table["path"].to_pylist(), strict=True)]
     yield "have a raw_path that is not their path", np.array(differ, bool)
 
 
 def _wrong_vectors(
-    vectors: np.ndarray, manifest: dict[str, Any]
+    vectors: np.ndarray, manifest: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
     finite = np.asarray(np.isfinite(vectors).all(axis=1))
     yield "have numbers that are not finite", ~finite
@@ -261,7 +265,7 @@ class _Matrix:
         self.path, self.wrong = path, None
         self._vectors: np.ndarray | None = None
         shape = store._state.rows, store.dim
-        try:  # of another size, as it is where rows no longer count, the reader makes it anew
+        try:  # of another size, as it is where rows no longer count, the reader replaces it
             self._vectors = mapped_matrix(path, shape) if shape[0] else None
         except OSError as error:
             self.wrong = error.strerror or str(error)
@@ -274,3 +278,41 @@ class _Matrix:
         if there.tobytes() != np.ascontiguousarray(vectors).tobytes():
             rows = (there.view(np.uint32) != vectors.view(np.uint32)).any(axis=1)
             self.wrong = f"row {start + int(np.argmax(rows))} is not that of the shards"
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What became of one row: "same" or "differs" with the cosine of old and new vector.
+
+    Or why it could not be compared: "changed" or another reason of a photo that is not what it was,
+    with a sentence.
+    """
+
+    path: str
+    outcome: str
+    cosine: float | None = None
+    detail: str = ""
+
+
+def recompute(
+    store: EmbeddingStore, encoder: Encoder, rows: Sequence[SampledRow]
+) -> Iterator[Recomputed]:
+    """Embeds the photos of these rows and compares, in the order of the rows."""
+    photos = [KnownFile(str(store.locate_path(r.path)), r.digest, r.size) for r in rows]
+    # Whatever was allowed then is allowed now; photos that are whole give the same pixels.
+    most = max([default_max_pixels(), *(row.pixels for row in rows)])
+    options = replace(store.options, allow_truncated=True, max_pixels=most)
+    least = 1 - _MARGIN[store.manifest["dtype"]]
+    with closing(encoder.embed_stream(photos, options)) as embedded:
+        for row, again in zip(rows, embedded, strict=True):
+            yield _compared(row, again, least)
+
+
+def _compared(row: SampledRow, again: Embedded, least: float) -> Recomputed:
+    failure = again.failure
+    if failure is not None:
+        return Recomputed(row.path, failure.reason, detail=failure.detail)
+    old, new = row.vector.astype(np.float64), again.vector.astype(np.float64)
+    cosine = float(old @ new / (np.linalg.norm(old) * np.linalg.norm(new) or 1.0))
+    outcome = "same" if cosine >= least else "differs"
+    return Recomputed(row.path, outcome, round(cosine, 6))

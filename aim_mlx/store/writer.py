@@ -13,10 +13,9 @@ import pyarrow as pa
 from aim_mlx.errors import OutputError
 from aim_mlx.store import lists
 from aim_mlx.store import manifest as manifests
-from aim_mlx.store.catalog import Catalog
 from aim_mlx.store.folder import clean, load_rows, next_number, prepared, without_damaged
 from aim_mlx.store.journal import Journal, State
-from aim_mlx.store.rows import COLUMNS, Row, exact_paths, with_paths
+from aim_mlx.store.rows import COLUMNS, Catalog, Row, exact_paths, with_paths
 from aim_mlx.store.shards import (
     Shard,
     read_group,
