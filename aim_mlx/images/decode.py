@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images.orientation import orientation
 from aim_mlx.images.reading import KnownFile, check_pixels, explained, opened
 
 ImageSource = str | Path | KnownFile | bytes | Image.Image | np.ndarray
@@ -66,8 +65,7 @@ def decoded(
             with opened(source, limit, allow_truncated) as encoded:
                 _check(encoded.size, encoded.mode, limit, turn)
                 stored = encoded.load()
-                with explained():
-                    turned = orientation(stored)
+                turned = _orientation(stored)
                 image = _upright_rgb(stored, turned, encoded.multi_frame)
                 image.info["dark"] = encoded.is_deep and _is_dark(image)
         else:
@@ -131,7 +129,7 @@ def _upright_rgb(image: Image.Image, turned: int, multi_frame: bool) -> Image.Im
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a caller's image; 1 where it is absent or damaged."""
+    """The EXIF orientation, or that of XMP where EXIF says none; 1 where it is damaged."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # metadata must not cost the image

@@ -5,10 +5,12 @@ The allow-list of formats lives here. Pillow is only ever handed a file of a for
 
 import struct
 import zlib
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from aim_mlx.errors import ImageError
+from aim_mlx.images import tiff
 
+HEAD_BYTES = 64
 READABLE = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "PPM")
 
 _MAGIC = {
@@ -90,7 +92,7 @@ def is_cut(format: str, file: BinaryIO, size: int, scan: int | None = None) -> b
         file.seek(4)
         return size < 12 or struct.unpack("<I", file.read(4))[0] + 8 > size
     if format == "TIFF":
-        return _tiff_is_cut(file, size)
+        return tiff.is_cut(file)
     if format in ("AVIF", "HEIF"):
         return _boxes_are_cut(file, size)
     return False
@@ -134,44 +136,6 @@ def _png_is_cut(file: BinaryIO) -> bool:
         if kind == b"IEND":
             return False
     return True
-
-
-class TiffDirectory(NamedTuple):
-    """Where the first directory of a TIFF is and how it is written."""
-
-    order: str
-    offset: int
-    count_bytes: int
-    entry: struct.Struct  # tag, type, number of values, and them or their offset
-
-    def count_in(self, data: bytes) -> int:
-        """The number of entries, 0 where it is cut."""
-        return int.from_bytes(data, "little" if self.order == "<" else "big")
-
-
-def tiff_directory(file: BinaryIO) -> TiffDirectory | None:
-    """From the header of a TIFF or BigTIFF; None where that is cut."""
-    file.seek(0)
-    head = file.read(16)
-    order = "<" if head[:2] == b"II" else ">"
-    big = head[2:4] in (b"+\0", b"\0+")
-    if len(head) < (16 if big else 8):
-        return None
-    if big:
-        offset = struct.unpack(order + "Q", head[8:16])[0]
-        return TiffDirectory(order, offset, 8, struct.Struct(order + "HHQ8s"))
-    offset = struct.unpack(order + "I", head[4:8])[0]
-    return TiffDirectory(order, offset, 2, struct.Struct(order + "HHI4s"))
-
-
-def _tiff_is_cut(file: BinaryIO, size: int) -> bool:
-    """Whether the first directory lies beyond the end: writers often put it last."""
-    directory = tiff_directory(file)
-    if directory is None or directory.offset + directory.count_bytes > size:
-        return True
-    file.seek(directory.offset)
-    count = directory.count_in(file.read(directory.count_bytes))
-    return directory.offset + directory.count_bytes + count * directory.entry.size > size
 
 
 def _boxes_are_cut(file: BinaryIO, size: int) -> bool:

@@ -22,8 +22,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images import formats as containers
-from aim_mlx.images import headers
+from aim_mlx.images import formats, headers, tiff
 
 READ_WHOLE = 64 << 20  # bytes; larger files are decoded from the open file
 _PLUGINS = {
@@ -59,37 +58,53 @@ class EncodedImage:
     """
 
     def __init__(self, file: BinaryIO, file_size: int, max_pixels: int, allow_truncated: bool):
-        self._file = file
+        self._file: Any = headers.Metered(file)
         self._file_size = file_size
         self._allow_truncated = allow_truncated
         self._scan: int | None = None  # where the pixel data of a JPEG begin
         self.multi_frame = False
-        self._format = check_header(file, file_size, max_pixels)
-        if self._format == "PNG":
-            headers.check_png_chunks(file)
-        if self._format in ("PNG", "TIFF") and not allow_truncated and self._is_cut():
-            raise _truncated()
-        if self._format == "TIFF" and isinstance(file, io.BytesIO):
-            sound = headers.without_damaged_tags(file)
-            if sound is None:
-                raise _truncated()
-            self._file = file = sound
-        if self._format == "GIF":
-            self.multi_frame = headers.gif_has_frames(file)
+        self._format = _format_of(self._file)
+        headers.check_unopened(self._format, file_size)
+        if self._format == "TIFF":
+            self._file = self._sound_tiff(file)
         with explained():
-            self._image = self._open(file)
+            self._image = self._open(self._file)
+        self._file.end_header(self._format)
         self.size, self.mode = self._image.size, self._image.mode
+        self._check_size(max_pixels)
+        if self._format == "PNG" and not allow_truncated and self._is_cut():
+            raise _truncated()
         deep = self._format in ("PNG", "TIFF")
         self.is_deep = deep and any(";16" in str(tile.args) for tile in self._image.tile[:1])
         if self._format == "JPEG":
-            self._scan = file.tell()
-            self._check_scans(self._scan)
+            self._scan = scan = self._file.tell()
+            self._check_scans(scan)
+
+    def _sound_tiff(self, file: BinaryIO) -> Any:
+        """Without damaged tags, where it is in memory; raises ImageError for one that is cut."""
+        if not self._allow_truncated and self._is_cut():
+            raise _truncated()
+        if not isinstance(file, io.BytesIO):
+            return self._file
+        sound = tiff.without_damaged_tags(file)
+        if sound is None:
+            raise _truncated()
+        return headers.Metered(sound)
+
+    def _check_size(self, max_pixels: int) -> None:
+        """Refuses what is too large; of GIF what Pillow itself refuses, whose limit is lower."""
+        if self._format == "GIF":
+            max_pixels = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+        check_pixels(self.size, max_pixels)
+        headers.check_bytes(self._image, self._format, self._file_size)
 
     def load(self) -> Image.Image:
         """Decodes the first frame; of a file that was cut, the part that is there if allowed."""
         with explained():
-            self.multi_frame = self.multi_frame or self._has_frames()
-            _make_canvas(self._image)
+            self.multi_frame = self._has_frames()
+            if self._format == "TIFF":
+                self._image.getexif()  # remembered: Pillow lets go of the file when it has decoded
+                _make_canvas(self._image)
             try:
                 self._image.load()
                 if self._format == "JPEG" and not self._allow_truncated and self._is_cut():
@@ -102,6 +117,7 @@ class EncodedImage:
                 self._load_part()
             if self._format == "TIFF":
                 self._image._size = self._image.im.size  # as stored: Pillow has turned only that
+            tiff.without_damaged_exif(self._image.info)
             return self._image
 
     def _check_scans(self, scan: int) -> None:
@@ -110,13 +126,13 @@ class EncodedImage:
         self._file.seek(max(0, scan - 4 - 2 * components))
         if not self._image.info.get("progressive") and self._file.read(1) == bytes([components]):
             return
-        scans, _ = containers.jpeg_scans(self._file, scan)
+        scans, _ = formats.jpeg_scans(self._file, scan)
         most = headers.most_scans(self.size[0] * self.size[1])
         if scans > most:
             raise ImageError("too_large", f"{scans} scans of a JPEG, the limit is {most}")
 
     def _is_cut(self) -> bool:
-        return containers.is_cut(self._format, self._file, self._file_size, self._scan)
+        return formats.is_cut(self._format, self._file, self._file_size, self._scan)
 
     def _open(self, file: BinaryIO) -> Any:
         opener = _opener(self._format)
@@ -138,10 +154,14 @@ class EncodedImage:
         return image
 
     def _has_frames(self) -> bool:
-        if self._format in ("JPEG", "GIF"):
-            return False  # the further pictures of a phone's MPO are previews and gain maps
+        """Whether there are further frames or pages.
+
+        Those of an MPO, previews and gain maps of a phone, do not count: Pillow opens it as a JPEG.
+        """
         try:
             return bool(getattr(self._image, "is_animated", False))
+        except ImageError:
+            raise
         except Exception:
             return False  # a damaged second frame does not matter
 
@@ -280,24 +300,19 @@ def unreadable(path: Any, error: Exception) -> ImageError:
     return ImageError("unreadable", str(error))
 
 
-def check_header(file: BinaryIO, file_size: int, max_pixels: int) -> str:
-    """The format, if it is one that is read and its header announces nothing too large.
+def check_header(file: BinaryIO, file_size: int, max_pixels: int) -> None:
+    """Raises ImageError for a file that decode() refuses by its header."""
+    EncodedImage(file, file_size, max_pixels, allow_truncated=True)
 
-    Raises ImageError.
-    """
+
+def _format_of(file: BinaryIO) -> str:
+    """The format, if it is one that is read; raises ImageError."""
     file.seek(0)
-    head = file.read(headers.HEAD_BYTES)
-    format = containers.identify(head)
-    if format not in containers.READABLE:
+    format = formats.identify(file.read(formats.HEAD_BYTES))
+    if format not in formats.READABLE:
         known = f"{format} is not among the formats that are read"
         unknown = "the first bytes are not those of an image format that is read"
         raise ImageError("not_image", known if format else unknown)
-    size = headers.pixel_size(format, head, file)
-    # Pillow's own, lower limits for these two cannot be passed by; ours comes first and is clear.
-    own = Image.MAX_IMAGE_PIXELS or max_pixels
-    largest = {"GIF": min(max_pixels, own), "WEBP": min(max_pixels, 2 * own)}
-    check_pixels(size, largest.get(format, max_pixels))
-    headers.check_bytes(format, head, size, file_size)
     return format
 
 
@@ -368,5 +383,5 @@ def _is_camera_raw(image: Any) -> bool:
 
 def _make_canvas(image: Any) -> None:
     """Makes a TIFF's pixel memory; made by Pillow it would fall under Pillow's own limit."""
-    if image.format == "TIFF" and image._im is None and hasattr(image, "_tile_size"):
+    if image._im is None and hasattr(image, "_tile_size"):
         image.im = Image.core.new(image.mode, image._tile_size)
