@@ -10,8 +10,8 @@ from PIL import Image
 from aim_mlx.data.labelled import read_labelled
 from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.errors import UsageError
-from aim_mlx.probe import augment
-from aim_mlx.probe.augment import Views, augmented, encoder_of_views, view_key
+from aim_mlx.images.augment import augmented, random_box
+from aim_mlx.probe.augment import Views, encoder_of_views, view_key
 from aim_mlx.probe.features import Augmentation, Features
 from aim_mlx.training.report import Silent
 from tests.small import assert_like_float16, encoder, photo, save
@@ -212,7 +212,7 @@ def test_an_image_of_any_shape_has_views(shape):
 
 def test_boxes_lie_in_the_image_and_have_the_area_and_shape_asked_for():
     rng = np.random.default_rng(0)
-    boxes = np.array([augment._box(640, 480, rng) for _ in range(2000)])
+    boxes = np.array([random_box(640, 480, rng, 0.08) for _ in range(2000)])
     across, down = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes.min() >= 0 and boxes[:, 2].max() <= 640 and boxes[:, 3].max() <= 480
     area, ratio = across * down / (640 * 480), across / down

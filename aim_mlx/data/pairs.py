@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +17,8 @@ from aim_mlx.images.contents import read_content
 class Pairs:
     """Captions (n,) and the image of each; images are told apart by their content.
 
-    `paths` and `contents` have one entry for each image, `images` (n,) says which is a caption's.
+    `paths` and `contents` have one entry for each image, `images` (n,) says which is a caption's:
+    an image may have several captions, and none where whoever reads the pairs allows it.
     """
 
     paths: tuple[str, ...]
@@ -36,6 +36,8 @@ class Pairs:
         for image, caption in zip(self.images, self.captions, strict=True):
             total.update(bytes.fromhex(self.contents[image].digest))
             total.update(hashlib.sha256(caption.encode()).digest())
+        for image in np.setdiff1d(np.arange(len(self.paths)), self.images):
+            total.update(bytes.fromhex(self.contents[image].digest))
         return total.hexdigest()
 
     def of(self, keep: Collection[int] | np.ndarray) -> "Pairs":
@@ -56,41 +58,59 @@ def read_pairs(
     table: str | os.PathLike[str],
     columns: tuple[str, str] = ("path", "caption"),
     progress: Callable[[int, int], None] | None = None,
+    may_lack_captions: bool = False,
 ) -> tuple[Pairs, list[Skip]]:
     """The pairs of a table, and the images that cannot be read; the same pair twice counts once.
 
     Raises UsageError for a bad table, or where no image can be read.
     """
+    lacking = columns[1] if may_lack_captions else None
     try:
-        rows = read_table(table, columns)
+        rows = read_table(table, columns, may_be_empty=lacking)
     except MissingColumn as error:
         raise MissingColumn(f"{error} (--path-column and --caption-column say which)") from None
     for row in rows:
         if any("\ud800" <= letter <= "\udfff" for letter in row.values[1]):
-            raise UsageError(f"{row.place}: the caption holds half a character: mend it")
-    contents, skips = _contents([beside(table, row.values[0]) for row in rows], progress)
+            raise UsageError(f"{row.place}: the caption holds half a character: fix it")
+    captions = [(beside(table, row.values[0]), row.values[1]) for row in rows]
+    try:
+        return _paired(captions, progress)
+    except UsageError as error:
+        raise UsageError(f"{error}: paths are relative to the table's own folder") from None
+
+
+def images_alone(
+    paths: Sequence[str], progress: Callable[[int, int], None] | None = None
+) -> tuple[Pairs, list[Skip]]:
+    """Images without captions, and those that cannot be read; raises UsageError for none."""
+    return _paired([(path, "") for path in paths], progress)
+
+
+def _paired(
+    captions: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None
+) -> tuple[Pairs, list[Skip]]:
+    """Paths with their captions, "" for none -> pairs; raises UsageError where there are none."""
+    contents, skips = _contents([path for path, _ in captions], progress)
     place: dict[str, int] = {}
     first: list[str] = []
-    found: dict[tuple[int, str], None] = {}
-    for row in rows:
-        path = beside(table, row.values[0])
+    distinct: dict[tuple[int, str], None] = {}
+    for path, caption in captions:
         if path not in contents:
             continue
         digest = contents[path].digest
         if digest not in place:
             place[digest] = len(first)
             first.append(path)
-        found[place[digest], row.values[1]] = None
-    if not found:
-        raise UsageError(
-            f"none of the {len(skips)} images of {Path(table).name} can be read, the first because "
-            f"{skips[0].detail}: its paths are relative to the table's own folder"
-        )
+        if caption:
+            distinct[place[digest], caption] = None
+    if not first:
+        reason = f", the first because {skips[0].detail}" if skips else ""
+        raise UsageError(f"none of {len(skips)} images can be read{reason}")
     return Pairs(
         tuple(first),
         tuple(contents[path] for path in first),
-        tuple(caption for _, caption in found),
-        np.array([image for image, _ in found]),
+        tuple(caption for _, caption in distinct),
+        np.array([image for image, _ in distinct], np.int64),
     ), skips
 
 

@@ -42,15 +42,16 @@ def read_table(
     columns: Sequence[str],
     several: str | None = None,
     optional: str | None = None,
+    may_be_empty: str | None = None,
 ) -> list[Row]:
     """The rows of a table, its format known by the suffix; other columns are passed over.
 
     Text is UTF-8, with or without a byte-order mark and with any line ends; lines with nothing in
     them are passed over. Whole numbers become their digits. The column `several` holds lists, or
     text with ";" between its parts, and may be empty. The column `optional` is read, as the last,
-    only where the table has it. Raises UsageError for a file that cannot be read or is not of its
-    format, a missing column, an empty value, no rows at all, and more than a file of its size would
-    hold.
+    only where the table has it. Values of the column `may_be_empty` may be missing, and are "".
+    Raises UsageError for a file that cannot be read or is not of its format, a missing column, an
+    empty value, no rows at all, and more than a file of its size would hold.
     """
     path = Path(path)
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
@@ -66,7 +67,7 @@ def read_table(
             columns = [*columns, optional]
         wanted = [*columns] if several is None else [*columns, several]
         found = _counted(path, read(path, wanted))
-        rows = [_row(place, columns, several, values) for place, values in found]
+        rows = [_row(place, columns, several, values, may_be_empty) for place, values in found]
     except OSError as error:
         raise UsageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except MemoryError:
@@ -112,8 +113,14 @@ def _too_much(path: Path, what: str) -> UsageError:
     )
 
 
-def _row(place: str, columns: Sequence[str], several: str | None, values: Sequence[Any]) -> Row:
-    texts = _checked(place, columns, values[: len(columns)])
+def _row(
+    place: str,
+    columns: Sequence[str],
+    several: str | None,
+    values: Sequence[Any],
+    may_be_empty: str | None,
+) -> Row:
+    texts = _checked(place, columns, values[: len(columns)], may_be_empty)
     if several is None:
         return Row(place, texts)
     parts = values[-1]
@@ -126,15 +133,20 @@ def _row(place: str, columns: Sequence[str], several: str | None, values: Sequen
     return Row(place, texts, _checked(place, [several] * len(parts), parts))
 
 
-def _checked(place: str, columns: Sequence[str], values: Sequence[Any]) -> tuple[str, ...]:
+def _checked(
+    place: str, columns: Sequence[str], values: Sequence[Any], may_be_empty: str | None = None
+) -> tuple[str, ...]:
     """The values as text; raises UsageError, with the place, for one that is none."""
     texts = []
     for column, value in zip(columns, values, strict=True):
         if type(value) is int:
             value = str(value)
+        if value is None and column == may_be_empty:
+            value = ""
         if not isinstance(value, str):
             raise UsageError(f"{place}: expected text as {column!r}, got {_short(value)}")
-        if not value.strip():
+        value = value if value.strip() else ""
+        if not value and column != may_be_empty:
             raise UsageError(f"{place}: {column!r} is empty: fill it in, or remove the row")
         if "\0" in value:
             raise UsageError(f"{place}: {column!r} holds a NUL character: remove it")

@@ -1,0 +1,141 @@
+"""Pictures and captions as batches, each a pure function of the seed and the step."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from aim_mlx.config import PreprocessConfig
+from aim_mlx.data.pairs import Pairs, images_alone, read_pairs
+from aim_mlx.errors import UsageError
+from aim_mlx.images import Skip, discover, preprocess
+from aim_mlx.images.augment import augmented
+from aim_mlx.pretrain.config import PretrainConfig
+from aim_mlx.pretrain.losses import Batch, sample_prefixes
+from aim_mlx.pretrain.pictures import Pictures
+from aim_mlx.words.tokenizer import Tokenizer
+
+_SHAPES = 8  # captions are padded to a multiple, so that few shapes occur
+
+
+def read_source(
+    source: str | os.PathLike[str],
+    columns: tuple[str, str],
+    progress: Callable[[int, int], None],
+) -> tuple[Pairs, list[Skip]]:
+    """The pairs of a table, whose captions may be empty, or the images of a folder.
+
+    With those that cannot be read. Raises UsageError for a bad table, or where none can be read.
+    """
+    if not Path(source).is_dir():
+        return read_pairs(source, columns, progress, may_lack_captions=True)
+    listing = discover([source])
+    if not listing.files:
+        raise UsageError(f"{os.fspath(source)!r} has no images: choose another folder")
+    pairs, skips = images_alone(listing.files, progress)
+    return pairs, [*listing.skipped, *skips]
+
+
+class PretrainingData:
+    """The pictures of `pairs` with their captions' tokens.
+
+    `pictures` are numbered as in the pairs. Without a tokenizer captions have no say.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        pictures: Pictures,
+        tokenizer: Tokenizer | None,
+        preprocessing: PreprocessConfig,
+        config: PretrainConfig,
+    ):
+        self.pairs, self.pictures, self.config = pairs, pictures, config
+        size, patch = preprocessing.crop_size, preprocessing.patch_size
+        if size is None:
+            raise UsageError("pre-training needs a model of one image size, not a native one")
+        self._size, self.patches = size, (size // patch) ** 2
+        self._preprocessing = preprocessing
+        self._as_it_is = replace(preprocessing, shortest_edge=size)
+        self._tokenizer = tokenizer
+        # The captions of image i are _order[_starts[i] : _starts[i + 1]].
+        self._order = np.argsort(pairs.images, kind="stable")
+        self._starts = np.searchsorted(
+            pairs.images[self._order], np.arange(len(pairs.paths) + 1), side="left"
+        )
+        if tokenizer is not None:
+            texts = tokenizer.encode(pairs.captions)
+            self.cut = len(texts.cut)
+            # BOS is a vector of the decoder's, so that the start token is left out.
+            self._ids, self._lengths = texts.ids[:, 1:], texts.lengths - 1
+
+    def __len__(self) -> int:
+        return len(self.pairs.paths)
+
+    @property
+    def steps(self) -> int:
+        """How many steps show every picture `epochs` times."""
+        return -(-self.config.epochs * len(self) // self.config.batch_size)
+
+    def batch(self, step: int) -> Batch:
+        """What step 0 to steps - 1 learns from: random views, one caption of each picture."""
+        seed, B = self.config.seed, self.config.batch_size
+        numbers = step * B + np.arange(B)
+        images = self._dealt(numbers)
+        pixels, captions = [], []
+        for number, image in zip(numbers, images, strict=True):
+            rng = np.random.default_rng([seed, 1, number])
+            captions.append(self._caption(image, rng))
+            view = augmented(
+                self.pictures.required(image),
+                self._size,
+                rng,
+                self.config.smallest_crop,
+                self.config.flip,
+                self.config.jitter,
+            )
+            pixels.append(preprocess(view, self._as_it_is))
+        rng = np.random.default_rng([seed, 2, step])
+        return self._batch(pixels, captions, sample_prefixes(rng, B, self.patches))
+
+    def fixed(self, images: np.ndarray, prefixes: np.ndarray | None = None) -> Batch:
+        """Whole pictures with one caption and one prefix each, the same every time."""
+        pixels, captions, drawn = [], [], []
+        for image in images:
+            rng = np.random.default_rng([self.config.seed, 3, image])
+            captions.append(self._caption(image, rng))
+            drawn.append(sample_prefixes(rng, 1, self.patches)[0])
+            pixels.append(preprocess(self.pictures.required(image), self._preprocessing))
+        return self._batch(pixels, captions, np.array(drawn) if prefixes is None else prefixes)
+
+    def _dealt(self, numbers: np.ndarray) -> np.ndarray:
+        """The pictures of these places in the order of all epochs."""
+        images = np.empty_like(numbers)
+        epochs, places = np.divmod(numbers, len(self))
+        for epoch in np.unique(epochs):
+            order = np.random.default_rng([self.config.seed, 0, epoch]).permutation(len(self))
+            here = epochs == epoch
+            images[here] = order[places[here]]
+        return images
+
+    def _caption(self, image: int, rng: np.random.Generator) -> int | None:
+        """One of a picture's captions by number, None where it has none."""
+        start, end = self._starts[image], self._starts[image + 1]
+        return int(self._order[rng.integers(start, end)]) if end > start else None
+
+    def _batch(
+        self, pixels: list[np.ndarray], captions: list[int | None], prefix: np.ndarray
+    ) -> Batch:
+        lengths = np.zeros(len(pixels), np.int32)
+        if self._tokenizer is None:
+            return Batch(np.stack(pixels), prefix, None, lengths)
+        rows = [row for row, caption in enumerate(captions) if caption is not None]
+        chosen = [caption for caption in captions if caption is not None]
+        lengths[rows] = self._lengths[chosen]
+        L = max(_SHAPES, -(-int(lengths.max()) // _SHAPES) * _SHAPES)
+        ids = np.full((len(pixels), L), self._tokenizer.eos_token_id, np.int32)
+        width = min(L, self._ids.shape[1])
+        ids[rows, :width] = self._ids[chosen, :width]
+        return Batch(np.stack(pixels), prefix, ids, lengths)

@@ -1,0 +1,58 @@
+"""Small pictures with captions to pre-train on: coloured shapes, drawn here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from aim_mlx.config import PreprocessConfig
+from aim_mlx.data.pairs import Pairs
+from aim_mlx.pretrain.config import PretrainConfig
+from aim_mlx.pretrain.data import PretrainingData, read_source
+from aim_mlx.pretrain.pictures import Pictures
+from aim_mlx.words.tokenizer import Tokenizer
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 70, 220)}
+SHAPES = ("circle", "square")
+
+
+def picture(colour: str, shape: str, seed: int) -> Image.Image:
+    """A shape somewhere on a light background, 64 x 64."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (64, 64), tuple(int(v) for v in rng.integers(200, 256, 3)))
+    left, top = (int(v) for v in rng.integers(2, 26, 2))
+    draw = ImageDraw.Draw(image)
+    draw_shape = draw.ellipse if shape == "circle" else draw.rectangle
+    draw_shape((left, top, left + 34, top + 34), fill=COLOURS[colour])
+    return image
+
+
+def write_pairs(folder: Path, count: int = 12) -> Path:
+    """Pictures and pairs.jsonl: two captions for most, every fourth has none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i in range(count):
+        colour, shape = list(COLOURS)[i % 3], SHAPES[i // 3 % 2]
+        picture(colour, shape, i).save(folder / f"{i}.png")
+        captions = [None] if i % 4 == 3 else [f"a {colour} {shape}", f"{shape} in {colour}"]
+        lines += [json.dumps({"path": f"{i}.png", "caption": caption}) for caption in captions]
+    table = folder / "pairs.jsonl"
+    table.write_text("\n".join(lines) + "\n")
+    return table
+
+
+def data_of(
+    pairs: Pairs, limit: int = 10**9, size: int = 56, captions: bool = True, **options
+) -> PretrainingData:
+    config = PretrainConfig(**{"batch_size": 4, **options})
+    files = [c.at(p) for p, c in zip(pairs.paths, pairs.contents, strict=True)]
+    tokenizer = Tokenizer.train(pairs.captions, 600, 78) if captions else None
+    preprocessing = PreprocessConfig.hub(size)
+    return PretrainingData(
+        pairs, Pictures(files, 2 * size, limit), tokenizer, preprocessing, config
+    )
+
+
+def pairs_in(folder: Path) -> Pairs:
+    return read_source(write_pairs(folder), ("path", "caption"), lambda *_: None)[0]
