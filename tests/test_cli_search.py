@@ -155,7 +155,8 @@ def test_the_page_shows_queries_and_results_with_the_stores_photos(capsys, made,
     options = ["--image", query, "--minus", made / "photos" / "0.png", "--html", page, "-k", 8]
     code, stdout, _ = run(capsys, "search", made / "store", *options)
     text = page.read_text()
-    assert code == 0 and re.findall("<h2>(.*?)</h2>", text) == ["Like", "Unlike", "Found"]
+    titles = ["Similar to", "Not similar to", "Results"]
+    assert code == 0 and re.findall("<h2>(.*?)</h2>", text) == titles
     assert text.count("data:image/jpeg;base64,") == 9  # 0.png is searched for, not found
     assert "&lt;b&gt;" in text and "<b>" not in text and "\x1b" not in text
     scores = [line.split("\t")[0] for line in stdout.splitlines()]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from aim_mlx.errors import CheckpointError, UsageError
+from aim_mlx.report.contact_sheet import Origin
 from aim_mlx.words.classify import Choice, Classified, check_words, label_rows
-from aim_mlx.words.label_files import write_table
+from aim_mlx.words.label_files import write_page, write_table
 from aim_mlx.words.zeroshot import ZeroShotHead
 
 SCORES = np.array([0.1, 0.4, 0.1, 0.4], np.float32)
@@ -133,3 +135,15 @@ def test_a_table_that_cannot_be_finished_is_not_there(suffix, tmp_path):
     with pytest.raises(CheckpointError):
         write_table(tmp_path / f"x{suffix}", rows())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "bars", "full"), [((0.2, 0.1), ["100.0", "50.0"], 1), ((-0.1, -0.2), ["0.0"] * 2, 0)]
+)
+def test_bars_of_cosines_are_shares_of_the_largest_and_empty_below_zero(
+    scores, bars, full, tmp_path
+):
+    row = Classified("x.jpg", tuple(zip("ab", scores, strict=True)), 0)
+    write_page(tmp_path / "x.html", [row], Choice(multi_label=True), Origin({}), Path)
+    text = (tmp_path / "x.html").read_text()
+    assert re.findall(r"width:([\d.]+)%", text) == bars and text.count("A full bar") == full

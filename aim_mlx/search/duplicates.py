@@ -6,15 +6,15 @@ no chain of small steps joins photos that have nothing in common.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import datetime
 
 import numpy as np
+import pyarrow as pa
 
 from aim_mlx.errors import UsageError
 from aim_mlx.search.nearest import MARGIN, cosines, inverse_norms
-
-if TYPE_CHECKING:
-    from aim_mlx.store.reader import EmbeddingStore, Photos
+from aim_mlx.store.reader import EmbeddingStore, Photos
+from aim_mlx.wording import counted
 
 THRESHOLD = 0.95
 _BLOCK_ROWS = 2048  # on both sides: 16 MB of cosines
@@ -37,7 +37,21 @@ class Group:
         return float(self.similarities[-1])
 
 
-def photo_groups(store: "EmbeddingStore", photos: "Photos", threshold: float | None) -> list[Group]:
+@dataclass(frozen=True)
+class Member:
+    """A photo of a group; `likeness` is "reference", "copy", "hard link" or its cosine."""
+
+    row: int
+    path: str
+    likeness: str
+    similarity: float
+    width: int
+    height: int
+    bytes: int
+    modified: str
+
+
+def photo_groups(store: EmbeddingStore, photos: Photos, threshold: float | None) -> list[Group]:
     """Exact copies among a store's photos, then near-duplicates, the tightest groups first.
 
     With `threshold` None copies alone, for which no vector is read. Of copies one stands for all
@@ -63,7 +77,40 @@ def photo_groups(store: "EmbeddingStore", photos: "Photos", threshold: float | N
     return groups
 
 
-def _same_content(store: "EmbeddingStore") -> list[np.ndarray]:
+def members(store: EmbeddingStore, photos: Photos, groups: list[Group]) -> list[list[Member]]:
+    """What the store says of the photos of each group."""
+    table = store.table(["width", "height", "size", "mtime_ns"])
+    listed = []
+    for group in groups:
+        result, inodes = [], set()
+        values = table.take(pa.array(group.rows)).to_pylist()
+        for row, score, each in zip(group.rows.tolist(), group.similarities, values, strict=True):
+            inode = photos.inode(row)
+            likeness = "reference" if not result else "copy" if group.exact else f"{score:.4f}"
+            if likeness == "copy" and inode is not None and inode in inodes:
+                likeness = "hard link"
+            inodes.add(inode)
+            size = each["width"], each["height"], each["size"]
+            modified = datetime.fromtimestamp(each["mtime_ns"] / 1e9).isoformat(" ", "minutes")
+            result.append(Member(row, store.paths[row], likeness, float(score), *size, modified))
+        listed.append(result)
+    return listed
+
+
+def account(groups: list[Group], rows: int) -> str:
+    """How many groups there are, and how many of a store's rows are in them."""
+    copies = counted(sum(group.exact for group in groups), "group")
+    near = counted(sum(not group.exact for group in groups), "group")
+    among = counted(photo_count(groups), "photo")
+    return f"{copies} of copies, {near} of near-duplicates: {among} of {counted(rows, 'row')}"
+
+
+def photo_count(groups: list[Group]) -> int:
+    """How many rows are in groups; one that stands for its copies may be in two."""
+    return len({row for group in groups for row in group.rows.tolist()})
+
+
+def _same_content(store: EmbeddingStore) -> list[np.ndarray]:
     """The rows of each digest that several have, in order."""
     digests = store.table(["digest"])["digest"].combine_chunks()
     codes = digests.dictionary_encode().indices.to_numpy()
@@ -91,9 +138,8 @@ def duplicates(
         raise UsageError(f"threshold must be above 0 and at most 1, got {threshold}")
     matrix = np.asarray(matrix)
     free = np.ones(len(matrix), bool) if candidates is None else candidates.copy()
-    finder = _Finder(matrix, threshold, None if normalized else _inverse_norms(matrix), free, there)
-    finder.run()
-    groups = [finder.group(reference) for reference in finder.members]
+    scale = None if normalized else inverse_norms(matrix)
+    groups = _Finder(matrix, threshold, scale, free, there).groups()
     return sorted(groups, key=lambda group: (-group.lowest, group.rows[0]))
 
 
@@ -111,20 +157,19 @@ class _Finder:
         self._matrix, self._threshold, self._scale = matrix, threshold, scale
         self._free, self._there = free, there
         self._space = np.empty(_BLOCK_ROWS * _BLOCK_ROWS, np.float32)
-        self.members: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self._members: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
 
-    def run(self) -> None:
+    def groups(self) -> list[Group]:
         starts = range(0, len(self._matrix), _BLOCK_ROWS)
         for left in starts:
             rows = self._free_rows(left)
-            self._join(rows, rows, self._scores(rows, rows))
-            rows = rows[self._free[rows]]
-            for right in starts[left // _BLOCK_ROWS + 1 :]:
-                others = self._free_rows(right)
-                self._join(rows, others, self._scores(rows, others))
+            for right in starts[left // _BLOCK_ROWS :]:
+                self._join(rows, rows if right == left else self._free_rows(right))
+                rows = rows[self._free[rows]]
+        return [self._group(reference) for reference in self._members]
 
-    def group(self, reference: int) -> Group:
-        rows, scores = map(np.concatenate, zip(*self.members[reference], strict=True))
+    def _group(self, reference: int) -> Group:
+        rows, scores = map(np.concatenate, zip(*self._members[reference], strict=True))
         order = np.lexsort((rows, -scores))
         return Group(
             np.concatenate([[reference], rows[order]]), np.concatenate([[1.0], scores[order]])
@@ -148,9 +193,9 @@ class _Finder:
             return self._matrix[rows[0] : rows[-1] + 1]
         return self._matrix[rows]
 
-    def _join(self, rows: np.ndarray, others: np.ndarray, scores: np.ndarray) -> None:
+    def _join(self, rows: np.ndarray, others: np.ndarray) -> None:
         """Gives to each row, in order, the free ones after it that are near enough."""
-        hits = scores >= np.float32(self._threshold - MARGIN)
+        hits = self._scores(rows, others) >= np.float32(self._threshold - MARGIN)
         if rows is others:
             hits = np.triu(hits, 1)
         for i in np.flatnonzero(hits.any(axis=1)):
@@ -171,12 +216,4 @@ class _Finder:
         self._free[near] = False
         there = np.array([self._there(int(other)) for other in near], bool)
         if there.any():
-            self.members.setdefault(row, []).append((near[there], scores[there]))
-
-
-def _inverse_norms(matrix: np.ndarray) -> np.ndarray:
-    parts = [
-        inverse_norms(matrix[start : start + _BLOCK_ROWS])
-        for start in range(0, len(matrix), _BLOCK_ROWS)
-    ]
-    return np.concatenate([np.empty(0, np.float32), *parts])
+            self._members.setdefault(row, []).append((near[there], scores[there]))

@@ -1,84 +1,66 @@
 """What is searched for, as vectors of a store: embedded as its rows were, or found among them."""
 
+import functools
 import hashlib
+import os
 from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import closing
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aim_mlx.errors import UsageError
-from aim_mlx.search.nearest import top_k
+from aim_mlx.search.nearest import combine, top_k
+from aim_mlx.store.reader import EmbeddingStore, Photos, file_of
 from aim_mlx.words.classify import check_words
 from aim_mlx.words.lit import as_lit
 
 if TYPE_CHECKING:
-    from aim_mlx.encoder.encoder import Embedded, Encoder
-    from aim_mlx.store.reader import EmbeddingStore, Photos
+    from aim_mlx.encoder.encoder import Encoder
 
 
-class Queries:
-    """Turns queries into vectors (D,) of a store; `load` gives the store's own encoder.
+@dataclass(frozen=True)
+class Query:
+    """Image files and texts that photos are to be like, or unlike."""
 
-    It is called once, and only for a query that is not among the store's photos.
+    images: Sequence[str] = ()
+    texts: Sequence[str] = ()
+
+
+def search(
+    store: EmbeddingStore,
+    like: Query,
+    unlike: Query,
+    k: int,
+    photos: Photos,
+    load: "Callable[[], Encoder]",
+    weights: Sequence[float] | None = None,
+) -> list[tuple[int, float]]:
+    """The `k` photos most like one query and unlike another: row and cosine, best first.
+
+    The photos searched for are not among them. `load` gives the store's own encoder, and is called
+    only for a query that is not among the store's photos. `weights` are one for each image and text
+    to be like, then one for each to be unlike. Raises UsageError for an image that cannot be
+    embedded, an empty text, and a store that words cannot be compared with.
     """
-
-    def __init__(self, store: "EmbeddingStore", load: Callable[[], "Encoder"]):
-        self._store, self._load = store, load
-
-    def images(self, paths: Sequence[str]) -> list[np.ndarray]:
-        """A vector for each image file. Raises UsageError for one that cannot be embedded."""
-        known = {path: self._stored(path) for path in dict.fromkeys(paths)}
-        new = [path for path, vector in known.items() if vector is None]
-        if new:
-            known.update(zip(new, self._embedded(new), strict=True))
-        return [vector for path in paths if (vector := known[path]) is not None]
-
-    def texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """A vector for each text.
-
-        Raises UsageError for an empty one, and for a store that words cannot be compared with.
-        """
-        if not texts:
-            return []
-        check_words(self._store)
-        if not all(text.strip() for text in texts):
-            raise UsageError("expected words to search for, got an empty text")
-        return list(np.array(as_lit(self._encoder).encode_text(texts)))
-
-    def _stored(self, path: str) -> np.ndarray | None:
-        """The vector of a row whose photo has the same content."""
-        if not Path(path).is_file():
-            return None
-        try:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
-            return None  # embedding it will say why
-        row = self._rows.get(digest)
-        return None if row is None else self._store.vectors[row]
-
-    @cached_property
-    def _rows(self) -> dict[str, int]:
-        digests = self._store.table(["digest"])["digest"].to_pylist()
-        return {digest: row for row, digest in enumerate(digests)}
-
-    def _embedded(self, paths: list[str]) -> list[np.ndarray]:
-        with closing(self._encoder.embed_stream(paths, self._store.options)) as rows:
-            return [_vector(row, paths[row.index]) for row in rows]
-
-    @cached_property
-    def _encoder(self) -> "Encoder":
-        return self._load()
+    load = functools.cache(load)
+    # Texts can be refused before a photo is embedded.
+    texts = _text_vectors(store, [*like.texts, *unlike.texts], load)
+    images = _image_vectors(store, [*like.images, *unlike.images], load)
+    wanted = [*images[: len(like.images)], *texts[: len(like.texts)]]
+    unwanted = [*images[len(like.images) :], *texts[len(like.texts) :]]
+    query = combine(wanted, unwanted, weights)
+    asked = {file_of(path) for path in (*like.images, *unlike.images) if os.path.exists(path)}
+    return nearest(store, query, k, photos, asked)
 
 
 def nearest(
-    store: "EmbeddingStore",
+    store: EmbeddingStore,
     query: np.ndarray,
     k: int,
-    photos: "Photos",
+    photos: Photos,
     without: Collection[Hashable] = (),
 ) -> list[tuple[int, float]]:
     """The `k` photos nearest to a query (D,): row and cosine, best first, each file once.
@@ -96,7 +78,42 @@ def nearest(
         count *= 4
 
 
-def _vector(row: "Embedded", path: str) -> np.ndarray:
-    if row.failure is not None:
-        raise UsageError(f"cannot search for {path!r}: {row.failure}")
-    return row.vector
+def _text_vectors(
+    store: EmbeddingStore, texts: list[str], load: "Callable[[], Encoder]"
+) -> list[np.ndarray]:
+    if not texts:
+        return []
+    check_words(store)
+    if not all(text.strip() for text in texts):
+        raise UsageError("expected words to search for, got an empty text")
+    return list(np.array(as_lit(load()).encode_text(texts)))
+
+
+def _image_vectors(
+    store: EmbeddingStore, paths: list[str], load: "Callable[[], Encoder]"
+) -> list[np.ndarray]:
+    """A vector (D,) for each image file: its row's, where the store has the same content."""
+    digests = store.table(["digest"])["digest"].to_pylist() if paths else []
+    row_of = {digest: row for row, digest in enumerate(digests)}
+    rows = {path: row_of.get(_digest(path)) for path in dict.fromkeys(paths)}
+    vectors = {path: store.vectors[row] for path, row in rows.items() if row is not None}
+    new = [path for path in rows if path not in vectors]
+    if new:
+        with closing(load().embed_stream(new, store.options)) as stream:
+            for row in stream:
+                path = new[row.index]
+                if row.failure is not None:
+                    raise UsageError(f"cannot search for {path!r}: {row.failure}")
+                vectors[path] = row.vector
+    return [vectors[path] for path in paths]
+
+
+def _digest(path: str) -> str | None:
+    """The SHA-256 of a file; None for what cannot be read, of which embedding it says why."""
+    if not Path(path).is_file():
+        return None
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -70,10 +70,12 @@ def write_page(
     groups: dict[str, list[Classified]] = {}
     for row in rows:
         groups.setdefault(row.labels[0][0] if row.labels else "", []).append(row)
-    note, full = "Probability of each label among those given.", 1.0
+    note, full = "The number before a label is its probability among the labels given.", 1.0
     if choice.multi_label:  # small even where they match
-        full = max((score for row in rows for _, score in row.labels), default=1.0)
-        note = f"Cosine with each label; a full bar is {full:.3f}, the largest here."
+        note = "The number before a label is its cosine with the photo."
+        largest = max((score for row in rows for _, score in row.labels), default=0.0)
+        if largest > 0:
+            full, note = largest, f"{note} A full bar is {largest:.3f}, the largest here."
 
     def picture(row: Classified) -> Picture:
         labels = row.labels[: ON_PAGE if choice.top in (None, 1) else choice.top]
