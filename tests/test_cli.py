@@ -17,7 +17,7 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.cli import main as cli
-from aim_mlx.cli import progress
+from aim_mlx.cli import reporter
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError, ImageError, UntrainedModelWarning
 from tests.small import SMALL, SMALL_LIT, many_photos, photo, save, wait_for
@@ -104,7 +104,7 @@ def test_without_a_terminal_a_line_says_now_and_then_how_far_the_run_is(
     (photos / "broken.jpg").unlink()
     call = ("embed", photos, "-o", tmp_path / "out", "--model", model)
     run(capsys, "embed", photos / "a.png", *call[2:])
-    monkeypatch.setattr("aim_mlx.cli.progress._SILENCE", 0.0)
+    monkeypatch.setattr("aim_mlx.cli.reporter._SILENCE", 0.0)
     lines = [line for line in run(capsys, *call)[2].splitlines() if " of 3 images" in line]
     assert [line.split(",")[0] for line in lines] == ["2 of 3 images", "3 of 3 images"]
     assert all(re.fullmatch(r".*, \d+\.\d\d images/s", line) for line in lines)
@@ -114,7 +114,7 @@ def test_images_that_were_there_already_do_not_count_as_speed():
     task: Any = SimpleNamespace(
         finished_time=None, elapsed=2.0, completed=10, fields={"unchanged": 8}
     )
-    assert progress._rate(task) == "1.00 images/s"
+    assert reporter._rate(task) == "1.00 images/s"
 
 
 def test_of_an_animation_the_first_frame_is_embedded_and_noted(capsys, model, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import ImageFile
 
-from aim_mlx.cli.progress import Progress
+from aim_mlx.cli.reporter import Progress
 from tests.bad_images import JPEG, PNG, encoded
 from tests.embed_runs import OUTPUTS, embed, make, vectors_of
 from tests.small import save

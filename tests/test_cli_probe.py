@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from aim_mlx.cli import main as cli
-from aim_mlx.cli.probe_report import ProbeReport
+from aim_mlx.cli.reporter import ProbeReporter
 from tests.digits import write_digits
 from tests.small import photo, save, wait_for
 from tests.test_data_labelled import fill
@@ -89,7 +89,7 @@ def test_a_longer_training_uses_the_tokens_again_as_it_is_told_to(capsys, probe,
 def test_warnings_are_red_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    ProbeReport(False).warned("leak")
+    ProbeReporter(False).warned("leak")
     assert re.search(r"\033\[[\d;]*31mwarning: leak", capsys.readouterr().err)
 
 

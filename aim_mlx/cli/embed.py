@@ -84,7 +84,7 @@ def embed(
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
     from aim_mlx.cli.interrupt import asked, gently
-    from aim_mlx.cli.progress import Progress
+    from aim_mlx.cli.reporter import Progress
     from aim_mlx.embedding.job import Job, Rules, embed_files, plan_files
     from aim_mlx.embedding.selection import Selection
     from aim_mlx.encoder.encoder import EmbedOptions, Encoder

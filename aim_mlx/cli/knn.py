@@ -18,7 +18,6 @@ from aim_mlx.cli.options import (
     Revision,
     SplitColumn,
 )
-from aim_mlx.cli.probe_report import ProbeReport
 from aim_mlx.registry import DEFAULT_MODEL
 
 
@@ -58,15 +57,17 @@ def knn(
 
     from aim_mlx.cli.embed import parse_layers
     from aim_mlx.cli.interrupt import gently
+    from aim_mlx.cli.reporter import ProbeReporter
     from aim_mlx.data.labelled import Columns
     from aim_mlx.data.splits import Data
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.loading import load
     from aim_mlx.probe.knn_run import nearest_neighbours
+    from aim_mlx.training.report import pass_on
 
     columns = Columns(path_column, label_column, split_column)
     data = Data(source, columns, multi_label, allow_empty, follow, val, test)
-    report = ProbeReport(as_json)
+    report = ProbeReporter(as_json)
     with report, gently() as stop:
         found = nearest_neighbours(
             data,
@@ -78,7 +79,7 @@ def knn(
             advanced=report.advanced,
             stop=stop,
         )
-    report.told(found.data)
+    pass_on(report, found.data.skips, found.data.notes, found.data.warnings)
     if not as_json:
         for k, score in found.scores.items():
             best = ", the best" if k == found.k else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from aim_mlx.cli.progress import Progress
+from aim_mlx.cli.reporter import Progress
 from aim_mlx.cli.reports import note_missing
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import AimError, Interrupted

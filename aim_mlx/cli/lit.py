@@ -1,8 +1,8 @@
 """`aim-mlx lit train`: pairs of image and caption to a LiT model around a frozen image tower."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +10,8 @@ import typer
 
 from aim_mlx.cli.help import App
 from aim_mlx.cli.options import Offline, Revision
-from aim_mlx.cli.stages import Stages
-from aim_mlx.cli.terminal import escaped
 from aim_mlx.lit_training.config import TrainConfig
 from aim_mlx.registry import DEFAULT_MODEL
-from aim_mlx.wording import counted
 
 app = App(help="Models that compare images with words.", rich_markup_mode=None)
 
@@ -72,13 +69,14 @@ def train(
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
     from aim_mlx.cli.interrupt import gently
+    from aim_mlx.cli.reporter import LiTReporter
     from aim_mlx.errors import UsageError
     from aim_mlx.lit_training.run import train_lit
     from aim_mlx.loading import load
 
     if not 0 <= max_cache_gb < 1e6:
         raise UsageError(f"--max-cache-gb must be from 0, got {max_cache_gb}")
-    report = _Report(as_json)
+    report = LiTReporter(as_json)
     with report, gently() as stop:
         done = train_lit(
             pairs,
@@ -93,32 +91,3 @@ def train(
         )
     report.summary(done)
     return done.exit_code
-
-
-class _Report(Stages):
-    """A line for each evaluation, and the account at the end."""
-
-    def recorded(self, record: Mapping[str, Any]) -> None:
-        if metrics := record.get("metrics"):
-            line = f"step {record['step']}: loss {record['loss']:.3f}"
-            self.say(f"{line}, {_recall(metrics)}")
-        self.emit("step", record)
-
-    def summary(self, done: Any) -> None:
-        line = f"{counted(done.pairs, 'pair')} of {counted(done.images, 'image')}, "
-        line += f"{done.held_out} of them held out, "
-        line += f"{done.skipped} skipped, {counted(done.steps, 'step')} in {done.seconds:.1f} s"
-        if done.metrics:
-            line += f"; {_recall(done.metrics)}"
-        self.say(f"{line}: {escaped(done.output)}")
-        self.emit("summary", {**asdict(done), "exit_code": done.exit_code})
-
-
-def _recall(metrics: Mapping[str, float]) -> str:
-    """The recall at 1 both ways, beside what chance would give."""
-    ways = (("image_to_text", "image to text"), ("text_to_image", "text to image"))
-    found = [
-        f"{words} {metrics[f'{way}_recall@1']:.3f} (chance {metrics[f'{way}_chance@1']:.3f})"
-        for way, words in ways
-    ]
-    return f"recall@1 {', '.join(found)}"

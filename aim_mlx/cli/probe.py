@@ -23,7 +23,6 @@ from aim_mlx.cli.options import (
     SplitColumn,
     Table,
 )
-from aim_mlx.cli.probe_report import ProbeReport
 from aim_mlx.registry import DEFAULT_MODEL
 
 app = App(help="Classifiers on the features of a frozen encoder.", rich_markup_mode=None)
@@ -103,6 +102,7 @@ def train(
 
     from aim_mlx.cli.embed import parse_layers
     from aim_mlx.cli.interrupt import gently
+    from aim_mlx.cli.reporter import ProbeReporter
     from aim_mlx.data.labelled import Columns
     from aim_mlx.data.splits import Data
     from aim_mlx.errors import UsageError
@@ -139,7 +139,7 @@ def train(
     )
     columns = Columns(path_column, label_column, split_column)
     data = Data(source, columns, multi_label, allow_empty, follow, val, test)
-    report = ProbeReport(as_json)
+    report = ProbeReporter(as_json)
     with report, gently() as stop:
         done = train_probe(
             data,
@@ -175,6 +175,7 @@ def evaluate(
 
     Prints the figures, then the share of each class that was right.
     """
+    from aim_mlx.cli.reporter import ProbeReporter
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.data.labelled import Columns
     from aim_mlx.data.splits import Data
@@ -182,12 +183,13 @@ def evaluate(
     from aim_mlx.probe.evaluation import evaluate_probe
     from aim_mlx.probe.summary import made_report
     from aim_mlx.report.probe_page import write_report
+    from aim_mlx.training.report import pass_on
 
     check_target(html, PAGES, overwrite)
     loaded = _load(probe, model, offline)
     columns = Columns(path_column, label_column, split_column)
     data = Data(source, columns, loaded.multi_label, allow_empty, follow)
-    report = ProbeReport(as_json)
+    report = ProbeReporter(as_json)
     try:
         with report:
             found = evaluate_probe(loaded, probe, data, split, report.advanced)
@@ -199,7 +201,7 @@ def evaluate(
                 )
     except KeyboardInterrupt:
         raise Interrupted("interrupted: nothing was measured") from None
-    report.told(found)
+    pass_on(report, found.skips, found.notes, found.warnings)
     code = 3 if found.skips else 0
     report.figures(found.measured.name, found.measured.figures, code)
     return code

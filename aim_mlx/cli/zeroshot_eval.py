@@ -56,7 +56,7 @@ def zeroshot_eval(
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
     from aim_mlx.cli.labelled import build_head
-    from aim_mlx.cli.progress import Progress
+    from aim_mlx.cli.reporter import Progress
     from aim_mlx.data.labelled import Columns, read_labelled
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.images import Listing, Skip

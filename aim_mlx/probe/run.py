@@ -34,7 +34,7 @@ from aim_mlx.report.probe_page import write_report
 from aim_mlx.tokens.source import token_shape
 from aim_mlx.training import loop
 from aim_mlx.training.folder import TOKENS, begin, check_output, working, write_lines
-from aim_mlx.training.report import Report, Silent, advancing, never
+from aim_mlx.training.report import Report, Silent, advancing, never, pass_on
 
 SPLITS_FILE, REPORT_FILE = "splits.jsonl", "report.html"
 _AT_ONCE = 32  # images whose tokens the head is given at a time
@@ -155,12 +155,7 @@ def _told(data: DataSet, encoder: Encoder, report: Report) -> DataSet:
             "there is no test split: the figures are of val, on which the head was chosen, and are "
             "a little too good"
         )
-    for skip in data.skips:
-        report.skipped(skip)
-    for note in data.notes:
-        report.noted(note)
-    for warning in warnings:
-        report.warned(warning)
+    pass_on(report, data.skips, data.notes, warnings)
     return replace(data, warnings=tuple(warnings))
 
 

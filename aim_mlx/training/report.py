@@ -1,6 +1,6 @@
 """Whom a training informs while it goes on, and how it ends early before its steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from aim_mlx.errors import Interrupted
@@ -33,6 +33,18 @@ class Report(Protocol):
 
 class Silent(Report):
     """A report to nobody."""
+
+
+def pass_on(
+    report: Report, skips: Iterable[Any], notes: Iterable[str], warnings: Iterable[str]
+) -> None:
+    """Says what was left out and noticed while the data was read."""
+    for skip in skips:
+        report.skipped(skip)
+    for note in notes:
+        report.noted(note)
+    for warning in warnings:
+        report.warned(warning)
 
 
 def advancing(report: Report, stop: Callable[[], bool]) -> Advanced:

@@ -1,13 +1,13 @@
 """What a training tells where no bar can be drawn, as in a log."""
 
-from aim_mlx.cli import stages
-from aim_mlx.cli.stages import Stages
+from aim_mlx.cli import reporter
+from aim_mlx.cli.reporter import Reporter
 
 
 def test_a_long_silence_ends_with_a_line_of_how_far_it_is(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(stages.time, "monotonic", lambda: now[0])
-    with Stages(as_json=False) as told:
+    monkeypatch.setattr(reporter.time, "monotonic", lambda: now[0])
+    with Reporter(as_json=False) as told:
         for second in range(0, 90, 10):
             now[0] = float(second)
             if second == 50:
