@@ -2,12 +2,7 @@
 
 from typing import TextIO
 
-
-def escaped(text: str) -> str:
-    """Control characters and undecodable bytes become escapes; the result is one line."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
-    )
+from aim_mlx.wording import escaped as escaped
 
 
 def on_terminal(stream: TextIO | None) -> bool:

@@ -17,21 +17,12 @@ from aim_mlx.report.page import END, address, begin, inlined, named, shown
 _AT_ONCE = 64  # pictures decoded before the next are begun: bounds what waits to be written
 
 _STYLE = """
-.sheet { display: grid; gap: .75rem; margin-top: .8rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 44vw), 1fr)) }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-  overflow: hidden; display: flex; flex-direction: column; max-width: 22rem }
-figure > a { display: block }
-img, .none { display: block; width: 100%; aspect-ratio: 1; background: var(--empty) }
-img { object-fit: contain }
-.none { display: grid; place-content: center; padding: .8rem; text-align: center;
-  color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; overflow: hidden }
-figcaption { padding: .5rem .65rem .6rem; font-size: .8rem; color: var(--soft);
-  overflow-wrap: anywhere }
+figure { display: flex; flex-direction: column; max-width: 22rem }
+.none { aspect-ratio: 1; background: var(--empty); display: grid; place-content: center;
+  padding: .8rem; text-align: center; color: var(--soft); font-size: .85rem;
+  overflow-wrap: anywhere; overflow: hidden }
 figcaption div:first-child { color: var(--text); font-size: .95rem; font-weight: 600;
   font-variant-numeric: tabular-nums }
-.warning { color: var(--text); border-left: .3rem solid var(--alarm); padding-left: .7rem;
-  margin-top: .6rem }
 .bar { height: .3rem; margin: .1rem 0 .35rem; border-radius: .15rem; background: var(--empty) }
 .bar i { display: block; height: 100%; border-radius: inherit; background: var(--bar) }
 """
@@ -87,7 +78,7 @@ def write_contact_sheet(
     """
 
     def write(file: BinaryIO) -> None:
-        for part in _page(target, title, sections, [note, origin.sentence], origin.identity):
+        for part in _page(target, title, sections, origin, note):
             file.write(part.encode())
 
     with disk_errors("write", target):
@@ -95,15 +86,11 @@ def write_contact_sheet(
 
 
 def _page(
-    target: Path,
-    title: str,
-    sections: Sequence[Section],
-    notes: Sequence[str],
-    identity: Mapping[str, Any],
+    target: Path, title: str, sections: Sequence[Section], origin: Origin, note: str
 ) -> Iterator[str]:
     yield begin(title, _STYLE)
-    yield f"<header><h1>{shown(title)}</h1>{''.join(map(_paragraph, notes))}"
-    if identity.get("trained") is False:
+    yield f"<header><h1>{shown(title)}</h1>{_paragraph(note)}{_paragraph(origin.sentence)}"
+    if origin.identity.get("trained") is False:
         yield f'<p class="warning">{shown(UNTRAINED.capitalize())}.</p>'
     yield "</header>\n"
     figure = partial(_figure, target=target)
@@ -129,13 +116,12 @@ def _figure(picture: Picture, target: Path) -> str:
 
 
 def _line(line: Line | str) -> str:
-    if isinstance(line, str):
-        return f"<div>{named(line)}</div>"
+    line = Line(line) if isinstance(line, str) else line
+    text = f"<div>{named(line.text)}</div>"
     if line.bar is None:
-        return f"<div>{named(line.text)}</div>"
+        return text
     share = 100 * min(max(line.bar, 0.0), 1.0)
-    bar = f'<div class="bar"><i style="width:{share:.1f}%"></i></div>'
-    return f"<div>{named(line.text)}</div>{bar}"
+    return f'{text}<div class="bar"><i style="width:{share:.1f}%"></i></div>'
 
 
 def _paragraph(text: str) -> str:

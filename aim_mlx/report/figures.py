@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+_BINS = 15  # of the calibration, as in Guo et al. (arXiv 1706.04599)
+_Z = 1.959963984540054  # of a two-sided interval of 95%
+
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     """The share of right classes; both (n,)."""
@@ -13,43 +16,42 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over the classes that occur in `labels` of the share found of each; both (n,)."""
+    """The mean recall of the classes that occur in `labels`; both (n,)."""
     counts = np.bincount(labels)
     right = np.bincount(labels[predicted == labels], minlength=len(counts))
     return float((right[counts > 0] / counts[counts > 0]).mean())
 
 
-def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Scores (n, C) and labels bool (n, C) -> the mean over the labels that occur.
+def average_precision(scores: np.ndarray, wanted: np.ndarray) -> float | None:
+    """The mean, over the images wanted, of the precision at their rank; None without any.
 
-    Images with equal scores count as one place in the ranking.
+    Equal scores share a rank, the last of theirs.
     """
-    found = [
-        _average_precision(scores[:, label], labels[:, label])
-        for label in np.flatnonzero(labels.any(axis=0))
-    ]
-    return float(np.mean(found)) if found else 0.0
-
-
-def _average_precision(scores: np.ndarray, right: np.ndarray) -> float:
+    if not wanted.any():
+        return None
     order = np.argsort(-scores, kind="stable")
-    scores, right = scores[order], right[order]
-    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # of each group of equals
-    found = np.cumsum(right)[last]
-    precision = found / (last + 1)
-    return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
+    hits = np.cumsum(wanted[order])
+    last = np.searchsorted(-scores[order], -scores[order], side="right") - 1
+    precision = hits[last] / (last + 1)
+    return float(precision[wanted[order]].mean())
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Scores (n, C) and labels 0 or 1 (n, C) -> the mean over the labels that occur."""
+    wanted = labels.astype(bool)
+    return _mean([average_precision(scores[:, i], wanted[:, i]) for i in range(labels.shape[1])])
 
 
 def measured(logits: np.ndarray, labels: np.ndarray, balanced: bool = False) -> float:
-    """What heads are chosen by: accuracy (balanced if asked), mAP for several labels."""
+    """Logits (n, C) and labels -> the figure to choose by, 0 to 1.
+
+    For labels (n,) the accuracy, with `balanced` the mean over the classes; for bool (n, C) the
+    mean average precision.
+    """
     if labels.ndim == 2:
         return mean_average_precision(logits, labels)
     predicted = logits.argmax(axis=1)
     return balanced_accuracy(predicted, labels) if balanced else accuracy(predicted, labels)
-
-
-_BINS = 15  # of the calibration, as in Guo et al. (arXiv 1706.04599)
-_Z = 1.959963984540054  # of a two-sided interval of 95%
 
 
 def figures_of(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict:
@@ -64,25 +66,24 @@ def figures_of(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[
         return _of_several(probabilities, labels.astype(bool), classes)
     said = probabilities.argmax(axis=1)
     right = said == labels
-    # Of each class: found, said and wanted. A table of all pairs of 10,000 would take 800 MB.
+    # Right, said and wanted of each class. A table of all pairs of 10,000 would take 800 MB.
     counts = [np.bincount(part, minlength=len(classes)) for part in (said[right], said, labels)]
     per_class = [
-        {"name": name, **_counts(*(int(each[i]) for each in counts))}
-        for i, name in enumerate(classes)
+        {"name": name, **_counts(*numbers)}
+        for name, *numbers in zip(classes, *(each.tolist() for each in counts), strict=True)
     ]
-    recalls = [each["recall"] for each in per_class if each["recall"] is not None]
-    found = {
+    of_truth = probabilities[np.arange(len(labels)), labels]
+    figures = {
         "images": len(labels),
         "accuracy": float(right.mean()),
         "accuracy_interval": wilson(int(right.sum()), len(right)),
-        "balanced_accuracy": float(np.mean(recalls)),
+        "balanced_accuracy": _mean([each["recall"] for each in per_class]),
         "majority": float(counts[2].max() / len(labels)),
     }
     if len(classes) > 5:
-        rank = (probabilities > probabilities[np.arange(len(labels)), labels][:, None]).sum(axis=1)
-        found["top5_accuracy"] = float((rank < 5).mean())
-    of_truth = probabilities[np.arange(len(labels)), labels]
-    return found | {
+        rank = (probabilities > of_truth[:, None]).sum(axis=1)
+        figures["top5_accuracy"] = float((rank < 5).mean())
+    return figures | {
         "log_loss": float(-np.log(np.maximum(of_truth, 1e-12)).mean()),
         **_calibration(probabilities.max(axis=1), right),
         "classes": per_class,
@@ -94,23 +95,26 @@ def _of_several(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence
     exact = (said == labels).all(axis=1)
     per_class = []
     for i, name in enumerate(classes):
-        both = int((said[:, i] & labels[:, i]).sum())
-        counts = _counts(both, int(said[:, i].sum()), int(labels[:, i].sum()))
+        both = (said[:, i] & labels[:, i]).sum()
+        counts = _counts(int(both), int(said[:, i].sum()), int(labels[:, i].sum()))
         precision = average_precision(probabilities[:, i], labels[:, i])
         per_class.append({"name": name, **counts, "average_precision": precision})
-    precisions = [p for each in per_class if (p := each["average_precision"]) is not None]
-    scores = [each["f1"] for each in per_class if each["f1"] is not None]
+    confidence = np.maximum(probabilities, 1 - probabilities)
     return {
         "images": len(labels),
         "exact_match": float(exact.mean()),
         "exact_match_interval": wilson(int(exact.sum()), len(exact)),
-        "mean_average_precision": float(np.mean(precisions)) if precisions else 0.0,
-        "macro_f1": float(np.mean(scores)) if scores else 0.0,
-        **_calibration(
-            np.maximum(probabilities, 1 - probabilities).ravel(), (said == labels).ravel()
-        ),
+        "mean_average_precision": _mean([each["average_precision"] for each in per_class]),
+        "macro_f1": _mean([each["f1"] for each in per_class]),
+        **_calibration(confidence.ravel(), (said == labels).ravel()),
         "classes": per_class,
     }
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """The mean of those that are there, 0 without any."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else 0.0
 
 
 def near_chance(figures: Mapping[str, Any]) -> str | None:
@@ -120,19 +124,19 @@ def near_chance(figures: Mapping[str, Any]) -> str | None:
     alone gives; with several, where mean average precision is within 5% of a random order's.
     """
     if "accuracy" in figures:
-        guess, found = figures["majority"], figures["accuracy"]
+        guess, value = figures["majority"], figures["accuracy"]
         near = figures["accuracy_interval"][0] <= guess
         how, what = "always saying the largest class", "accuracy"
     else:
         there = [each["images"] for each in figures["classes"] if each["images"]]
         guess = sum(there) / max(1, len(there) * figures["images"])
-        found = figures["mean_average_precision"]
-        near = found < guess + 0.05
+        value = figures["mean_average_precision"]
+        near = value < guess + 0.05
         how, what = "a random order", "mean average precision"
     if not near:
         return None
     return (
-        f"near chance: {what} {found:.1%} on {figures['images']:,} images is not clearly above "
+        f"near chance: {what} {value:.1%} on {figures['images']:,} images is not clearly above "
         f"the {guess:.1%} of {how}: more images, other layers, another learning rate or a look at "
         "the labels may help"
     )
@@ -154,44 +158,28 @@ def wilson(right: int, count: int) -> list[float]:
     return [max(0.0, low), min(1.0, high)]
 
 
-def average_precision(scores: np.ndarray, wanted: np.ndarray) -> float | None:
-    """The mean, over the images wanted, of the precision at their rank; None without any.
-
-    Equal scores share a rank, the last of theirs.
-    """
-    if not wanted.any():
-        return None
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(wanted[order])
-    last = np.searchsorted(-scores[order], -scores[order], side="right") - 1
-    precision = hits[last] / (last + 1)
-    return float(precision[wanted[order]].mean())
-
-
 def _counts(both: int, said: int, wanted: int) -> dict[str, Any]:
     """Precision, recall and their harmonic mean; None where there is nothing to divide by."""
     return {
-        "images": int(wanted),
-        "precision": float(both / said) if said else None,
-        "recall": float(both / wanted) if wanted else None,
-        "f1": float(2 * both / (said + wanted)) if said + wanted else None,
+        "images": wanted,
+        "precision": both / said if said else None,
+        "recall": both / wanted if wanted else None,
+        "f1": 2 * both / (said + wanted) if said + wanted else None,
     }
 
 
 def _calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     """Bins of equal width of the confidence, those with images; ECE is their weighted gap."""
     place = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    bins = []
-    for i in np.unique(place):
-        members = place == i
-        bins.append(
-            {
-                "from": float(i / _BINS),
-                "to": float((i + 1) / _BINS),
-                "images": int(members.sum()),
-                "confidence": float(confidence[members].mean()),
-                "accuracy": float(right[members].mean()),
-            }
-        )
+    bins = [
+        {
+            "from": i / _BINS,
+            "to": (i + 1) / _BINS,
+            "images": int((place == i).sum()),
+            "confidence": float(confidence[place == i].mean()),
+            "accuracy": float(right[place == i].mean()),
+        }
+        for i in np.unique(place).tolist()
+    ]
     gap = sum(each["images"] * abs(each["confidence"] - each["accuracy"]) for each in bins)
     return {"ece": float(gap / len(right)), "calibration": bins}

@@ -12,23 +12,32 @@ from pathlib import Path
 from urllib.parse import quote
 
 from aim_mlx.images import ImageSource, thumbnail
+from aim_mlx.wording import escaped
 
 _SIDE = 320  # pixels of the longer edge of a thumbnail: sharp on a phone, 15 KB each
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --text: #1c1c1a; --soft: #6a6a66;
-  --line: #e2e2de; --bar: #3d7bd9; --empty: #ececea;
-  --alarm: #d4553f }
+  --line: #e2e2de; --bar: #3d7bd9; --empty: #ececea; --good: #2f9e63; --bad: #d4553f }
 @media (prefers-color-scheme: dark) { :root { --page: #161617; --card: #212123; --text: #ececea;
-  --soft: #9c9c9a; --line: #333336; --bar: #6ea1ee; --empty: #2b2b2e;
-  --alarm: #ee7a63 } }
+  --soft: #9c9c9a; --line: #333336; --bar: #6ea1ee; --empty: #2b2b2e; --good: #4cbf82;
+  --bad: #ee7a63 } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1500px; padding: 1.5rem 1rem 3rem; background: var(--page);
   color: var(--text); font: 15px/1.45 system-ui, -apple-system, "Segoe UI", sans-serif }
 h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere }
 h2 { font-size: 1.1rem; margin: 2rem 0 .2rem; overflow-wrap: anywhere }
 p { margin: .2rem 0 0; color: var(--soft); overflow-wrap: anywhere }
+.warning { color: var(--text); border-left: .3rem solid var(--bad); padding-left: .7rem;
+  margin-top: .6rem }
+.sheet { display: grid; gap: .75rem; margin-top: .8rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(var(--least, 9.5rem), 44vw), 1fr)) }
+figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  overflow: hidden }
+figcaption { padding: .5rem .65rem .6rem; font-size: .8rem; color: var(--soft);
+  overflow-wrap: anywhere }
+img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--empty) }
 @media print { figure { break-inside: avoid } }
 """
 _HEAD = (
@@ -57,10 +66,7 @@ def begin(title: str, style: str) -> str:
 
 def shown(text: str) -> str:
     """Text for a page: markup is text, control characters and undecodable bytes are escapes."""
-    visible = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
-    )
-    return html.escape(visible)
+    return html.escape(escaped(text))
 
 
 def named(path: str) -> str:
