@@ -164,7 +164,7 @@ def _stub() -> Any:
     from aim_mlx.backend import mx
     from aim_mlx.config import PreprocessConfig
     from aim_mlx.encoder.encoder import Embedded, Encoder
-    from aim_mlx.images import OMITTED, Omitted
+    from aim_mlx.images.contents import read_content
     from aim_mlx.registry import MODELS
 
     class Stub(Encoder):
@@ -172,11 +172,14 @@ def _stub() -> Any:
         def dtype(self):
             return mx.float32
 
-        def embed_stream(self, images: Any, options=None, block=None):
+        def embed_stream(self, images: Any, options=None, block=None, stop=None, known=None):
             vector = np.ones(1024, np.float32)
-            for index in range(len(images)):
-                needed = not isinstance(images[index], Omitted)
-                yield Embedded(index, vector if needed else OMITTED, 1, 1)
+            for index, path in enumerate(images):
+                content = read_content(path)
+                row = Embedded(index, path, content, repeats=bool(known and known(content.digest)))
+                row.output = None if row.repeats else vector
+                row.width = row.height = 1
+                yield row
 
     model: Any = SimpleNamespace(config=MODELS["aimv2-large-patch14-224"].config)
     stub = Stub(model, PreprocessConfig.hub(224), identity={"model": "stub", "path": "-"})

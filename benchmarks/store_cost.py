@@ -20,6 +20,7 @@ from aim_mlx.embedding.selection import Selection
 from aim_mlx.encoder.batching import block_size
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.images import discover
+from aim_mlx.images.contents import read_content
 from benchmarks.workers import Silent
 
 
@@ -68,12 +69,11 @@ def store(encoder: Encoder, folder: str) -> None:
         raise SystemExit(f"{summary.computed} of {summary.embedded} computed: give distinct photos")
 
 
-def free(images, options=None, block=None):
-    """Rows with vectors that cost nothing."""
+def free(images, options=None, block=None, stop=None, known=None):
+    """Rows of photos that are read, with vectors that cost nothing."""
     vector = np.full(1024, 1 / 32, np.float32)
-    for index in range(len(images)):
-        images[index]  # waits for the digest
-        yield Embedded(index, vector, 1, 1)
+    for index, path in enumerate(images):
+        yield Embedded(index, path, read_content(path), width=1, height=1, output=vector)
 
 
 def timed(call: Callable[[], object]) -> float:

@@ -170,12 +170,13 @@ def pattern(number: int) -> np.ndarray:
     return bits.view(np.float16).reshape(256, 1024)
 
 
-def _tokens(encoder: Any, paths: Any, *_: Any, **__: Any) -> Any:
+def _tokens(encoder: Any, paths: Any, layers: Any, images: Any, block: Any, places: Any) -> Any:
     """As aim_mlx.tokens.source.frozen_tokens(), at no cost."""
     from aim_mlx.encoder.encoder import Embedded
 
-    for index, path in enumerate(paths):
-        yield Embedded(index, pattern(int(Path(path).stem[4:])), 1, 1)
+    for index in places:
+        tokens = pattern(int(Path(paths[index]).stem[4:]))
+        yield Embedded(index, paths[index], width=1, height=1, output=tokens)
 
 
 def _images(folder: str) -> dict[str, Any]:

@@ -31,8 +31,8 @@ from aim_mlx.embedding.selection import Selection
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import ImageError
 from aim_mlx.files import LOCK
-from aim_mlx.images import Listing, Omitted, Skip
-from aim_mlx.images.reading import regular_file
+from aim_mlx.images import Contents, Listing, Skip
+from aim_mlx.images.contents import reading
 from aim_mlx.store import journal, lists, manifest, writer
 from aim_mlx.store.manifest import describe
 from aim_mlx.store.reader import EmbeddingStore
@@ -63,32 +63,37 @@ class StubEncoder(Encoder):
     def dim(self, options: EmbedOptions) -> int:
         return DIM
 
-    def embed_stream(self, images: Any, options=None, block=None, stop=None):
+    def embed_stream(self, images: Any, options=None, block=None, stop=None, known=None):
+        contents = Contents(known or (lambda digest: False))
         block = block or len(images)
         for start in range(0, len(images), block):
             part = range(start, min(start + block, len(images)))
-            rows = [_embedded(index, images[index]) for index in part]
-            together = sum(isinstance(row.outcome, np.ndarray) for row in rows)
+            rows = [_embedded(index, images[index], contents) for index in part]
+            together = sum(row.output is not None for row in rows)
             for row in rows:
-                if isinstance(row.outcome, np.ndarray):
-                    row.vector[-1] = together
+                if row.output is not None:
+                    row.output[-1] = together
             yield from rows
 
 
 STUB = StubEncoder()
 
 
-def _embedded(index: int, source: Any) -> Embedded:
-    if isinstance(source, Omitted):
-        return Embedded(index, source)
+def _embedded(index: int, path: str, contents: Contents) -> Embedded:
+    row = Embedded(index, path)
     try:
-        with regular_file(source.path) as (file, _):
+        with reading(path) as (row.content, file):
             data = file.read()
-        if data.startswith(b"bad"):
+        row.repeats = not contents.is_new(row.content, index)
+        if not row.repeats and data.startswith(b"bad"):
             raise ImageError("not_image", "it begins with bad")
     except ImageError as failure:
-        return Embedded(index, failure)
-    return Embedded(index, vector_of(data), len(data), 1, data.startswith(b"film"))
+        row.failure = failure
+        return row
+    if not row.repeats:
+        row.output, row.multi_frame = vector_of(data), data.startswith(b"film")
+        row.width, row.height = len(data), 1
+    return row
 
 
 def vector_of(data: bytes) -> np.ndarray:

@@ -89,7 +89,8 @@ def test_a_vector_may_be_off_by_the_rounding_of_its_dtype_and_no_more(
 
     def off_by(self, *arguments, **more):
         for row in turned(self, *arguments, **more):
-            yield replace(row, outcome=off_from(row.vector, off))
+            row.output = off_from(row.vector, off)
+            yield row
 
     monkeypatch.setattr(Encoder, "embed_stream", off_by)
     code, out, _ = run(capsys, "store", "--sample", "3", "--json")

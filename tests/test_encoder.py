@@ -252,8 +252,8 @@ def test_the_samples_of_the_next_batches_are_decoded_ahead_within_bounds(monkeyp
     def ahead(block: int, streams: int, grid: int | None, patches: int | None = None) -> int | None:
         options = EmbedOptions() if patches else EmbedOptions(batch_size=block)
         monkeypatch.setattr("aim_mlx.encoder.pipeline._CPU_PATCHES", patches)
-        model = encoder()
-        return Pipeline(model._vectors, model.preprocessing, options, block, grid)._ahead(streams)
+        preprocessing = encoder().preprocessing
+        return Pipeline(abs, [], preprocessing, options, grid, block=block)._ahead(streams)
 
     assert ahead(4, 2, grid=4) == 8
     assert ahead(1000, 2, grid=4) == 64

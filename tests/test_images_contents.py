@@ -2,7 +2,10 @@
 
 import json
 import os
+import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +13,16 @@ import pytest
 from PIL import Image, ImageFile
 
 from aim_mlx.cli import main as cli
+from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import ImageError
-from aim_mlx.images import changed, decode, is_beyond_times, size_and_time
+from aim_mlx.images import Contents, changed, decode, is_beyond_times, reading, size_and_time
 from aim_mlx.images.contents import read_content
 from aim_mlx.tokens.cache import TokenCache
 from tests.bad_images import JPEG, PNG, encoded
 from tests.embed_runs import OUTPUTS, embed, make, vectors_of
 from tests.small import encoder, photo, save
 
+stream = sys.modules["aim_mlx.images.stream"]
 B = encoded(Image.fromarray(photo(1)), "BMP")
 OTHER = encoded(Image.fromarray(photo(2)), "BMP")  # of the same size
 
@@ -47,21 +52,15 @@ def replace(path: Path, content: bytes) -> None:
 def test_a_copy_of_a_file_that_is_exchanged_before_it_is_decoded_has_its_own_vector(
     model, tmp_path, monkeypatch, output, change
 ):
-    from aim_mlx.images import reading as files
-
     folder = make(tmp_path / "in", {"a.png": PNG, "b.bmp": B, "c.bmp": B})
-    opener = files.regular_file
-    opened = []
+    decode = stream._Work._decode
 
-    def exchange(path):  # once to be digested, once to be decoded
-        if str(path).endswith("b.bmp"):
-            opened.append(path)
-            if len(opened) == 2:
-                change(folder / "b.bmp", OTHER)
-        return opener(path)
+    def exchange(self, source, sample):  # b.bmp has been digested
+        if sample.path.endswith("b.bmp"):
+            change(folder / "b.bmp", OTHER)
+        decode(self, source, sample)
 
-    monkeypatch.setattr(files, "regular_file", exchange)
-    monkeypatch.setattr("aim_mlx.images.contents.regular_file", exchange)
+    monkeypatch.setattr(stream._Work, "_decode", exchange)
     run = embed(folder, "-o", tmp_path / output, "--model", model)
     assert run.reasons == {"b.bmp": "changed"}
     make(tmp_path / "alone", {"c.bmp": B})
@@ -69,6 +68,40 @@ def test_a_copy_of_a_file_that_is_exchanged_before_it_is_decoded_has_its_own_vec
     (alone,) = vectors_of(tmp_path / ("alone-" + output)).values()
     # One image in another batch; the vector of the other file is 0.5 away.
     np.testing.assert_allclose(vectors_of(tmp_path / output)["c.bmp"], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_every_file_is_opened_once(model, tmp_path, monkeypatch, output):
+    folder = make(tmp_path / "in", {"a.png": PNG, "b.bmp": B, "c.bmp": B, "d.png": b"<html>"})
+    opener, opened = reading.regular_file, []
+
+    def counted(path):
+        opened.append(Path(path).name)
+        return opener(path)
+
+    monkeypatch.setattr(reading, "regular_file", counted)
+    embed(folder, "-o", tmp_path / output, "--model", model).check_account(3, 1, 0)
+    assert sorted(opened) == ["a.png", "b.bmp", "c.bmp", "d.png"]
+
+
+def test_the_first_of_several_copies_is_decoded_whichever_is_read_first(tmp_path, monkeypatch):
+    folder = make(tmp_path, {"a.bmp": B, "b.bmp": B, "c.bmp": OTHER})
+    read, copy_is_decoded = stream.reading, threading.Event()
+
+    @contextmanager
+    def late(path, *rest):
+        assert not path.endswith("a.bmp") or copy_is_decoded.wait(20)
+        with read(path, *rest) as found:
+            yield found
+        if path.endswith("b.bmp"):
+            copy_is_decoded.set()
+
+    monkeypatch.setattr(stream, "reading", late)
+    paths = [str(folder / name) for name in ("a.bmp", "b.bmp", "c.bmp")]
+    contents = Contents(lambda digest: False)
+    rows = list(stream.stream(paths, PreprocessConfig.hub(28), threads=2, contents=contents))
+    assert [row.repeats for row in rows] == [False, True, False]
+    assert [row.pixels is None for row in rows] == [False, True, False]
 
 
 @pytest.mark.parametrize("change", [replace, rewrite])

@@ -205,13 +205,13 @@ def test_a_copy_of_a_file_that_goes_or_changes_meanwhile_is_embedded(tmp_path, m
         path.write_bytes(b"good")
     read = StubEncoder.embed_stream
 
-    def meddle(self, images, options=None, block=None, stop=None):
-        _ = images[len(images) - 1]  # all were digested
-        if change == "deleted":
-            paths[0].unlink(missing_ok=True)
-        else:
-            paths[0].write_bytes(b"another content")
-        return read(self, images, options, block)
+    def meddle(self, *arguments):
+        for row in read(self, *arguments):
+            if row.index == 0 and change == "deleted":
+                paths[0].unlink(missing_ok=True)
+            elif row.index == 0:
+                paths[0].write_bytes(b"another content")
+            yield row
 
     monkeypatch.setattr(StubEncoder, "embed_stream", meddle)
     summary = run(tmp_path / "in", tmp_path / "out")

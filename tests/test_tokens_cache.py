@@ -18,7 +18,6 @@ from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import AimError, CheckpointError, OutputError, UsageError
 from aim_mlx.images.contents import read_content
 from aim_mlx.tokens import cache as token_cache
-from aim_mlx.tokens import source as tokens
 from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.tokens.source import StreamedTokens, frozen_tokens
 from tests.small import NATIVE, SMALL, assert_like_float16, encoder, photo, save
@@ -87,13 +86,13 @@ def test_the_same_batch_is_streamed_to_the_same_bits_again(images):
 def batches(monkeypatch) -> list[bytes]:
     """Blocks of three images, and what is computed together, in the order that it is begun."""
     computed: list[bytes] = []
-    compute = tokens._Trunk._vectors
+    compute = Encoder.tokens
 
-    def watched(self, pixels, options):
+    def watched(self, pixels, layers):
         computed.append(hashlib.sha256(np.array(pixels).tobytes()).digest())
-        return compute(self, pixels, options)
+        return compute(self, pixels, layers)
 
-    monkeypatch.setattr(tokens._Trunk, "_vectors", watched)
+    monkeypatch.setattr(Encoder, "tokens", watched)
     monkeypatch.setattr(token_cache, "block_size", lambda *_: 3)
     return computed
 
@@ -275,13 +274,13 @@ def test_a_model_whose_tokens_all_pass_float16_is_refused(images):
 
 def test_one_image_beyond_float16_is_named(images, monkeypatch):
     model, paths = encoder(), [path for path, _ in images.values()]
-    pool = tokens._Trunk._pool
+    compute = Encoder.tokens
 
-    def overflowing(self, batch, options):
-        factors = mx.where(mx.arange(len(batch)) == 0, 1e6, 1)
-        return pool(self, batch * factors[:, None, None], options)
+    def overflowing(self, pixels, layers):
+        factors = mx.where(mx.arange(len(pixels)) == 0, 1e6, 1)
+        return compute(self, pixels, layers) * factors[:, None, None]
 
-    monkeypatch.setattr(tokens._Trunk, "_pool", overflowing)
+    monkeypatch.setattr(Encoder, "tokens", overflowing)
     with pytest.raises(AimError, match=r"0\.png.*beyond float16"):
         list(frozen_tokens(model, paths))
 

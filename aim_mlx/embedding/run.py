@@ -10,7 +10,7 @@ import numpy as np
 from aim_mlx.embedding.plan import facts_of
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, ImageError, OutputError
-from aim_mlx.images import Content, Contents, Listing, Skip, changed, is_beyond_times
+from aim_mlx.images import Content, Listing, Skip, changed, is_beyond_times
 from aim_mlx.store.rows import Row
 from aim_mlx.store.writer import StoreWriter
 
@@ -59,18 +59,11 @@ class EmbedRun:
 
     def _embed(self, paths: Sequence[str], block: int) -> None:
         store = self._store
-        known = store.catalog.find_digest
+        rows = self._encoder.embed_stream(paths, self._options, block, self._stop, store.has)
         try:
-            with (
-                Contents(
-                    paths, lambda digest: known(digest) is not None, self._options.max_pixels
-                ) as contents,
-                closing(
-                    self._encoder.embed_stream(contents, self._options, block, self._stop)
-                ) as rows,
-            ):
+            with closing(rows):
                 for row in rows:
-                    self._take(row, paths[row.index], contents.take(row.index))
+                    self._take(row)
                     if (row.index + 1) % block == 0 or row.index + 1 == len(paths):
                         store.end_block()
         except OutputError:
@@ -80,21 +73,20 @@ class EmbedRun:
             raise
         store.commit()
 
-    def _take(self, row: Embedded, path: str, content: Content | ImageError) -> None:
-        """One file's outcome: a row, or a skip."""
-        if isinstance(content, ImageError):
-            self._skip(path, content, None)
-        elif content.repeats:
-            self._reuse(path, content)
-        elif (change := changed(path, content)) is not None:
-            self._skip(path, change, content)
-        elif row.failure is not None:
-            if row.failure.reason not in _OF_THE_PLACE:
-                self._failed[content.digest] = row.failure
-            self._skip(path, row.failure, content)
-        else:
+    def _take(self, row: Embedded) -> None:
+        """What became of one file: a row of the store, or a skip."""
+        content, failure = row.content, row.failure
+        if content is not None and row.repeats:
+            self._reuse(row.path, content)
+        elif content is not None and (change := changed(row.path, content)) is not None:
+            self._skip(row.path, change, content)
+        elif failure is not None:
+            if content is not None and failure.reason not in _OF_THE_PLACE:
+                self._failed[content.digest] = failure
+            self._skip(row.path, failure, content)
+        elif content is not None:
             facts = (content.digest, content.size, content.mtime_ns, row.width, row.height)
-            self._add(Row(path, *facts), row.vector, row.multi_frame)
+            self._add(Row(row.path, *facts), row.vector, row.multi_frame)
             self.computed += 1
 
     def _reuse(self, path: str, content: Content) -> None:
@@ -106,7 +98,7 @@ class EmbedRun:
             self.reused += 1
         elif (failure := self._failed.get(content.digest)) is not None:
             self._skip(path, failure, content)
-        else:  # the first file with this content came to grief, not the content
+        else:  # the first file with this content failed, not the content
             self._again.append(path)
 
     def _add(self, row: Row, vector: np.ndarray, first_frame: bool) -> None:

@@ -1,13 +1,12 @@
 """Grouping what has one shape into batches, and putting finished rows back into order."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import Protocol, TypeVar
 
 import numpy as np
 
 from aim_mlx.backend import BLAS, on_gpu
-from aim_mlx.images import Sample
+from aim_mlx.images import Embedded
 from aim_mlx.models.vision import VisionEncoder
 
 # A sample of a rare shape waits no longer than this many samples for others of its shape, and
@@ -22,14 +21,6 @@ _GPU_RATE, _CORE_RATE, _SLOW_CORE_RATE = 2e12, 7.5e10, 5e9
 _BLOCK_SECONDS = 5.0
 _LARGEST_BLOCK = 1024
 _NATIVE_PATCHES = 1536  # of a photograph of 640 x 480
-
-
-class Indexed(Protocol):
-    @property
-    def index(self) -> int: ...
-
-
-Row = TypeVar("Row", bound=Indexed)
 
 
 def block_size(model: VisionEncoder, batch_size: int | None) -> int:
@@ -51,14 +42,14 @@ def block_size(model: VisionEncoder, batch_size: int | None) -> int:
 
 
 def batches(
-    samples: Iterable[Sample], patch_size: int, batch_size: int, patches: int | None = None
-) -> Iterator[list[Sample]]:
+    samples: Iterable[Embedded], patch_size: int, batch_size: int, patches: int | None = None
+) -> Iterator[list[Embedded]]:
     """Samples in order -> lists whose pixels have one shape; failures ride along with any.
 
     A list is full at `batch_size` samples or, where `patches` is given, at about that many patches.
     """
-    groups: dict[tuple[int, ...], list[Sample]] = {}
-    failures: list[Sample] = []
+    groups: dict[tuple[int, ...], list[Embedded]] = {}
+    failures: list[Embedded] = []
     waiting = 0
     for sample in samples:
         if sample.pixels is None:
@@ -125,20 +116,22 @@ def _alike(
         yield rows, shared
 
 
-def _oldest_waits(groups: dict[tuple[int, ...], list[Sample]], index: int) -> bool:
+def _oldest_waits(groups: dict[tuple[int, ...], list[Embedded]], index: int) -> bool:
     """Whether the group begun first has waited too long; dictionaries keep that order."""
     return index - next(iter(groups.values()))[0].index >= _LONGEST_WAIT
 
 
-def in_order(rows: Generator[Row, None, None], count: int) -> Generator[Row, None, None]:
-    """Rows 0 to count - 1 in the order of their index, each as soon as those before it are out."""
-    early: dict[int, Row] = {}
+def in_order(
+    rows: Generator[Embedded, None, None], places: Sequence[int]
+) -> Generator[Embedded, None, None]:
+    """Rows in the order of their places, each as soon as those before it are out."""
+    early: dict[int, Embedded] = {}
     position = 0
     with closing(rows):
         for row in rows:
             early[row.index] = row
-            while position in early:
-                yield early.pop(position)
+            while position < len(places) and places[position] in early:
+                yield early.pop(places[position])
                 position += 1
-    if position != count or early:
-        raise RuntimeError(f"{count} rows were expected in order, {position} came")
+    if position != len(places) or early:
+        raise RuntimeError(f"{len(places)} rows were expected in order, {position} came")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from PIL import Image
 
 from aim_mlx.backend import mx, nn
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.encoder.batching import in_order
 from aim_mlx.encoder.digest import parameters_digest
-from aim_mlx.encoder.pipeline import Embedded, EmbedOptions, Pipeline
+from aim_mlx.encoder.pipeline import EmbedOptions, Pipeline
 from aim_mlx.errors import ImageError, UsageError
-from aim_mlx.images import ImageSource, Omitted, decode, preprocess
+from aim_mlx.images import Embedded, ImageSource, decode, preprocess
 from aim_mlx.models.pooling import POOLINGS, check_pooling, normalized, pool
 from aim_mlx.models.vision import Features, VisionEncoder, block_indices, layer_numbers
 
@@ -122,30 +121,40 @@ class Encoder:
 
     def embed_stream(
         self,
-        images: Iterable[ImageSource | Omitted],
+        images: Iterable[ImageSource],
         options: EmbedOptions | None = None,
         block: int | None = None,
         stop: Callable[[], bool] = lambda: False,
+        known: Callable[[str], bool] | None = None,
     ) -> Generator[Embedded, None, None]:
         """Yields one row for each image, in order, with its vector (D,) float32 or its failure.
 
         With `block`, no batch reaches over a multiple of that many images: a run that starts at
         one gives the same bits as a run that came to it. Once `stop` says so, no further batch
-        begins; the rows of those that have begun come, then Interrupted is raised. Raises
+        begins; the rows of those that have begun come, then Interrupted is raised. With `known`,
+        which says of the SHA-256 of a file that it need not be embedded, images are paths, and
+        rows have their `content`; a content that is known, or came before, only `repeats`. Raises
         CheckpointError if every vector of the first batch is not finite.
         """
         options = options or EmbedOptions()
         self.check(options)
-        images = listed(images)
-        pipeline = Pipeline(
-            self._vectors,
-            self.preprocessing,
-            options,
-            block or max(1, len(images)),
-            self.model.config.grid,
-            stop,
-        )
-        return in_order(pipeline.rows(images), len(images))
+        compute = partial(self._vectors, options=options)
+        return self.pipeline(compute, images, options, block=block, stop=stop, known=known).rows()
+
+    def pipeline(
+        self,
+        compute: Callable[[mx.array], mx.array],
+        images: Iterable[ImageSource],
+        options: EmbedOptions | None = None,
+        **more: Any,
+    ) -> Pipeline:
+        """A pass over images with this preprocessing, where `compute` makes what rows hold.
+
+        It takes pixels (B, H, W, 3) to an array of B, not yet computed; for `more` see Pipeline.
+        """
+        images, grid = listed(images), self.model.config.grid
+        options = options or EmbedOptions()
+        return Pipeline(compute, images, self.preprocessing, options, grid, **more)
 
     def _as_pixels(self, pixels: NDArray[Any] | mx.array) -> mx.array:
         """Pixels in the encoder's dtype; raises UsageError for what is no array of numbers."""
@@ -163,12 +172,18 @@ class Encoder:
         # A copy, as MLX takes no array with negative strides, such as a mirrored one.
         return mx.array(np.array(numbers, np.float32, order="C")).astype(self.dtype)
 
+    def tokens(self, pixels: mx.array, layers: Sequence[int] = ()) -> mx.array:
+        """Pixels (B, H, W, 3) -> the final tokens (B, N, D), or the mean of these blocks' outputs.
+
+        The mean is in float32, as it is pooled; not yet computed.
+        """
+        features = self.features(pixels, layers)
+        outputs = [output.astype(mx.float32) for output in features.layers.values()]
+        return mx.stack(outputs).mean(axis=0) if outputs else features.tokens
+
     def _vectors(self, pixels: mx.array, options: EmbedOptions) -> mx.array:
         """Pixels (B, H, W, 3) -> vectors (B, D) float32, not yet computed."""
-        features = self.features(pixels, options.layers)
-        outputs = [output.astype(mx.float32) for output in features.layers.values()]
-        tokens = mx.stack(outputs).mean(axis=0) if outputs else features.tokens
-        vectors = self._pool(tokens, options)
+        vectors = self._pool(self.tokens(pixels, options.layers), options)
         return normalized(vectors) if options.normalize else vectors
 
     def _pool(self, tokens: mx.array, options: EmbedOptions) -> mx.array:

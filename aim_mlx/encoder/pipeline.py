@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.encoder.batching import batches
+from aim_mlx.encoder.batching import batches, in_order
 from aim_mlx.errors import (
     AimError,
     CheckpointError,
@@ -24,42 +23,13 @@ from aim_mlx.errors import (
     Interrupted,
     UsageError,
 )
-from aim_mlx.images import OMITTED, ImageSource, Omitted, Sample, stream
+from aim_mlx.images import Contents, Embedded, ImageSource, stream
 
 # Patches in a batch where no size is asked for: 32 images of 224 x 224 on a GPU, four on a CPU,
 # where every core has a batch of its own and larger ones gain little.
 _GPU_PATCHES = 32 * 256
 _CPU_PATCHES = 4 * 256
 _MOST_AHEAD = 64  # decoded samples that wait, 0.6 MB each at 224 x 224
-
-
-@dataclass(frozen=True, eq=False)
-class Embedded:
-    """One image's row: its vector, or why it has none.
-
-    `outcome` is the vector, the failure, or OMITTED for a source that keeps its place and is not
-    computed. `width` and `height` are those of the upright original, 0 where it was not decoded;
-    `multi_frame` is True where only the first of several frames or pages was read.
-    """
-
-    index: int
-    outcome: NDArray[np.float32] | ImageError | Omitted
-    width: int = 0
-    height: int = 0
-    multi_frame: bool = False
-
-    @property
-    def failure(self) -> ImageError | None:
-        """Why the image has no vector; None where it has one."""
-        return self.outcome if isinstance(self.outcome, ImageError) else None
-
-    @property
-    def vector(self) -> NDArray[np.float32]:
-        """The vector (D,), float32; raises ImageError, the failure, where there is none."""
-        if isinstance(self.outcome, np.ndarray):
-            return self.outcome
-        failure = self.failure or ImageError("omitted", "this source was left out")
-        raise ImageError(failure.reason, failure.detail)
 
 
 @dataclass(frozen=True)
@@ -87,49 +57,58 @@ class EmbedOptions:
 
 
 class Pipeline:
-    """One pass over images: `compute` takes pixels (B, H, W, 3) to lazy vectors (B, D).
+    """One pass over images: `compute` takes pixels (B, H, W, 3) to lazy outputs, a row for each.
 
-    Batches end at every multiple of `block` images. `grid` is that of a fixed-size model. `stop` is
-    asked before each round of batches whether to end early.
+    Only the images at `places` are computed, all if None. Batches end at every multiple of `block`
+    images of the whole list. `known` says of a digest that files with this content need not be
+    computed: those, and all but the first with a content, have rows that repeat. `grid` is that of
+    a fixed-size model. `stop` is asked before each round of batches whether to end early.
     """
 
     def __init__(
         self,
-        compute: Callable[[mx.array, EmbedOptions], mx.array],
+        compute: Callable[[mx.array], mx.array],
+        images: Sequence[ImageSource],
         preprocessing: PreprocessConfig,
         options: EmbedOptions,
-        block: int,
         grid: int | None,
+        *,
+        block: int | None = None,
+        places: Sequence[int] | None = None,
+        known: Callable[[str], bool] | None = None,
         stop: Callable[[], bool] = lambda: False,
     ):
-        self._stop = stop
-        self._compute, self._preprocessing = compute, preprocessing
-        self._options, self._block, self._grid = options, block, grid
+        self._compute, self._images, self._preprocessing = compute, images, preprocessing
+        self._options, self._grid, self._stop = options, grid, stop
+        self._block = block or max(1, len(images))
+        self._places = range(len(images)) if places is None else places
+        self._contents = None if known is None else Contents(known)
         self._patches = None  # of a full batch, where the caller gives no size
         if options.batch_size is None:
             self._patches = _GPU_PATCHES if on_gpu() else _CPU_PATCHES
 
-    def rows(self, images: Sequence[ImageSource | Omitted]) -> Generator[Embedded, None, None]:
-        """Rows as they are finished; CheckpointError if no vector of the first batch is finite.
+    def rows(self) -> Generator[Embedded, None, None]:
+        """A row for each place, in order; CheckpointError if the first batch has no finite output.
 
         Interrupted where it stopped early: after the rows of all batches that were begun.
         """
+        return in_order(self._rows(), self._places)
+
+    def _rows(self) -> Generator[Embedded, None, None]:
         checked = False
         done = 0
         most = math.ceil(self._block / (self._options.batch_size or 1))  # batches there can be
         with cpu_streams(most) as streams:
-            for samples in self._samples(images, len(streams)):
-                grouped = self._batches(_warned(samples), len(images), len(streams))
+            for samples in self._samples(len(streams)):
+                grouped = self._batches(_warned(samples), len(streams))
                 for rows in self._computed(grouped, streams):
                     checked = checked or _check_finite(rows)
                     done += len(rows)
                     yield from rows
-        if done < len(images):
+        if done < len(self._places):
             raise Interrupted("stopped")
 
-    def _samples(
-        self, images: Sequence[ImageSource | Omitted], streams: int
-    ) -> Iterator[Iterator[Sample]]:
+    def _samples(self, streams: int) -> Iterator[Iterator[Embedded]]:
         """Samples, decoded while others compute; on a CPU only if each product has one thread.
 
         mlx-data has OpenBLAS use one thread while its own are at work, and then as many as they
@@ -138,17 +117,20 @@ class Pipeline:
         """
         threads = BLAS.threads // streams
         alone = not on_gpu() and threads > 1
-        step = self._block if alone else max(1, len(images))
-        for start in range(0, len(images), step):
-            if start and self._stop():
+        parts = [self._places]
+        if alone:
+            parts = (list(part) for _, part in groupby(self._places, self._block_of))
+        for number, places in enumerate(parts):
+            if number and self._stop():
                 return
             samples = stream(
-                images,
+                self._images,
                 self._preprocessing,
                 prefetch=self._ahead(streams),
                 max_pixels=self._options.max_pixels,
                 allow_truncated=self._options.allow_truncated,
-                places=range(start, min(start + step, len(images))),
+                places=places,
+                contents=self._contents,
             )
             with closing(samples):
                 if alone:
@@ -156,12 +138,13 @@ class Pipeline:
                     BLAS.use(threads)
                 yield samples
 
-    def _batches(
-        self, samples: Iterator[Sample], count: int, streams: int
-    ) -> Iterator[list[Sample]]:
+    def _block_of(self, index: int) -> int:
+        return index // self._block
+
+    def _batches(self, samples: Iterator[Embedded], streams: int) -> Iterator[list[Embedded]]:
         """Batches, block by block; none has more than a stream's share, that none stands idle."""
-        for number, part in groupby(samples, key=lambda sample: sample.index // self._block):
-            length = min(self._block, count - number * self._block)
+        for number, part in groupby(samples, key=lambda sample: self._block_of(sample.index)):
+            length = min(self._block, len(self._images) - number * self._block)
             size = self._options.batch_size or math.ceil(length / streams)
             yield from batches(part, self._preprocessing.patch_size, size, self._patches)
 
@@ -175,40 +158,40 @@ class Pipeline:
         return min(full * streams, _MOST_AHEAD)
 
     def _computed(
-        self, grouped: Iterator[list[Sample]], streams: list[mx.Stream]
+        self, grouped: Iterator[list[Embedded]], streams: list[mx.Stream]
     ) -> Iterator[list[Embedded]]:
         """The rows of each batch; as many batches as there are streams compute together.
 
         They are set going by one call: on the CPU it returns only when most of its work is done,
         so that a call for each would run them in turn. The next are gathered before any is read.
         """
-        running: list[tuple[list[Sample], mx.array | None]] = []
+        running: list[tuple[list[Embedded], mx.array | None]] = []
         while together := self._next(grouped, len(streams)):
             started = [
                 (batch, self._start(batch, device_stream))
                 for batch, device_stream in zip(together, streams, strict=False)
             ]
             with explained(max(map(len, together))):
-                mx.async_eval([vectors for _, vectors in started if vectors is not None])
+                mx.async_eval([outputs for _, outputs in started if outputs is not None])
             yield from (_finish(*each) for each in running)
             running = started
         yield from (_finish(*each) for each in running)
 
-    def _next(self, grouped: Iterator[list[Sample]], count: int) -> list[list[Sample]]:
+    def _next(self, grouped: Iterator[list[Embedded]], count: int) -> list[list[Embedded]]:
         """The batches to compute next, none if it is to stop, before or after waiting for them."""
         together = [] if self._stop() else list(islice(grouped, count))
         return [] if self._stop() else together
 
-    def _start(self, batch: list[Sample], device_stream: mx.Stream) -> mx.array | None:
-        """The vectors (B, D) of a batch, not yet computed; None where all of it failed."""
+    def _start(self, batch: list[Embedded], device_stream: mx.Stream) -> mx.array | None:
+        """The outputs of a batch, not yet computed; None where it has no pixels."""
         pixels = [sample.pixels for sample in batch if sample.pixels is not None]
         if not pixels:
             return None
         with mx.stream(device_stream):
-            return self._compute(mx.array(np.stack(pixels)), self._options)
+            return self._compute(mx.array(np.stack(pixels)))
 
 
-def _warned(samples: Iterator[Sample]) -> Iterator[Sample]:
+def _warned(samples: Iterator[Embedded]) -> Iterator[Embedded]:
     """The same samples; DarkImageWarning at the first that is dark.
 
     They are not made brighter by themselves: of a series some images would be, and others not.
@@ -226,11 +209,19 @@ def _warned(samples: Iterator[Sample]) -> Iterator[Sample]:
         yield sample
 
 
-def _finish(batch: list[Sample], computing: mx.array | None) -> list[Embedded]:
-    """Waits for a batch; its rows, failures of decoding included."""
+def _finish(batch: list[Embedded], computing: mx.array | None) -> list[Embedded]:
+    """The rows of a batch, once it is computed: with outputs in the place of pixels."""
     with explained(len(batch)):
-        vectors = iter([] if computing is None else np.array(computing))
-    return [_row(sample, vectors) for sample in batch]
+        outputs = iter([] if computing is None else np.array(computing))
+    for sample in batch:
+        if sample.pixels is not None:
+            sample.pixels, output = None, next(outputs)
+            if np.isfinite(output).all():
+                sample.output = output
+            else:
+                detail = "the embedding of this image is not finite"
+                sample.failure = ImageError("non_finite", detail)
+    return batch
 
 
 def _check_finite(rows: list[Embedded]) -> bool:
@@ -238,7 +229,7 @@ def _check_finite(rows: list[Embedded]) -> bool:
 
     One image may overflow half precision; where none gives a number, the weights are at fault.
     """
-    good = sum(isinstance(row.outcome, np.ndarray) for row in rows)
+    good = sum(row.output is not None for row in rows)
     bad = sum(row.failure is not None and row.failure.reason == "non_finite" for row in rows)
     if bad and not good:
         raise CheckpointError(
@@ -246,15 +237,6 @@ def _check_finite(rows: list[Embedded]) -> bool:
             "serve; try --dtype float32"
         )
     return bool(good)
-
-
-def _row(sample: Sample, vectors: Iterator[np.ndarray]) -> Embedded:
-    if sample.pixels is None:
-        return Embedded(sample.index, sample.failure or OMITTED)
-    outcome = next(vectors)
-    if not np.isfinite(outcome).all():
-        outcome = ImageError("non_finite", "the embedding of this image is not finite")
-    return Embedded(sample.index, outcome, sample.width, sample.height, sample.multi_frame)
 
 
 @contextmanager

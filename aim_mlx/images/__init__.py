@@ -6,17 +6,15 @@ from aim_mlx.images.discover import Listing, Skip, discover, is_under
 from aim_mlx.images.path_lists import in_share, parse_share, read_paths, split
 from aim_mlx.images.preprocess import plan_native, preprocess
 from aim_mlx.images.reading import KnownFile, is_beyond_times, size_and_time
-from aim_mlx.images.stream import OMITTED, Omitted, Sample, stream
+from aim_mlx.images.stream import Embedded, stream
 
 __all__ = [
     "Content",
     "Contents",
+    "Embedded",
     "ImageSource",
     "KnownFile",
     "Listing",
-    "OMITTED",
-    "Omitted",
-    "Sample",
     "Skip",
     "changed",
     "decode",

@@ -21,6 +21,16 @@ from aim_mlx.images.reading import KnownFile, check_pixels, explained, opened
 
 ImageSource = str | Path | KnownFile | bytes | Image.Image | np.ndarray
 
+_ENCODED = (
+    str,
+    os.PathLike,
+    KnownFile,
+    bytes,
+    bytearray,
+    memoryview,
+    io.BytesIO,
+    io.BufferedReader,
+)
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112
 _DARK = 32  # of 255
@@ -53,15 +63,18 @@ def decode(
 
 @contextmanager
 def decoded(
-    source: ImageSource, max_pixels: int | None = None, allow_truncated: bool = False
+    source: ImageSource | io.BytesIO | io.BufferedReader,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
 ) -> Iterator[Image.Image]:
     """decode() for the length of a block, in which a large image has the machine to itself.
 
-    Otherwise threads decoding at once would need the memory of as many large images.
+    Otherwise threads decoding at once would need the memory of as many large images. Takes what
+    contents_of() gives, too.
     """
     limit = default_max_pixels() if max_pixels is None else max_pixels
     with ExitStack() as turn:
-        if isinstance(source, (str, os.PathLike, KnownFile, bytes, bytearray, memoryview)):
+        if isinstance(source, _ENCODED):
             with opened(source, limit, allow_truncated) as encoded:
                 _check(encoded.size, encoded.mode, limit, turn)
                 stored = encoded.load()

@@ -188,20 +188,35 @@ class EncodedImage:
 
 @contextmanager
 def opened(source: Any, max_pixels: int, allow_truncated: bool) -> Iterator[EncodedImage]:
-    """A path, KnownFile or encoded bytes, opened for the length of a block. Raises ImageError."""
+    """A path, KnownFile, encoded bytes or what contents_of() gives, opened for a block.
+
+    Raises ImageError.
+    """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
-        if not data:
+        if not len(source):
             raise ImageError("empty", "there are no bytes")
-        yield EncodedImage(io.BytesIO(data), len(data), max_pixels, allow_truncated)
+        source = io.BytesIO(source)
+    if isinstance(source, (io.BytesIO, io.BufferedReader)):
+        yield EncodedImage(source, source.seek(0, io.SEEK_END), max_pixels, allow_truncated)
         return
     path = source.path if isinstance(source, KnownFile) else os.fspath(source)
+    with contents_of(path) as (data, found):
+        if isinstance(source, KnownFile):
+            _check_known(data, found.st_size, source)
+        yield EncodedImage(data, found.st_size, max_pixels, allow_truncated)
+
+
+@contextmanager
+def contents_of(
+    path: str,
+) -> Iterator[tuple[io.BytesIO | io.BufferedReader, os.stat_result]]:
+    """The bytes of a regular file, of a large one the open file itself, and its stat.
+
+    Raises ImageError for what cannot be read, and where the file changes during the block.
+    """
     with regular_file(path) as (file, before):
         try:
-            data = file if before.st_size > READ_WHOLE else io.BytesIO(file.read())
-            if isinstance(source, KnownFile):
-                _check_known(data, before.st_size, source)
-            yield EncodedImage(data, before.st_size, max_pixels, allow_truncated)
+            yield (file if before.st_size > READ_WHOLE else io.BytesIO(file.read())), before
         except (ImageError, OSError) as error:
             _check_unchanged(file, before)
             raise error if isinstance(error, ImageError) else unreadable(path, error) from error

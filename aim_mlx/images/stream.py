@@ -9,15 +9,18 @@ import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import ImageError, UsageError
+from aim_mlx.images.contents import Content, Contents, reading
 from aim_mlx.images.decode import ImageSource, decoded
 from aim_mlx.images.preprocess import preprocess
+from aim_mlx.images.reading import KnownFile
 
 # mlx-data holds every sample of a buffer as a dictionary, near 1 KB each: a long list of sources
 # goes through it part by part.
@@ -25,47 +28,54 @@ _PART = 4096
 _PATIENCE = 1.0  # seconds for threads without work to end
 
 
-class Omitted(Enum):
-    """A source that keeps its place and is not decoded."""
+@dataclass(eq=False, slots=True)
+class Embedded:
+    """One image on its way from its source to its row: each step adds what it knows.
 
-    OMITTED = "omitted"
-
-
-OMITTED = Omitted.OMITTED
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One source, preprocessed: `pixels` is float32 (H,W,3), or None where `failure` says why not.
-
-    Both are None for a source that is OMITTED.
-
-    `width` and `height` are those of the upright original, 0 on failure. `multi_frame` is True
-    where further frames or pages were left out, `dark` where a 16-bit image is nearly black.
+    `path` is empty for an image in memory, `content` what is in the file, where contents are asked
+    for; then `repeats` is True where there is no need to compute it. `pixels`, float32 (H,W,3), are
+    there from preprocessing to computing, which gives the `output`. `width` and `height` are those
+    of the upright original, 0 where it was not decoded. `multi_frame` is True where further frames
+    or pages were left out, `dark` where a 16-bit image is nearly black. `failure` says why an image
+    has no pixels, or no output.
     """
 
     index: int
-    pixels: np.ndarray | None
-    width: int
-    height: int
-    failure: ImageError | None
+    path: str = ""
+    content: Content | None = None
+    repeats: bool = False
+    pixels: NDArray[np.float32] | None = None
+    width: int = 0
+    height: int = 0
     multi_frame: bool = False
     dark: bool = False
+    output: NDArray[Any] | None = None
+    failure: ImageError | None = None
+
+    @property
+    def vector(self) -> NDArray[np.float32]:
+        """The vector (D,), float32; raises ImageError, the failure, where there is none."""
+        if self.output is not None:
+            return self.output
+        failure = self.failure or ImageError("not_computed", "this image has no vector of its own")
+        raise ImageError(failure.reason, failure.detail)
 
 
 def stream(
-    sources: Sequence[ImageSource | Omitted],
+    sources: Sequence[ImageSource],
     config: PreprocessConfig,
     *,
     threads: int | None = None,
     prefetch: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
-    places: range | None = None,
-) -> Generator[Sample, None, None]:
-    """Yields one Sample for each source, in order; a bad image is a sample with its failure.
+    places: Sequence[int] | None = None,
+    contents: Contents | None = None,
+) -> Generator[Embedded, None, None]:
+    """Yields one record for each source, in order; a bad image has its failure there.
 
-    With `places`, only for the sources that stand there.
+    With `places`, only for the sources that stand there, in rising order. With `contents` all
+    sources are paths; each file is read once, its content digested, and only what is new decoded.
 
     A source is asked for in the thread that decodes it, so `sources` may make them on demand.
     `threads` decode (default: the cores, at most 8), at most `prefetch` samples (default: twice the
@@ -78,42 +88,63 @@ def stream(
         if type(value) is not int or value < 1:
             raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
 
-    def work(index: int) -> Sample:
-        return _sample(index, sources[index], config, max_pixels, allow_truncated)
-
-    return _samples(work, places or range(len(sources)), threads, prefetch)
+    work = _Work(sources, config, max_pixels, allow_truncated, contents)
+    return _samples(work, range(len(sources)) if places is None else places, threads, prefetch)
 
 
-def _sample(
-    index: int,
-    source: ImageSource | Omitted,
-    config: PreprocessConfig,
-    max_pixels: int | None,
-    allow_truncated: bool,
-) -> Sample:
-    if isinstance(source, Omitted):
-        return Sample(index, None, 0, 0, None)
-    try:
-        with decoded(source, max_pixels, allow_truncated) as image:
-            pixels = preprocess(image, config)
-    except ImageError as failure:
-        return Sample(index, None, 0, 0, failure.with_traceback(None))
-    except MemoryError:
-        failure = ImageError("too_large", "the memory ran out while it was resized")
-        return Sample(index, None, 0, 0, failure)
-    frames, dark = image.info["multi_frame"], image.info["dark"]
-    return Sample(index, pixels, image.width, image.height, None, frames, dark)
+@dataclass(frozen=True)
+class _Work:
+    """What a thread does for one image: reads it, decodes it and makes its pixels."""
+
+    sources: Sequence[ImageSource]
+    config: PreprocessConfig
+    max_pixels: int | None
+    allow_truncated: bool
+    contents: Contents | None
+
+    def sample(self, index: int) -> Embedded:
+        source = self.sources[index]
+        path = source.path if isinstance(source, KnownFile) else source
+        sample = Embedded(index, os.fspath(path) if isinstance(path, (str, Path)) else "")
+        try:
+            if self.contents is None:
+                self._decode(source, sample)
+            else:
+                with reading(sample.path, self.max_pixels) as (sample.content, data):
+                    if self.is_new(sample):
+                        self._decode(data, sample)
+        except ImageError as failure:
+            sample.pixels, sample.failure = None, failure.with_traceback(None)
+        except MemoryError:
+            sample.failure = ImageError("too_large", "the memory ran out while it was resized")
+        return sample
+
+    def is_new(self, sample: Embedded) -> bool:
+        """Whether it is to be decoded, as far as its content is known."""
+        if self.contents is None or sample.content is None:
+            return True
+        return self.contents.is_new(sample.content, sample.index)
+
+    def _decode(self, source: Any, sample: Embedded) -> None:
+        with decoded(source, self.max_pixels, self.allow_truncated) as image:
+            sample.pixels = preprocess(image, self.config)
+            sample.width, sample.height = image.size
+            sample.multi_frame, sample.dark = image.info["multi_frame"], image.info["dark"]
 
 
 def _samples(
-    work: Callable[[int], Sample], places: range, threads: int, prefetch: int
-) -> Generator[Sample, None, None]:
+    work: _Work, places: Sequence[int], threads: int, prefetch: int
+) -> Generator[Embedded, None, None]:
     for start in range(0, len(places), _PART):
         part = places[start : start + _PART]
-        run = _Run(work, part, threads, prefetch)
+        run = _Run(work.sample, part, threads, prefetch)
         try:
             for index in part:
-                yield run.take(index)
+                sample = run.take(index)
+                # In the order of the list, whichever of several copies was read first.
+                if not work.is_new(sample):
+                    sample = Embedded(index, sample.path, sample.content, repeats=True)
+                yield sample
         finally:
             run.close()
 
@@ -121,10 +152,12 @@ def _samples(
 class _Run:
     """mlx-data's threads working through `indices`, at most `prefetch` of them ahead."""
 
-    def __init__(self, work: Callable[[int], Sample], indices: range, threads: int, prefetch: int):
+    def __init__(
+        self, work: Callable[[int], Embedded], indices: Sequence[int], threads: int, prefetch: int
+    ):
         import mlx.data as dx  # here, for `import aim_mlx` to stay quick
 
-        self._done: dict[int, Sample | BaseException] = {}
+        self._done: dict[int, Embedded | BaseException] = {}
         self._under_way: set[int] = set()
         self._state = {"stopped": False}
         self._ending: threading.Thread | None = None
@@ -135,7 +168,7 @@ class _Run:
         self._stream: Any = buffer.ordered_prefetch(prefetch, threads)
         _running.add(self)
 
-    def take(self, index: int) -> Sample:
+    def take(self, index: int) -> Embedded:
         next(self._stream)  # waits until this sample is done
         result = self._done.pop(index)
         if isinstance(result, BaseException):
@@ -183,8 +216,8 @@ def _close_all() -> None:
 
 
 def _transform(
-    work: Callable[[int], Sample],
-    done: dict[int, Sample | BaseException],
+    work: Callable[[int], Embedded],
+    done: dict[int, Embedded | BaseException],
     under_way: set[int],
     state: dict[str, bool],
 ) -> Callable[[np.ndarray], np.ndarray]:

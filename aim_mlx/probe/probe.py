@@ -3,7 +3,7 @@
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -221,10 +221,11 @@ class AttentiveProbe:
         for rows, tokens in self._token_batches(listed(images)):
             vectors = iter(() if tokens is None else self._probabilities(tokens))
             for row in rows:
-                outcome = row.failure or next(vectors)
-                if isinstance(outcome, np.ndarray) and not np.isfinite(outcome).all():
-                    outcome = ImageError("non_finite", "the head gives no number")
-                yield replace(row, outcome=outcome)
+                row.output = None if row.failure else next(vectors)
+                if row.output is not None and not np.isfinite(row.output).all():
+                    row.failure = ImageError("non_finite", "the head gives no number")
+                    row.output = None
+                yield row
 
     def attention_maps(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
         """Where the head looks: float32 (n, queries * heads, h, w), each map summing to one.

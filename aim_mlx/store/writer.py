@@ -134,6 +134,10 @@ class StoreWriter:
         """Records an image that gave no row: path, reason, detail, size, mtime_ns."""
         self._skips.append(record)
 
+    def has(self, digest: str) -> bool:
+        """Whether a row that is committed has this content."""
+        return self.catalog.find_digest(digest) is not None
+
     def find(self, digest: str) -> tuple[Row, np.ndarray] | None:
         """A row with this content and its vector."""
         place = self._unpublished.get(digest)

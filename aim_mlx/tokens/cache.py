@@ -28,7 +28,7 @@ from aim_mlx.encoder.batching import block_size
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.files import TEMPORARY, locked, publish, regular
-from aim_mlx.images import OMITTED, Content, ImageSource, Omitted, Skip
+from aim_mlx.images import Content, ImageSource, Skip
 from aim_mlx.tokens.source import frozen_tokens, token_identity, token_shape
 
 _SHARD_BYTES = 64 << 20
@@ -127,26 +127,25 @@ class TokenCache:
         keys = list(images)
         paths = [path for path, _ in images.values()]
         files: list[ImageSource] = [content.at(path) for path, content in images.values()]
-        missing = np.array([_key(key) not in self._where for key in keys])
-        done = np.cumsum(missing)
         block = block_size(self._encoder.model, None)
+        places = [i for i, key in enumerate(keys) if _key(key) not in self._where]
         shard, skips = _Shard(self._record, block), []
-        chosen = _Missing(view(files, keys) if view else files, missing)
+        chosen = view(files, keys) if view else files
+        tokens = frozen_tokens(self._encoder, paths, self._layers, chosen, block, places)
         try:
-            found = frozen_tokens(self._encoder, paths, self._layers, chosen, block)
-            with closing(found) as rows:
-                for row in rows:
-                    if missing[row.index] and row.failure is not None:
+            with closing(tokens) as rows:
+                for done, row in enumerate(rows, 1):
+                    if row.failure is not None:
                         path, failure = paths[row.index], row.failure
                         skips.append(Skip(path, failure.reason, failure.detail))
-                    elif missing[row.index]:
+                    else:
                         shard.add(_key(keys[row.index]), row.vector)
-                    if (row.index + 1) % block == 0 or row.index + 1 == len(keys):
+                    if done == len(places) or places[done] // block > row.index // block:
                         shard.end_block()
                     if shard.full:
                         self._publish(shard.take())
-                    if missing[row.index] and progress is not None:
-                        progress(int(done[row.index]), int(done[-1]))
+                    if progress is not None:
+                        progress(done, len(places))
         finally:  # what was computed is kept, whatever came
             self._publish(shard.take())
         return skips
@@ -253,19 +252,6 @@ class CachedTokens:
             with ThreadPoolExecutor(_READERS) as pool:
                 list(pool.map(lambda each: each[0].compare(each[1]), new))
         return [shard.tokens[row] for shard, row in chosen]
-
-
-class _Missing(Sequence[ImageSource | Omitted]):
-    """The images of a list that are missing, each made only when it is asked for."""
-
-    def __init__(self, images: Sequence[ImageSource], missing: np.ndarray):
-        self._images, self._missing = images, missing
-
-    def __len__(self) -> int:
-        return len(self._missing)
-
-    def __getitem__(self, index: int) -> ImageSource | Omitted:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self._images[index] if self._missing[index] else OMITTED
 
 
 class _Shard:

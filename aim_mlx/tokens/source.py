@@ -8,9 +8,9 @@ import numpy as np
 
 from aim_mlx.backend import BLAS, mx
 from aim_mlx.config import to_dict
-from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
+from aim_mlx.encoder.encoder import Embedded, Encoder
 from aim_mlx.errors import AimError, UsageError
-from aim_mlx.images import ImageSource, Omitted, Skip, stream
+from aim_mlx.images import ImageSource, Skip, stream
 
 
 class TokenSource(Protocol):
@@ -83,19 +83,23 @@ def frozen_tokens(
     encoder: Encoder,
     paths: Sequence[str],
     layers: Sequence[int] = (),
-    images: Sequence[ImageSource | Omitted] | None = None,
+    images: Sequence[ImageSource] | None = None,
     block: int | None = None,
+    places: Sequence[int] | None = None,
 ) -> Generator[Embedded, None, None]:
     """A row for each image, in order, whose `vector` is its tokens, float16 (N, D).
 
     Those after the final norm, or the mean of the outputs of the blocks `layers`. `images`, if
-    given, are decoded in place of the paths. One that cannot be decoded is a row with its failure.
-    No batch reaches over a multiple of `block` images. Raises AimError, naming the image, for
-    tokens that are not finite numbers of float16.
+    given, are decoded in place of the paths, of both only those at `places`. One that cannot be
+    decoded is a row with its failure. No batch reaches over a multiple of `block` images. Raises
+    AimError, naming the image, for tokens that are not finite numbers of float16.
     """
-    trunk = _Trunk(encoder.model, encoder.preprocessing)
-    options = EmbedOptions(layers=tuple(layers), normalize=False)
-    for row in trunk.embed_stream(paths if images is None else images, options, block):
+
+    def tokens(pixels: mx.array) -> mx.array:
+        return encoder.tokens(pixels, layers).astype(mx.float16)
+
+    sources = paths if images is None else images
+    for row in encoder.pipeline(tokens, sources, block=block, places=places).rows():
         if row.failure is not None and row.failure.reason == "non_finite":
             raise AimError(
                 f"{paths[row.index]!r} has tokens beyond float16 (at most 65,504): take it out of "
@@ -131,10 +135,3 @@ class _Chosen(Sequence[ImageSource]):
 
     def __getitem__(self, index: int) -> ImageSource:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._images[int(self._indices[index])]
-
-
-class _Trunk(Encoder):
-    """An encoder that leaves the tokens as they are."""
-
-    def _pool(self, tokens: mx.array, options: EmbedOptions) -> mx.array:
-        return tokens.astype(mx.float16)
