@@ -144,6 +144,19 @@ def test_at_most_prefetch_samples_are_ahead(monkeypatch):
     samples.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_few_images_are_decoded_once_each_however_many_may_be_ahead(monkeypatch):
+    started = []
+
+    def counted(source, *_):
+        started.append(1)
+        return original(source, *_)
+
+    original = module.decoded
+    monkeypatch.setattr(module, "decoded", counted)
+    assert len(list(stream([noise(30, 30)] * 3, CONFIG, threads=2, prefetch=50))) == 3
+    assert len(started) == 3
+
+
 def test_a_list_longer_than_a_part_is_one_stream(monkeypatch):
     monkeypatch.setattr(module, "_PART", 7)
     sources = [np.zeros((30 + i, 31, 3), np.uint8) for i in range(23)]

@@ -137,7 +137,8 @@ def _samples(
 ) -> Generator[Embedded, None, None]:
     for start in range(0, len(places), _PART):
         part = places[start : start + _PART]
-        run = _Run(work.sample, part, threads, prefetch)
+        # mlx-data begins again at the first sample where more are to be ahead than there are.
+        run = _Run(work.sample, part, threads, min(prefetch, len(part)))
         try:
             for index in part:
                 sample = run.take(index)
