@@ -17,8 +17,9 @@ from aim_mlx.encoder.digest import parameters_digest
 from aim_mlx.encoder.pipeline import EmbedOptions, Pipeline
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import Embedded, ImageSource, decode, preprocess
+from aim_mlx.models.layers import block_indices, layer_numbers
 from aim_mlx.models.pooling import POOLINGS, check_pooling, normalized, pool
-from aim_mlx.models.vision import Features, VisionEncoder, block_indices, layer_numbers
+from aim_mlx.models.vision import Features, VisionEncoder
 
 
 @dataclass(eq=False)

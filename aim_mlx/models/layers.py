@@ -6,9 +6,12 @@
 """
 
 import math
+import operator
+from collections.abc import Iterable, Sequence
 
 from aim_mlx.backend import mx, nn, on_gpu
 from aim_mlx.config import TextConfig, VisionConfig
+from aim_mlx.errors import UsageError
 
 TrunkConfig = VisionConfig | TextConfig
 
@@ -87,12 +90,48 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The blocks and the final norm."""
+    """The blocks and the final norm: (B, N, D), mask as for Attention -> (B, N, D).
+
+    With it come the outputs of the blocks named by `layers`, before the norm; nothing else is kept.
+    Raises UsageError for layers that do not exist.
+    """
 
     def __init__(self, config: TrunkConfig):
         super().__init__()
         self.blocks = [Block(config) for _ in range(config.num_blocks)]
         self.post_trunk_norm = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
+
+    def __call__(
+        self, x: mx.array, mask: mx.array | None = None, layers: Sequence[int] = ()
+    ) -> tuple[mx.array, dict[int, mx.array]]:
+        wanted = block_indices(layers, len(self.blocks))
+        outputs = {}
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask)
+            if i in wanted.values():
+                outputs[i] = x
+        return self.post_trunk_norm(x), {asked: outputs[i] for asked, i in wanted.items()}
+
+
+def block_indices(layers: Sequence[int], num_blocks: int) -> dict[int, int]:
+    """Layer numbers as asked for -> block indices from 0; raises UsageError out of range."""
+    numbers = layer_numbers(layers)
+    for layer in numbers:
+        if not -num_blocks <= layer < num_blocks:
+            raise UsageError(
+                f"layer must be a whole number from {-num_blocks} to {num_blocks - 1}, got {layer}"
+            )
+    return {layer: layer % num_blocks for layer in numbers}
+
+
+def layer_numbers(layers: Iterable[int]) -> tuple[int, ...]:
+    """Layers as Python's numbers, NumPy's too; raises UsageError for what is no list of these."""
+    try:
+        return tuple(operator.index(layer) for layer in layers)
+    except TypeError:
+        raise UsageError(
+            f"expected layers as a list of whole numbers such as [-1], got {layers!r:.80}"
+        ) from None
 
 
 def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
@@ -113,7 +152,7 @@ def silu(x: mx.array) -> mx.array:
     """x * sigmoid(x), elementwise."""
     if on_gpu():
         return nn.silu(x)
-    return x / (1 + _power_on_cpu(1 / math.e, mx.maximum(x, _SILU_FLOOR)))
+    return x / (1 + power_on_cpu(1 / math.e, mx.maximum(x, _SILU_FLOOR)))
 
 
 def _attend_on_cpu(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
@@ -122,11 +161,11 @@ def _attend_on_cpu(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None)
     scores = scores.astype(mx.float32)
     if mask is not None:
         scores = mx.where(mask, scores, -math.inf)
-    weights = _power_on_cpu(math.e, scores - scores.max(axis=-1, keepdims=True))
+    weights = power_on_cpu(math.e, scores - scores.max(axis=-1, keepdims=True))
     # Dividing after the product touches head_dim values a query instead of N.
     return ((weights.astype(v.dtype) @ v) / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
 
-def _power_on_cpu(base: float, x: mx.array) -> mx.array:
+def power_on_cpu(base: float, x: mx.array) -> mx.array:
     """base to the x: an exponential in a third of the time of `exp` in MLX's x86 build."""
     return mx.power(mx.array(base, dtype=x.dtype), x)

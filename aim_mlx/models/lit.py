@@ -24,16 +24,12 @@ class LiTModel(nn.Module):
 
     def __init__(self, config: LiTConfig):
         super().__init__()
-        self._config = config
+        self.config = config
         self.image_encoder = ImageTower(config)
         self.image_projector = nn.Linear(config.vision.embed_dim, config.projection_dim, bias=False)
         self.text_encoder = TextEncoder(config.text)
         self.text_projector = nn.Linear(config.text.embed_dim, config.projection_dim, bias=False)
         self.log_logit_scale = mx.zeros(())
-
-    @property
-    def config(self) -> LiTConfig:
-        return self._config
 
     def project_tokens(self, tokens: mx.array) -> mx.array:
         """The image tower's final tokens (B, N, D) -> (B, P), not normalised."""
@@ -63,4 +59,4 @@ class LiTModel(nn.Module):
     def logit_scale(self) -> mx.array:
         """exp(log_logit_scale), bounded by 1 and the largest scale."""
         log_scale = self.log_logit_scale.astype(mx.float32)
-        return mx.exp(mx.clip(log_scale, 0.0, math.log(self._config.max_logit_scale)))
+        return mx.exp(mx.clip(log_scale, 0.0, math.log(self.config.max_logit_scale)))

@@ -14,7 +14,6 @@ from aim_mlx.backend import check_not_forked, mx, nn
 from aim_mlx.config import TextConfig
 from aim_mlx.errors import UsageError
 from aim_mlx.models.layers import Trunk
-from aim_mlx.models.vision import block_indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +86,10 @@ class TextEncoder(nn.Module):
         """
         check_not_forked()
         ends = self.ends(ids)
-        wanted = block_indices(layers, self._config.num_blocks)
         x = self.preprocessor(mx.array(ids.astype(np.int32)))
         causal = mx.array(np.tri(ids.shape[1], dtype=bool))
-        outputs = {}
-        for i, block in enumerate(self.trunk.blocks):
-            x = block(x, causal)
-            if i in wanted.values():
-                outputs[i] = x
-        tokens = self.trunk.post_trunk_norm(x)
-        return TextFeatures(tokens, ends, {asked: outputs[i] for asked, i in wanted.items()})
+        tokens, outputs = self.trunk(x, causal, layers)
+        return TextFeatures(tokens, ends, outputs)
 
     def ends(self, ids: np.ndarray) -> np.ndarray:
         """The place of the first end token of each row; MLX itself checks no index.

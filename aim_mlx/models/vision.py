@@ -6,8 +6,7 @@
 - parameters are named as in the reference's MLX files, so those load unchanged
 """
 
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aim_mlx.backend import check_not_forked, mx, nn
@@ -90,13 +89,9 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: VisionConfig):
         super().__init__()
-        self._config = config
+        self.config = config
         self.preprocessor = Preprocessor(config)
         self.trunk = Trunk(config)
-
-    @property
-    def config(self) -> VisionConfig:
-        return self._config
 
     def __call__(
         self,
@@ -113,19 +108,12 @@ class VisionEncoder(nn.Module):
         """
         check_not_forked()
         grid = self._grid(pixels, interpolate_positions)
-        wanted = block_indices(layers, self._config.num_blocks)
-        x = self.preprocessor(pixels, grid)
-        outputs = {}
-        for i, block in enumerate(self.trunk.blocks):
-            x = block(x)
-            if i in wanted.values():
-                outputs[i] = x
-        tokens = self.trunk.post_trunk_norm(x)
-        return Features(tokens, grid, {asked: outputs[i] for asked, i in wanted.items()})
+        tokens, outputs = self.trunk(self.preprocessor(pixels, grid), layers=layers)
+        return Features(tokens, grid, outputs)
 
     def _grid(self, pixels: mx.array, interpolate: bool) -> tuple[int, int]:
         """The patch grid (h, w) of a batch; raises UsageError if the model cannot take its size."""
-        p, size = self._config.patch_size, self._config.image_size
+        p, size = self.config.patch_size, self.config.image_size
         if pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise UsageError(f"expected pixels of shape (B, H, W, 3), got {tuple(pixels.shape)}")
         _, H, W, _ = pixels.shape
@@ -137,24 +125,3 @@ class VisionEncoder(nn.Module):
                 "interpolate_positions=True"
             )
         return H // p, W // p
-
-
-def block_indices(layers: Sequence[int], num_blocks: int) -> dict[int, int]:
-    """Layer numbers as asked for -> block indices from 0; raises UsageError out of range."""
-    numbers = layer_numbers(layers)
-    for layer in numbers:
-        if not -num_blocks <= layer < num_blocks:
-            raise UsageError(
-                f"layer must be a whole number from {-num_blocks} to {num_blocks - 1}, got {layer}"
-            )
-    return {layer: layer % num_blocks for layer in numbers}
-
-
-def layer_numbers(layers: Iterable[int]) -> tuple[int, ...]:
-    """Layers as Python's numbers, NumPy's too; raises UsageError for what is no list of these."""
-    try:
-        return tuple(operator.index(layer) for layer in layers)
-    except TypeError:
-        raise UsageError(
-            f"expected layers as a list of whole numbers such as [-1], got {layers!r:.80}"
-        ) from None

@@ -16,7 +16,7 @@ from aim_mlx.data.labels import as_labels, classes_of, held_out, paired
 from aim_mlx.encoder.encoder import Embedded, Encoder, listed, named, vector_of
 from aim_mlx.errors import CheckpointError, ImageError, UsageError
 from aim_mlx.images import ImageSource
-from aim_mlx.models.vision import block_indices
+from aim_mlx.models.layers import block_indices
 from aim_mlx.probe.config import protocol
 from aim_mlx.probe.head_files import load_head, read_probe, write_probe
 from aim_mlx.probe.heads import Head
