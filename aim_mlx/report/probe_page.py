@@ -14,7 +14,7 @@ from aim_mlx.report.charts import Curve
 from aim_mlx.report.page import END, begin, inlined, shown
 
 _LARGEST_TABLE = 20  # classes whose confusions are numbers; more become a picture
-_SHORT = 6  # letters of a name
+_SHORT = 6  # letters of a name that lies above its column; a longer one stands
 _LARGEST_MAP = 200  # classes of the picture; of more, those that are confused most
 _CONFUSIONS = 20  # listed
 _TILES = {
@@ -57,7 +57,9 @@ tr:has(.chosen) { font-weight: 650 }
 .cells tbody th { top: auto; left: 0; z-index: 0; color: var(--text); font-size: inherit;
   font-weight: 400; border: 0 }
 .cells td { text-align: center; border: 1px solid var(--line); min-width: 2.4rem; padding: .35rem }
-.cells thead th + th { text-align: center; padding: .35rem }
+.cells thead th + th { text-align: center; padding: .35rem; vertical-align: bottom }
+.tall thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 9rem;
+  overflow: hidden }
 .hit { background: color-mix(in srgb, var(--good) calc(var(--s) * 75%), transparent) }
 .miss { background: color-mix(in srgb, var(--bad) calc(20% + var(--s) * 70%), transparent) }
 .looks { display: flex }
@@ -173,12 +175,12 @@ def _learning(report: Report) -> Iterator[str]:
 
 
 def _classes(report: Report) -> Iterator[str]:
-    """A row for each class, the worst first, with its number where the confusions have numbers."""
+    """A row for each class, the worst first, with its number where a picture names it so."""
     classes = report.figures["classes"]
-    numbered = not report.several and _numbered([each["name"] for each in classes])
+    numbered = not report.several and len(classes) > _LARGEST_TABLE
     yield "<h2>Classes</h2>\n<p>The worst first. Recall is the share of the images of a class that "
     yield "were recognised, precision the share of the images taken for the class that are of it."
-    yield f"{' The confusions name a class by its number.' if numbered else ''}</p>\n"
+    yield f"{' The picture of confusions names a class by its number.' if numbered else ''}</p>\n"
     rows = []
     for number, each in enumerate(classes, 1):
         name = f"{number} {each['name']}" if numbered else each["name"]
@@ -192,26 +194,19 @@ def _classes(report: Report) -> Iterator[str]:
     yield _table(columns[: len(rows[0])], worst_first)
 
 
-def _numbered(names: Sequence[str]) -> bool:
-    """Whether the confusions name classes by numbers: for many of them, or long names."""
-    return len(names) > _LARGEST_TABLE or max(map(len, names)) > _SHORT
-
-
 def _confusion(table: np.ndarray, names: Sequence[str]) -> Iterator[str]:
     yield "<h2>Confusions</h2>\n<p>Rows: what the images are. Columns: what they were taken for."
     if len(names) <= _LARGEST_TABLE:
         yield f'</p>\n<div class="pair">{_cells(table, names)}{_confused(table, names)}</div>\n'
         return
     wrong = table.sum(axis=0) + table.sum(axis=1) - 2 * np.diag(table)
-    kept = np.sort(np.argsort(-wrong, kind="stable")[:_LARGEST_MAP])
+    kept: list[int] = np.sort(np.argsort(-wrong, kind="stable")[:_LARGEST_MAP]).tolist()
     yield " Green is right, red is wrong; a full colour is all of the class. Point at a square to "
     yield "see the names."
     if len(kept) < len(names):
         yield f" The {len(kept)} of {len(names)} classes that are confused most are shown."
-    numbers = (kept + 1).tolist()  # as in the table of classes
-    drawn = charts.confusion_map(
-        table[np.ix_(kept, kept)], [names[i] for i in kept], numbers, "confusions"
-    )
+    part, numbers = table[np.ix_(kept, kept)], [i + 1 for i in kept]  # as in the table of classes
+    drawn = charts.confusion_map(part, [names[i] for i in kept], numbers, "confusions")
     yield f'</p>\n<div class="card map">{drawn}</div>\n{_confused(table, names)}'
 
 
@@ -230,28 +225,16 @@ def _confused(table: np.ndarray, names: Sequence[str]) -> str:
 def _cells(table: np.ndarray, names: Sequence[str]) -> str:
     """All confusions as numbers in colour."""
     sums = np.maximum(table.sum(axis=1), 1)
-    # Short names stand above the columns; long ones would make them too wide and have a number.
-    numbers = [str(i) for i in range(1, len(names) + 1)]
-    above, beside = names, names
-    if _numbered(names):
-        above = numbers
-        beside = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
-    head = "<th></th>" + "".join(
-        f'<th title="{shown(name)}">{shown(top)}</th>'
-        for top, name in zip(above, names, strict=True)
-    )
+    head = "<th></th>" + "".join(f"<th><span>{shown(name)}</span></th>" for name in names)
     body = ""
-    for i, name in enumerate(beside):
+    for i, name in enumerate(names):
         body += f"<tr><th>{shown(name)}</th>"
         for j, count in enumerate(table[i]):
-            kind, share = "hit" if i == j else "miss", count / sums[i]
-            body += (
-                f'<td class="{kind}" style="--s:{share:.3f}">{count:,}</td>'
-                if count
-                else "<td></td>"
-            )
+            kind = "hit" if i == j else "miss"
+            mark = f' class="{kind}" style="--s:{count / sums[i]:.3f}"' if count else ""
+            body += f"<td{mark}>{count or ''}</td>"
         body += "</tr>"
-    return _scroll(head, body, "cells")
+    return _scroll(head, body, "cells" if max(map(len, names)) <= _SHORT else "cells tall")
 
 
 def _calibration(report: Report) -> Iterator[str]:
