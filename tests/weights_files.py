@@ -11,6 +11,7 @@ import numpy as np
 DATA = Path(__file__).parent / "data"
 NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "F64": np.float64}
 NUMPY |= {"I32": np.int32, "I64": np.int64, "F8_E4M3": np.uint8, "U32": np.uint32, "U8": np.uint8}
+NUMPY |= {"BOOL": np.bool_}
 
 VISION_LAYOUTS = {
     "ml_aim_mlx": "ml-aim-mlx",
