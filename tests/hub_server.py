@@ -54,6 +54,7 @@ class HubServer:
         self.log: list[str] = []
         self.listing_only: dict[str, int] = {}  # more names for every listing, with their sizes
         self.precious = ""  # a path that answers may name
+        self.closed = False
         self._lock = threading.Lock()
         handler = type("BoundHandler", (_Handler,), {"hub": self})
         self._server = _Server(("127.0.0.1", 0), handler)
@@ -63,6 +64,7 @@ class HubServer:
         self.url, self.cdn = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
 
     def close(self) -> None:
+        self.closed = True  # which ends answers that have no end
         self._server.shutdown()
         self._server.server_close()
 

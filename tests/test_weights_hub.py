@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -20,6 +21,7 @@ from aim_mlx.cli import main as cli
 from aim_mlx.errors import CheckpointError
 from aim_mlx.registry import MODELS
 from aim_mlx.weights import hub as hub_module
+from aim_mlx.weights import hub_transfer
 from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.hub import cached, fetch, fetch_model, is_repo_id
 from tests.hub_server import Fault, serving
@@ -279,7 +281,10 @@ REFUSALS = [
 @pytest.mark.parametrize(
     ("fault", "words"), REFUSALS, ids=lambda v: v[0][:20] if isinstance(v, list) else v.matches
 )
-def test_a_refusal_of_the_hub_is_one_line_that_says_what_to_do(hub, capsys, fault, words):
+def test_a_refusal_of_the_hub_is_one_line_that_says_what_to_do(
+    hub, capsys, monkeypatch, fault, words
+):
+    monkeypatch.setattr(hub_transfer, "PAUSE", 0.02)  # not half a minute for five tries
     hub.faults = [Fault(**vars(fault))]
     refused(capsys, *words)
     assert cached(REPO) is None
@@ -387,12 +392,13 @@ def test_a_connection_cut_in_the_middle_is_taken_up_where_it_broke(hub):
 
 def test_an_outage_in_the_middle_is_waited_for(hub, monkeypatch):
     pauses, data = [], noise(300_000)
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
+    monkeypatch.setattr(hub_transfer, "time", clock)
     hub.add(REPO, {"model.safetensors": data})
     hub.faults = [Fault("GET /cdn/", cut=100_000, times=1)]
     hub.faults += [Fault("GET /cdn/", answer=lambda handler: None, times=3)]  # hangs up at once
     assert (fetch(REPO) / "model.safetensors").read_bytes() == data
-    assert [pause for pause in pauses if pause] == [1, 2, 4, 8]
+    assert pauses == [1, 2, 4, 8]
 
 
 def test_a_connection_that_is_always_cut_gives_up(hub, monkeypatch, capsys):

@@ -42,7 +42,7 @@ def download_safely(capsys, precious: Path) -> int:
     began = time.monotonic()
     code = cli._run(["download", REPO])
     out, err = capsys.readouterr()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # of answers that have no end
     assert code in (0, 4), err
     assert len(err.strip().splitlines()) == (0 if code == 0 else 1) and "Traceback" not in err
     assert precious.read_bytes() == b"a photo"
@@ -74,6 +74,8 @@ def raw(*parts: bytes, each: float = 0.0, times: int = 1):
             first = first.replace(mark.encode(), text.encode())
         handler.wfile.write(first)
         for _ in range(times):
+            if handler.hub.closed:
+                return
             for part in parts[1:]:
                 time.sleep(each)
                 handler.wfile.write(part)
