@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import safetensors
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 import aim_mlx
 from aim_mlx.errors import AimError, CheckpointError, UntrainedModelWarning
@@ -29,7 +29,7 @@ from tests.weights_mutations import MUTATIONS, Mutation, checkpoint, mutate, wri
 
 LONGEST_MESSAGE = 1500  # characters: values of the file are quoted in part
 MOST_MEMORY = 256e6  # bytes, beyond the interpreter's own
-LONGEST_CASE = 5.0  # seconds; one takes some milliseconds
+LONGEST_CASE = 5.0  # seconds of the processor; one takes some milliseconds
 # Cases of each seed: together more than ten thousand.
 CASES = {
     ("aim-mlx", False): 1100,
@@ -44,14 +44,19 @@ CASES = {
     ("quantised", False): 900,
     ("lit", False): 100,
 }
-mutations = st.lists(
-    st.tuples(st.sampled_from(sorted(MUTATIONS)), st.integers(0, 2**32)), min_size=1, max_size=3
-)
+
+
+def mutations(seed: tuple[str, bool]) -> Iterator[list[Mutation]]:
+    """The cases of a seed, each one to three mutations."""
+    random, names = Random(f"{seed}"), sorted(MUTATIONS)
+    for _ in range(CASES[seed]):
+        many = random.randint(1, 3)
+        yield [(random.choice(names), random.randrange(2**32)) for _ in range(many)]
 
 
 def outcome(folder: Path) -> str:
     """ "loaded" or "refused"; anything else that happens with a checkpoint is a failure."""
-    started = time.monotonic()
+    started = time.process_time()
     try:
         checkpoint = open_checkpoint(folder)
         _check_against_the_parser(checkpoint)
@@ -64,7 +69,7 @@ def outcome(folder: Path) -> str:
         assert text.strip() and text.isprintable(), ascii(text)
         assert len(text) <= LONGEST_MESSAGE, text[:3000]
         result = "refused"
-    assert time.monotonic() - started < LONGEST_CASE
+    assert time.process_time() - started < LONGEST_CASE
     return result
 
 
@@ -104,22 +109,14 @@ def test_the_undamaged_checkpoints_load(tmp_path: Path, seed: tuple[str, bool]):
 @pytest.mark.parametrize("seed", CASES, ids=lambda seed: f"{seed[0]}{'-sharded' * seed[1]}")
 def test_a_damaged_checkpoint_is_a_model_or_a_refusal(tmp_path: Path, seed: tuple[str, bool]):
     sound, count = checkpoint(*seed), {"loaded": 0, "refused": 0}
-
-    @settings(
-        max_examples=CASES[seed],
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=[HealthCheck.too_slow],
-    )
-    @given(mutations)
-    def damaged(chosen: list[Mutation]) -> None:
-        with alarm(4 * LONGEST_CASE):
-            count[outcome(write(tmp_path / "m", mutate(sound, chosen)))] += 1
-
-    damaged()
-    assert sum(count.values()) >= CASES[seed]
+    for chosen in mutations(seed):
+        try:
+            with alarm(60):
+                count[outcome(write(tmp_path / "m", mutate(sound, chosen)))] += 1
+        except BaseException as error:
+            error.add_note(f"mutate(checkpoint(*{seed}), {chosen})")
+            raise
+    assert sum(count.values()) == CASES[seed]
     assert count["loaded"] > 0 and count["refused"] > CASES[seed] / 2, count
 
 
@@ -171,7 +168,7 @@ except AimError:
     print(peak() - before)
 """
     out = subprocess.run(
-        [sys.executable, "-c", PEAK + code, str(folder)], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", PEAK + code, str(folder)], capture_output=True, text=True, timeout=60
     )
     assert out.returncode == 0, out.stderr
     assert 0 <= int(out.stdout) < MOST_MEMORY, out.stdout
