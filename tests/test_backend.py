@@ -35,21 +35,28 @@ def printed(code: str, model: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        "aim_mlx.load(model)",
-        "lit.embed([photo])",
-        "lit.features(pixels)",
-        "lit.encode_image(pixels)",
-        "lit.encode_text(['a cat'])",
-        "lit.classify([photo], ['cat', 'dog'])",
-        "lit.weights_digest",
-    ],
-)
-def test_a_child_forked_after_the_parent_computed_is_told_to_be_spawned(tmp_path, call):
-    code = f"lit = aim_mlx.load(model)\nchild(lambda: {call})"
-    assert 'get_context("spawn")' in printed(code, save_lit(tmp_path / "lit"))
+CALLS = [
+    "aim_mlx.load(model)",
+    "lit.embed([photo])",
+    "lit.features(pixels)",
+    "lit.encode_image(pixels)",
+    "lit.encode_text(['a cat'])",
+    "lit.classify([photo], ['cat', 'dog'])",
+    "lit.weights_digest",
+]
+
+
+@pytest.fixture(scope="module")
+def said_by_children(tmp_path_factory) -> dict[str, str]:
+    """What a child of one process that has computed says to each of the calls."""
+    code = "lit = aim_mlx.load(model)\n" + "\n".join(f"child(lambda: {call})" for call in CALLS)
+    lines = printed(code, save_lit(tmp_path_factory.mktemp("lit") / "lit")).splitlines()
+    return dict(zip(CALLS, lines, strict=True))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_child_forked_after_the_parent_computed_is_told_to_be_spawned(said_by_children, call):
+    assert 'get_context("spawn")' in said_by_children[call]
 
 
 def test_a_head_of_a_probe_in_a_forked_child_says_so_too():
