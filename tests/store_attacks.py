@@ -41,7 +41,7 @@ PHOTOS = {f"{name}.jpg": f"good {name}".encode() for name in "abcdefgh"} | {
     "none.jpg": b"bad",
     "copy.jpg": b"good a",
 }
-SECONDS = 10.0
+SECONDS = 5.0  # of the processor, for a command
 OPTIONS = EmbedOptions(normalize=False)  # the stub's vectors are of any length
 # What a command may end with: 2 where the folder itself is gone or a file.
 CODES = {"verify": {0, 1, 2, 5}, "search": {0, 1, 2, 4, 5}, "merge": {0, 2, 5}}
@@ -480,7 +480,7 @@ def _limited() -> Iterator[None]:
         raise Hang
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 60)
     try:
         yield
     finally:
@@ -533,12 +533,12 @@ def outcomes(scene: Scene, only: Collection[str] = ()) -> list[str]:
     for name, step in steps(scene).items():
         if only and name not in only:
             continue
-        started = time.monotonic()
+        started = time.process_time()
         try:
             with _limited():
                 codes[name], said = step()
         except Hang:
-            wrong.append(f"{name}: more than {SECONDS:.0f} s")
+            wrong.append(f"{name}: more than a minute")
             continue
         except BaseException as error:
             wrong.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
@@ -549,8 +549,8 @@ def outcomes(scene: Scene, only: Collection[str] = ()) -> list[str]:
             wrong.append(f"{name}: ended with {codes[name]}: {said[-300:]}")
         if codes[name] and not said.strip():
             wrong.append(f"{name}: ended with {codes[name]} and said nothing")
-        if time.monotonic() - started > SECONDS / 2:
-            wrong.append(f"{name}: took {time.monotonic() - started:.1f} s")
+        if (took := time.process_time() - started) > SECONDS:
+            wrong.append(f"{name}: took {took:.1f} s")
         # Rows that were written wrong with a digest that fits, and the file that readers made.
         excused = "with --overwrite" in said or ".f32: " in said
         if name == "verify again" and not codes.get("embed", 1) and codes[name] and not excused:

@@ -227,7 +227,7 @@ def test_a_sparse_terabyte_is_refused_from_its_header(tmp_path, name, content, r
         if reason == "too_large":
             assert "the file has 1,099,511,627,776 bytes" in caught.value.detail
             assert "at most" in caught.value.detail
-    assert time.monotonic() - started < 5  # reading it takes an hour
+    assert time.monotonic() - started < 60  # reading it takes an hour
 
 
 def test_a_film_behind_a_photograph_costs_it_nothing(tmp_path):

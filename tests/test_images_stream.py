@@ -37,7 +37,7 @@ def pipeline_threads():
 
 
 def settled_threads() -> int:
-    """Their number once it stands still: one that was joined may be listed for a moment more."""
+    """Their number once it stands still."""
     count, before = pipeline_threads(), -1
     while count != before:
         time.sleep(0.1)
@@ -194,7 +194,10 @@ def test_no_thread_outlives_the_iterator(monkeypatch, end):
     else:
         with pytest.raises(KeyboardInterrupt):
             samples.throw(KeyboardInterrupt)  # pyright: ignore[reportAttributeAccessIssue]
-    assert settled_threads() == before
+    deadline = time.monotonic() + 60
+    while pipeline_threads() > before:  # one that was joined may be listed for a moment more
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_thread_of_the_pipeline_that_never_ends_holds_nobody_up(monkeypatch):
@@ -204,7 +207,7 @@ def test_a_thread_of_the_pipeline_that_never_ends_holds_nobody_up(monkeypatch):
     class Stuck:
         def __del__(self):  # as mlx-data waits for a thread that has missed its signal to stop
             let_go.set()
-            woken.wait()
+            woken.wait(100)
 
     others = set(module._running)
     samples = stream([noise(30, 30)] * 3, CONFIG, threads=1)
@@ -213,7 +216,7 @@ def test_a_thread_of_the_pipeline_that_never_ends_holds_nobody_up(monkeypatch):
     stream_of_run, run._stream = run._stream, Stuck()
     begun = time.monotonic()
     samples.close()  # pyright: ignore[reportAttributeAccessIssue]
-    assert let_go.is_set() and time.monotonic() - begun < 2 and run not in module._running
+    assert let_go.is_set() and time.monotonic() - begun < 60 and run not in module._running
     woken.set()
     del stream_of_run
 
@@ -237,20 +240,25 @@ def test_closing_waits_for_a_sample_under_way_however_long_it_takes(monkeypatch)
 
 
 def test_a_closed_stream_starts_no_further_sample(monkeypatch):
-    started = []
+    started, closing = [], threading.Event()
 
-    def slow(source, *_):
+    def waiting(source, *_):
         started.append(1)
-        time.sleep(0.05)
+        if source.shape[0] == 31:
+            closing.wait(60)
         return original(source, *_)
 
-    original = module.decoded
-    monkeypatch.setattr(module, "decoded", slow)
-    samples = stream([noise(30, 30)] * 100, CONFIG, threads=2, prefetch=50)
+    def end(run):
+        closing.set()
+        original_end(run)
+
+    original, original_end = module.decoded, module._Run._end
+    monkeypatch.setattr(module, "decoded", waiting)
+    monkeypatch.setattr(module._Run, "_end", end)
+    samples = stream([noise(30, 30)] + [noise(31, 30)] * 99, CONFIG, threads=2, prefetch=50)
     next(samples)
-    begun = time.monotonic()
     samples.close()  # pyright: ignore[reportAttributeAccessIssue]
-    assert time.monotonic() - begun < 1 and len(started) < 10
+    assert len(started) <= 3  # the first, and one in each thread
 
 
 @pytest.mark.parametrize("held", ["samples", "[samples, samples.gi_frame]"])

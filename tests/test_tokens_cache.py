@@ -203,12 +203,12 @@ def test_two_encoders_take_turns_in_writing_below_one_limit(tmp_path, images):
     with ThreadPoolExecutor(1) as pool:
         with token_cache._turn(folder):
             filling = pool.submit(_fill_apart, folder, images)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not list(folder.glob("*/identity.json")) and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(0.2)  # it waits for its turn
             written, done = shards(folder), filling.done()
-        filling.result(timeout=30)
+        filling.result(timeout=60)
     assert not written and not done and len(shards(folder)) == 1
 
 
