@@ -192,7 +192,7 @@ def test_labels_that_do_not_serve_are_refused(labels, message):
 
 
 def test_a_validation_label_that_was_not_trained_on_is_refused():
-    with pytest.raises(UsageError, match="'dog' is none of the 3"):
+    with pytest.raises(UsageError, match="'dog' are not among the 3"):
         AttentiveProbe.train(encoder(), IMAGES, LABELS, validation=(IMAGES[:1], ["dog"]), epochs=1)
 
 

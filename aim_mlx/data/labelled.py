@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aim_mlx.data.tables import MissingColumn, Row, beside, read_table
+from aim_mlx.data.labels import quoted
+from aim_mlx.data.tables import MissingColumn, Row, beside, check_characters, read_table
 from aim_mlx.errors import UsageError
 from aim_mlx.files import disk_errors
 from aim_mlx.images import Skip, discover
@@ -191,7 +192,7 @@ def _from_table(path: Path, columns: Columns, multi_label: bool) -> Labelled:
     for row in rows:
         labels = row.several if multi_label else row.values[1:2]
         for label in labels:
-            _check_label(row, label)
+            check_characters(row.place, "label", label)
         split = row.values[place:]
         items.append(
             Item(
@@ -209,11 +210,6 @@ def _labelled(
     items.sort(key=lambda item: os.fsencode(item.path))
     classes = sorted({label for item in items for label in item.labels}, key=os.fsencode)
     return Labelled(tuple(items), tuple(classes), multi_label, tuple(skips), tuple(notes))
-
-
-def _check_label(row: Row, label: str) -> None:
-    if any("\ud800" <= letter <= "\udfff" for letter in label):
-        raise UsageError(f"{row.place}: the label holds half a character: mend it")
 
 
 def _split_named(row: Row, name: str) -> str:
@@ -234,8 +230,3 @@ def _check_names(classes: Sequence[str]) -> None:
                 "differ only by case or Unicode form: give them one name, or two that differ"
             )
         seen[same] = name
-
-
-def quoted(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:5]))
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -37,20 +37,22 @@ def classes_of(labels: Sequence[Any]) -> tuple[tuple[str, ...], bool]:
 
 
 def as_labels(labels: Sequence[Any], classes: Sequence[str], multi_label: bool) -> np.ndarray:
-    """Names as numbers: int64 (n,), or 0 and 1 (n, C); raises UsageError for an unknown name."""
+    """Names as numbers: int64 (n,), or 0 and 1, float32 (n, C); UsageError for unknown names."""
     place = {name: number for number, name in enumerate(classes)}
     if multi_label and any(isinstance(each, str) for each in labels):
         raise UsageError("expected lists of names, as in training, got names")
     rows = [each if multi_label else (each,) for each in labels]
-    for name in (name for row in rows for name in row):
-        if name not in place:
-            raise UsageError(f"the label {name!r:.80} is none of the {len(classes)} trained on")
+    if unknown := {name for row in rows for name in row} - set(place):
+        raise UsageError(
+            f"the classes {quoted(sorted(unknown))} are not among the {len(classes)} that are "
+            f"known: {quoted(classes)}"
+        )
     if not multi_label:
         return np.array([place[row[0]] for row in rows], np.int64)
-    found = np.zeros((len(rows), len(classes)), np.float32)
+    numbers = np.zeros((len(rows), len(classes)), np.float32)
     for number, row in enumerate(rows):
-        found[number, [place[name] for name in row]] = 1
-    return found
+        numbers[number, [place[name] for name in row]] = 1
+    return numbers
 
 
 def held_out(labels: Sequence[Any], seed: int) -> tuple[list[int], list[int]]:
@@ -76,7 +78,13 @@ def _label(label: Any) -> str | tuple[str, ...]:
         if not isinstance(name, str):
             raise UsageError(f"a label is a name or a list of names, got {label!r:.80}: use str()")
         if any("\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in name):
-            raise UsageError(f"the label {ascii(name):.80} holds half a character: mend it")
+            raise UsageError(f"the label {ascii(name):.80} holds half a character: fix it")
     if isinstance(label, str):
         return str(label)
     return tuple(sorted(set(map(str, names))))
+
+
+def quoted(names: Sequence[str]) -> str:
+    """The first few names, for messages."""
+    shown = ", ".join(f"{name!r:.80}" for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -2,15 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from aim_mlx.data.tables import MissingColumn, beside, read_table
-from aim_mlx.errors import ImageError, UsageError
+from aim_mlx.data.parts import Progress, read_contents
+from aim_mlx.data.tables import MissingColumn, beside, check_characters, read_table
+from aim_mlx.errors import UsageError
 from aim_mlx.images import Content, Skip
-from aim_mlx.images.contents import read_content
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Pairs:
 def read_pairs(
     table: str | os.PathLike[str],
     columns: tuple[str, str] = ("path", "caption"),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     may_lack_captions: bool = False,
 ) -> tuple[Pairs, list[Skip]]:
     """The pairs of a table, and the images that cannot be read; the same pair twice counts once.
@@ -70,8 +70,7 @@ def read_pairs(
     except MissingColumn as error:
         raise MissingColumn(f"{error} (--path-column and --caption-column say which)") from None
     for row in rows:
-        if any("\ud800" <= letter <= "\udfff" for letter in row.values[1]):
-            raise UsageError(f"{row.place}: the caption holds half a character: fix it")
+        check_characters(row.place, "caption", row.values[1])
     captions = [(beside(table, row.values[0]), row.values[1]) for row in rows]
     try:
         return _paired(captions, progress)
@@ -80,54 +79,35 @@ def read_pairs(
 
 
 def images_alone(
-    paths: Sequence[str], progress: Callable[[int, int], None] | None = None
+    paths: Sequence[str], progress: Progress | None = None
 ) -> tuple[Pairs, list[Skip]]:
     """Images without captions, and those that cannot be read; raises UsageError for none."""
     return _paired([(path, "") for path in paths], progress)
 
 
 def _paired(
-    captions: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None
+    captions: Sequence[tuple[str, str]], progress: Progress | None
 ) -> tuple[Pairs, list[Skip]]:
     """Paths with their captions, "" for none -> pairs; raises UsageError where there are none."""
-    contents, skips = _contents([path for path, _ in captions], progress)
-    place: dict[str, int] = {}
-    first: list[str] = []
-    distinct: dict[tuple[int, str], None] = {}
-    for path, caption in captions:
-        if path not in contents:
-            continue
-        digest = contents[path].digest
-        if digest not in place:
-            place[digest] = len(first)
-            first.append(path)
-        if caption:
-            distinct[place[digest], caption] = None
-    if not first:
+    contents, skips = read_contents([path for path, _ in captions], progress)
+    if not contents:
         reason = f", the first because {skips[0].detail}" if skips else ""
         raise UsageError(f"none of {len(skips)} images can be read{reason}")
+    first: dict[str, str] = {}  # the path where a content stands first
+    distinct: dict[tuple[str, str], None] = {}
+    for path, caption in captions:
+        if path in contents:
+            digest = contents[path].digest
+            first.setdefault(digest, path)
+            if caption:
+                distinct[digest, caption] = None
+    place = {digest: number for number, digest in enumerate(first)}
     return Pairs(
-        tuple(first),
-        tuple(contents[path] for path in first),
+        tuple(first.values()),
+        tuple(contents[path] for path in first.values()),
         tuple(caption for _, caption in distinct),
-        np.array([image for image, _ in distinct], np.int64),
+        np.array([place[digest] for digest, _ in distinct], np.int64),
     ), skips
-
-
-def _contents(
-    paths: Sequence[str], progress: Callable[[int, int], None] | None
-) -> tuple[dict[str, Content], list[Skip]]:
-    """What is in each file, every one read once."""
-    distinct = list(dict.fromkeys(paths))
-    contents, skips = {}, []
-    for done, path in enumerate(distinct, 1):
-        try:
-            contents[path] = read_content(path)
-        except ImageError as failure:
-            skips.append(Skip(path, failure.reason, failure.detail))
-        if progress is not None:
-            progress(done, len(distinct))
-    return contents, skips
 
 
 def split(pairs: Pairs, held_out: float, seed: int) -> tuple[Pairs, Pairs]:

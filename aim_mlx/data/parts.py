@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aim_mlx.data.labelled import Item, Labelled, quoted
+from aim_mlx.data.labelled import Item, Labelled
+from aim_mlx.data.labels import as_labels, quoted
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import Content, Skip
 from aim_mlx.images.contents import read_content
@@ -69,7 +70,7 @@ def read_images(
 
     Raises UsageError where nothing can be read.
     """
-    contents, skips = _contents([item.path for item in labelled.items], progress)
+    contents, skips = read_contents([item.path for item in labelled.items], progress)
     skips = [*labelled.skips, *skips]
     grouped: dict[tuple[str | None, str], list[Item]] = defaultdict(list)
     for item in labelled.items:
@@ -96,21 +97,11 @@ def read_images(
 
 def as_part(images: Sequence[Image], classes: Sequence[str], multi_label: bool) -> Part:
     """Images as rows of labels; raises UsageError for a class that is not among these."""
-    place = {name: i for i, name in enumerate(classes)}
-    unknown = {label for image in images for label in image.labels} - set(place)
-    if unknown:
-        raise UsageError(
-            f"the classes {quoted(sorted(unknown))} are not among the {len(classes)} that are "
-            f"known: {quoted(classes)}"
-        )
-    if multi_label:
-        labels = np.zeros((len(images), len(classes)), np.float32)
-        for row, image in enumerate(images):
-            labels[row, [place[label] for label in image.labels]] = 1
-    else:
-        labels = np.array([place[image.labels[0]] for image in images], np.int64)
+    names = [image.labels if multi_label else image.labels[0] for image in images]
     return Part(
-        tuple(image.path for image in images), tuple(image.content for image in images), labels
+        tuple(image.path for image in images),
+        tuple(image.content for image in images),
+        as_labels(names, classes, multi_label),
     )
 
 
@@ -119,21 +110,21 @@ def _contradiction(item: Item, labels: Sequence[str]) -> Skip:
     return Skip(item.path, "contradiction", f"the same content is in class {quoted(others)} too")
 
 
-def _contents(
-    paths: Sequence[str], progress: Progress | None
+def read_contents(
+    paths: Sequence[str], progress: Progress | None = None
 ) -> tuple[dict[str, Content], list[Skip]]:
-    """What is in each file, every one read once."""
+    """What is in each file, every one read once, and those that cannot be read."""
     distinct = list(dict.fromkeys(paths))
     contents, skips = {}, []
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(distinct), _AT_ONCE):
             some = distinct[start : start + _AT_ONCE]
-            for done, found in enumerate(pool.map(_read, some), start + 1):
+            for done, content in enumerate(pool.map(_read, some), start + 1):
                 path = distinct[done - 1]
-                if isinstance(found, ImageError):
-                    skips.append(Skip(path, found.reason, found.detail))
+                if isinstance(content, ImageError):
+                    skips.append(Skip(path, content.reason, content.detail))
                 else:
-                    contents[path] = found
+                    contents[path] = content
                 if progress is not None:
                     progress(done, len(distinct))
     return contents, skips

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aim_mlx.data.labelled import SPLITS, Columns, Labelled, quoted, read_labelled
+from aim_mlx.data.labelled import SPLITS, Columns, Labelled, read_labelled
+from aim_mlx.data.labels import quoted
 from aim_mlx.data.parts import Image, Part, Progress, as_part, read_images
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Skip

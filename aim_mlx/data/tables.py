@@ -3,14 +3,14 @@
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from aim_mlx.errors import UsageError
+from aim_mlx.files import disk_errors
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
 _LONGEST_LINE = 2**20  # bytes; a longer one is no table of paths and captions
 _LONGEST_TEXT = 2**16  # characters of one value
 # What a file may hold grows with its own size, so that a small one cannot fill the memory.
@@ -18,6 +18,9 @@ _ROWS = 200_000  # and one for each byte of the file
 _TEXT = 2**26  # bytes of a Parquet file's columns, and 16 for each byte of the file
 _BATCH = 64  # rows of a Parquet file at a time: each may be a copy of one text of a few megabytes
 _BOM = b"\xef\xbb\xbf"
+
+# Where a row stands, and its values by the names of their columns.
+_Found = Iterator[tuple[str, Mapping[str, Any]]]
 
 
 class MissingColumn(UsageError):
@@ -49,27 +52,30 @@ def read_table(
     Text is UTF-8, with or without a byte-order mark and with any line ends; lines with nothing in
     them are passed over. Whole numbers become their digits. The column `several` holds lists, or
     text with ";" between its parts, and may be empty. The column `optional` is read, as the last,
-    only where the table has it. Values of the column `may_be_empty` may be missing, and are "".
-    Raises UsageError for a file that cannot be read or is not of its format, a missing column, an
-    empty value, no rows at all, and more than a file of its size would hold.
+    only where the table has it: JSONL in its first line. Values of the column `may_be_empty` may be
+    missing, and are "". Raises UsageError for a file that cannot be read or is not of its format, a
+    missing column, an empty value, no rows at all, and more than a file of its size would hold.
     """
     path = Path(path)
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-    if path.suffix.lower() not in readers:
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
         raise UsageError(
-            f"a table must end in {', '.join(SUFFIXES)}, got {path.name!r}: save it as one of these"
+            f"a table must end in {', '.join(_READERS)}, got {path.name!r}: save it as one of these"
         )
     if not path.is_file():
         raise UsageError(f"no file {str(path)!r}: check the path of the table")
-    read = readers[path.suffix.lower()]
+    wanted = [*columns] if several is None else [*columns, several]
+    extra = [] if optional is None else [optional]
+    rows: list[Row] = []
     try:
-        if optional is not None and optional in _names(path):
-            columns = [*columns, optional]
-        wanted = [*columns] if several is None else [*columns, several]
-        found = _counted(path, read(path, wanted))
-        rows = [_row(place, columns, several, values, may_be_empty) for place, values in found]
-    except OSError as error:
-        raise UsageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+        with disk_errors("read", path, kind=UsageError):
+            most = _ROWS + path.stat().st_size
+            for place, values in read(path, wanted, extra):
+                if len(rows) == most:
+                    raise _too_much(path, f"more than {most:,} rows")
+                if not rows:
+                    columns = [*columns, *(name for name in extra if name in values)]
+                rows.append(_row(place, values, columns, several, may_be_empty))
     except MemoryError:
         raise UsageError(f"{path.name} does not fit in the memory: divide it") from None
     if not rows:
@@ -82,92 +88,67 @@ def beside(table: str | os.PathLike[str], path: str) -> str:
     return os.path.join(os.path.dirname(os.fspath(table)), path)
 
 
-def _names(path: Path) -> Sequence[str]:
-    """The columns of a table, as far as its first row tells; what is wrong is said on reading."""
-    try:
-        with open(path, "rb") as file:
-            if path.suffix.lower() == ".parquet":
-                import pyarrow.parquet as pq
+def check_characters(place: str, what: str, text: str) -> None:
+    """Raises UsageError for half a character in a text that is to be written as UTF-8.
 
-                return pq.read_schema(file).names
-            if path.suffix.lower() == ".csv":
-                return next(csv.reader(_lines(path, file)), [])
-            return list(json.loads(next(filter(str.strip, _lines(path, file)), "[]")))
-    except (ValueError, RecursionError, TypeError, csv.Error):  # Arrow's are ValueErrors too
-        return []
-
-
-def _counted(path: Path, rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """The rows, as long as a file of this size can have as many."""
-    most = _ROWS + path.stat().st_size
-    for number, row in enumerate(rows, 1):
-        if number > most:
-            raise _too_much(path, f"more than {most:,} rows")
-        yield row
-
-
-def _too_much(path: Path, what: str) -> UsageError:
-    return UsageError(
-        f"{path.name} holds {what} in a file of {path.stat().st_size:,} bytes: divide it, or "
-        "write it without compression"
-    )
+    JSON can hold one; in a path it stands for a byte that is not UTF-8.
+    """
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UsageError(f"{place}: the {what} holds half a character: fix it")
 
 
 def _row(
     place: str,
+    values: Mapping[str, Any],
     columns: Sequence[str],
     several: str | None,
-    values: Sequence[Any],
     may_be_empty: str | None,
 ) -> Row:
-    texts = _checked(place, columns, values[: len(columns)], may_be_empty)
+    try:
+        texts = tuple([_text(place, name, values[name], name == may_be_empty) for name in columns])
+        parts = None if several is None else values[several]
+    except KeyError as error:
+        raise _missing(place, error.args[0], values) from None
     if several is None:
         return Row(place, texts)
-    parts = values[-1]
     if isinstance(parts, str):
         parts = [part for part in map(str.strip, parts.split(";")) if part]
     if parts is None:
         parts = []
-    if not isinstance(parts, (list, tuple)):
+    if not isinstance(parts, list):
         raise UsageError(f"{place}: expected a list or text as {several!r}, got {_short(parts)}")
-    return Row(place, texts, _checked(place, [several] * len(parts), parts))
+    return Row(place, texts, tuple(_text(place, several, part) for part in parts))
 
 
-def _checked(
-    place: str, columns: Sequence[str], values: Sequence[Any], may_be_empty: str | None = None
-) -> tuple[str, ...]:
-    """The values as text; raises UsageError, with the place, for one that is none."""
-    texts = []
-    for column, value in zip(columns, values, strict=True):
-        if type(value) is int:
-            value = str(value)
-        if value is None and column == may_be_empty:
-            value = ""
-        if not isinstance(value, str):
-            raise UsageError(f"{place}: expected text as {column!r}, got {_short(value)}")
-        value = value if value.strip() else ""
-        if not value and column != may_be_empty:
-            raise UsageError(f"{place}: {column!r} is empty: fill it in, or remove the row")
-        if "\0" in value:
-            raise UsageError(f"{place}: {column!r} holds a NUL character: remove it")
-        if len(value) > _LONGEST_TEXT:
-            raise UsageError(
-                f"{place}: {column!r} has {len(value):,} characters: expected {_LONGEST_TEXT:,} "
-                "at most"
-            )
-        if not value.isascii() and not _is_path(value):
-            raise UsageError(f"{place}: {column!r} holds half a character: fix it")
-        texts.append(value)
-    return tuple(texts)
+def _text(place: str, column: str, value: Any, may_be_empty: bool = False) -> str:
+    """A value as text; raises UsageError for one that is none."""
+    if may_be_empty and (value is None or isinstance(value, str) and not value.strip()):
+        return ""
+    if type(value) is int:
+        value = str(value)
+    if not isinstance(value, str):
+        raise UsageError(f"{place}: expected text as {column!r}, got {_short(value)}")
+    if not value.strip():
+        raise UsageError(f"{place}: {column!r} is empty: fill it in, or remove the row")
+    if "\0" in value:
+        raise UsageError(f"{place}: {column!r} holds a NUL character: remove it")
+    if len(value) > _LONGEST_TEXT:
+        raise UsageError(
+            f"{place}: {column!r} has {len(value):,} characters: expected {_LONGEST_TEXT:,} at most"
+        )
+    if not value.isascii() and not _is_path(value):
+        raise UsageError(f"{place}: {column!r} holds half a character: fix it")
+    return value
 
 
-def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+def _csv_rows(path: Path, wanted: Sequence[str], extra: Sequence[str]) -> _Found:
     """A header with the names of the columns, then the rows; quoted values may hold line ends."""
+    # Not Arrow's reader, which takes a quote that is never closed, and does not say which line.
     with open(path, "rb") as file:
         reader = csv.reader(_lines(path, file), strict=True)
         try:
             header = next(reader, [])
-            places = [_column(path, header, column) for column in columns]
+            _check_columns(path, header, wanted, extra)
             for values in reader:
                 place = f"line {reader.line_num} of {path.name}"
                 if values and len(values) != len(header):
@@ -176,14 +157,16 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequenc
                         "that hold a comma in double quotes"
                     )
                 if values:
-                    yield place, [values[i] for i in places]
+                    yield place, dict(zip(header, values, strict=True))
         except csv.Error as error:
             where = f"line {reader.line_num} of {path.name}"
             raise UsageError(f"{where} is not CSV ({error}): fix it") from error
 
 
-def _jsonl_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
-    """One JSON object a line."""
+def _jsonl_rows(path: Path, wanted: Sequence[str], extra: Sequence[str]) -> _Found:
+    """One JSON object a line, each with its own names."""
+    # Not Arrow's reader, which takes a column of texts and numbers for an error, and half a
+    # character in a path, and large numbers for infinity.
     with open(path, "rb") as file:
         for number, line in enumerate(_lines(path, file), 1):
             if not line.strip():
@@ -195,10 +178,7 @@ def _jsonl_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Seque
                 raise UsageError(f"{place} is not JSON ({error!s:.80}): fix it") from error
             if not isinstance(values, dict):
                 raise UsageError(f"{place}: expected a JSON object, got {_short(values)}")
-            for column in columns:
-                if column not in values:
-                    raise _missing(place, column, list(values))
-            yield place, [values[column] for column in columns]
+            yield place, values
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -209,26 +189,28 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+def _parquet_rows(path: Path, wanted: Sequence[str], extra: Sequence[str]) -> _Found:
     """Rows of a file, a few at a time, as long as they keep to what a file of its size may hold."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            _check_columns(path, schema.names, wanted, extra)
+            columns = [name for name in schema.names if name in (*wanted, *extra)]
             for column in columns:
-                _column(path, file.schema_arrow.names, column)
-                _check_type(path, column, file.schema_arrow.field(column).type)
+                _check_type(path, column, schema.field(column).type)
             room = _room(path, file.metadata, columns)
             number = 0
-            for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns))):
-                values = {name: _dense(batch.column(name)) for name in columns}
-                room -= sum(array.nbytes for array in values.values())
+            for batch in file.iter_batches(_BATCH, columns=columns):
+                values = [_dense(batch.column(name)) for name in columns]
+                room -= sum(array.nbytes for array in values)
                 if room < 0:
                     raise _too_much(path, f"more than {_TEXT:,} bytes of text")
-                for row in zip(*(values[name].to_pylist() for name in columns), strict=True):
+                for row in zip(*(array.to_pylist() for array in values), strict=True):
                     number += 1
-                    yield f"row {number} of {path.name}", row
+                    yield f"row {number} of {path.name}", dict(zip(columns, row, strict=True))
     except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
@@ -236,6 +218,9 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Seq
             f"{path.name} is not a sound Parquet file ({' '.join(str(error).split())[:80]}): "
             "write it again"
         ) from error
+
+
+_READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
 
 
 def _check_type(path: Path, column: str, kind: Any) -> None:
@@ -261,6 +246,13 @@ def _room(path: Path, metadata: Any, columns: Sequence[str]) -> int:
     if values > len(columns) * (_ROWS + size) or unpacked > room:
         raise _too_much(path, f"{values:,} values and {unpacked:,} bytes, unpacked,")
     return room
+
+
+def _too_much(path: Path, what: str) -> UsageError:
+    return UsageError(
+        f"{path.name} holds {what} in a file of {path.stat().st_size:,} bytes: divide it, or "
+        "write it without compression"
+    )
 
 
 def _dense(array: Any) -> Any:
@@ -293,19 +285,22 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
             ) from error
 
 
-def _column(path: Path, found: Sequence[str], column: str) -> int:
-    """Where a column stands; raises UsageError where it is missing or there twice."""
-    if column not in found:
-        raise _missing(path.name, column, found)
-    if found.count(column) > 1:
-        raise UsageError(f"{path.name} has the column {column!r} twice: expected it once")
-    return found.index(column)
+def _check_columns(
+    path: Path, names: list[str], wanted: Sequence[str], extra: Sequence[str]
+) -> None:
+    """Raises UsageError for a column that is not there, or is there twice."""
+    for column in wanted:
+        if column not in names:
+            raise _missing(path.name, column, names)
+    for column in (*wanted, *extra):
+        if names.count(column) > 1:
+            raise UsageError(f"{path.name} has the column {column!r} twice: expected it once")
 
 
-def _missing(place: str, column: str, found: Sequence[str]) -> MissingColumn:
-    names = ", ".join(map(repr, found))
-    names = names if len(names) <= 200 else f"{names[:197]}..."
-    return MissingColumn(f"{place} has no column {column!r}: it has {names or 'none'}")
+def _missing(place: str, column: str, names: Iterable[str]) -> MissingColumn:
+    there = ", ".join(map(repr, names))
+    there = there if len(there) <= 200 else f"{there[:197]}..."
+    return MissingColumn(f"{place} has no column {column!r}: it has {there or 'none'}")
 
 
 def _is_path(text: str) -> bool:
