@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from aim_mlx.config import PreprocessConfig
+from aim_mlx.backend import mx
+from aim_mlx.config import PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.data.pairs import Pairs
+from aim_mlx.models.decoder import PretrainingConfig
 from aim_mlx.pretrain.config import PretrainConfig
 from aim_mlx.pretrain.data import PretrainingData, read_source
+from aim_mlx.pretrain.model import new_model
 from aim_mlx.pretrain.pictures import Pictures
+from aim_mlx.pretrain.trainer import Trainer
 from aim_mlx.words.tokenizer import Tokenizer
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 70, 220)}
@@ -56,3 +60,16 @@ def data_of(
 
 def pairs_in(folder: Path) -> Pairs:
     return read_source(write_pairs(folder), ("path", "caption"), lambda *_: None)[0]
+
+
+def trainer_of(
+    pairs: Pairs, validation: Pairs | None = None, dtype: mx.Dtype = mx.float32, **options
+) -> Trainer:
+    """A tiny network at its start."""
+    data = data_of(pairs, **options)
+    tokenizer = data.tokenizer
+    vocabulary = (tokenizer.vocab_size, 77, tokenizer.eos_token_id) if tokenizer else (1, 77, 0)
+    text = TextConfig(48, 128, 2, 3, *vocabulary)
+    config = PretrainingConfig(VisionConfig(64, 176, 2, 2, 14, 56), text)
+    held_out = data_of(validation, **options) if validation else None
+    return Trainer(new_model(config, data.config.seed), data, held_out, dtype)

@@ -95,7 +95,7 @@ def test_all_captions_of_a_picture_come_and_end_with_the_end_token(pairs):
         assert batch.ids is not None and batch.ids.shape[1] % 8 == 0
         for image, ids, length in zip(images, batch.ids, batch.lengths, strict=True):
             seen.setdefault(int(image), set()).add(tuple(ids[:length].tolist()))
-    tokenizer = data._tokenizer
+    tokenizer = data.tokenizer
     assert tokenizer is not None
     for image, texts in seen.items():
         captions = [c for c, i in zip(pairs.captions, pairs.images, strict=True) if i == image]
@@ -108,7 +108,7 @@ def test_all_captions_of_a_picture_come_and_end_with_the_end_token(pairs):
         assert all(text[-1] == tokenizer.eos_token_id for text in texts if text)
 
 
-def test_captions_have_no_say_without_a_tokenizer(pairs):
+def test_captions_have_no_say_without_atokenizer(pairs):
     batch = data_of(pairs, captions=False).batch(0)
     assert batch.ids is None and not batch.lengths.any()
 

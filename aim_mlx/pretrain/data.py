@@ -1,6 +1,5 @@
 """Pictures and captions as batches, each a pure function of the seed and the step."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ _SHAPES = 8  # captions are padded to a multiple, so that few shapes occur
 
 
 def read_source(
-    source: str | os.PathLike[str],
+    source: str | Path,
     columns: tuple[str, str],
     progress: Callable[[int, int], None],
 ) -> tuple[Pairs, list[Skip]]:
@@ -33,7 +32,7 @@ def read_source(
         return read_pairs(source, columns, progress, may_lack_captions=True)
     listing = discover([source])
     if not listing.files:
-        raise UsageError(f"{os.fspath(source)!r} has no images: choose another folder")
+        raise UsageError(f"{str(source)!r} has no images: choose another folder")
     pairs, skips = images_alone(listing.files, progress)
     return pairs, [*listing.skipped, *skips]
 
@@ -59,7 +58,7 @@ class PretrainingData:
         self._size, self.patches = size, (size // patch) ** 2
         self._preprocessing = preprocessing
         self._as_it_is = replace(preprocessing, shortest_edge=size)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         # The captions of image i are _order[_starts[i] : _starts[i + 1]].
         self._order = np.argsort(pairs.images, kind="stable")
         self._starts = np.searchsorted(
@@ -104,7 +103,7 @@ class PretrainingData:
         """Whole pictures with one caption and one prefix each, the same every time."""
         pixels, captions, drawn = [], [], []
         for image in images:
-            rng = np.random.default_rng([self.config.seed, 3, image])
+            rng = np.random.default_rng([self.config.seed, 3, int(image)])
             captions.append(self._caption(image, rng))
             drawn.append(sample_prefixes(rng, 1, self.patches)[0])
             pixels.append(preprocess(self.pictures.required(image), self._preprocessing))
@@ -129,13 +128,13 @@ class PretrainingData:
         self, pixels: list[np.ndarray], captions: list[int | None], prefix: np.ndarray
     ) -> Batch:
         lengths = np.zeros(len(pixels), np.int32)
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             return Batch(np.stack(pixels), prefix, None, lengths)
         rows = [row for row, caption in enumerate(captions) if caption is not None]
         chosen = [caption for caption in captions if caption is not None]
         lengths[rows] = self._lengths[chosen]
         L = max(_SHAPES, -(-int(lengths.max()) // _SHAPES) * _SHAPES)
-        ids = np.full((len(pixels), L), self._tokenizer.eos_token_id, np.int32)
+        ids = np.full((len(pixels), L), self.tokenizer.eos_token_id, np.int32)
         width = min(L, self._ids.shape[1])
         ids[rows, :width] = self._ids[chosen, :width]
         return Batch(np.stack(pixels), prefix, ids, lengths)

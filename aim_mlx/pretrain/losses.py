@@ -30,6 +30,11 @@ class Batch:
     ids: np.ndarray | None
     lengths: np.ndarray
 
+    def arrays(self) -> tuple[mx.array, mx.array, mx.array | None, mx.array]:
+        """In the order in which `losses` takes them."""
+        ids = None if self.ids is None else mx.array(self.ids)
+        return mx.array(self.pixels), mx.array(self.prefix), ids, mx.array(self.lengths)
+
     def part(self, rows: slice) -> "Batch":
         ids = None if self.ids is None else self.ids[rows]
         return Batch(self.pixels[rows], self.prefix[rows], ids, self.lengths[rows])
@@ -85,18 +90,21 @@ def counts(batch: Batch, patches: int) -> tuple[int, int]:
 
 
 def losses(
-    model: PretrainingModel, batch: Batch, checkpointed: bool = False
+    model: PretrainingModel,
+    pixels: mx.array,
+    prefix: mx.array,
+    ids: mx.array | None,
+    lengths: mx.array,
+    checkpointed: bool = False,
 ) -> tuple[mx.array, mx.array]:
-    """The sums of the pixel and the text loss over a batch, each ()."""
-    prefix, pixels = mx.array(batch.prefix), mx.array(batch.pixels)
-    vision = model.config.vision
-    patches = pixels.shape[1] * pixels.shape[2] // vision.patch_size**2
-    ids = None if batch.ids is None else mx.array(batch.ids)
+    """The sums of the pixel and the text loss over a batch's arrays, each ()."""
+    patch = model.config.vision.patch_size
+    patches = pixels.shape[1] * pixels.shape[2] // patch**2
     # The last token predicts nothing.
     inputs = None if ids is None else ids[:, :-1]
     image, text = model(pixels, prefix_mask(prefix, patches), inputs, checkpointed)
-    targets = pixel_targets(pixels, vision.patch_size)
+    targets = pixel_targets(pixels, patch)
     of_pixels = pixel_loss(model.decoder.pixel_head(image), targets, prefix)
     if text is None or ids is None:
         return of_pixels, mx.array(0.0)
-    return of_pixels, text_loss(model.decoder.text_head(text), ids, mx.array(batch.lengths))
+    return of_pixels, text_loss(model.decoder.text_head(text), ids, lengths)

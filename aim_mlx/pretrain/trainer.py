@@ -1,0 +1,219 @@
+"""The steps of pre-training: each a function of the state before it and of its number."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from aim_mlx.backend import cpu_streams, mx, on_gpu, optim, tree_flatten, tree_map, tree_unflatten
+from aim_mlx.encoder.pipeline import explained
+from aim_mlx.errors import AimError
+from aim_mlx.models.decoder import PretrainingModel
+from aim_mlx.pretrain.data import PretrainingData
+from aim_mlx.pretrain.losses import Batch, counts, losses
+from aim_mlx.pretrain.model import decays
+
+_BETAS = [0.9, 0.95]
+_SHARE = 8  # images that a core has at least, where a batch is divided among them
+_RECORDS, _EVALUATIONS = 500, 20  # of a run, at most
+_LARGEST_VALIDATION = 1024  # images
+# Gradients of float16 vanish below 6e-8; those of the other dtypes reach as far as float32's.
+_SCALES: dict[mx.Dtype, float] = {mx.float16: 1024.0}
+
+Tree = dict[str, Any]
+
+
+class Trainer:
+    """A model in pre-training. `step` counts the steps done; `history` holds records of them.
+
+    The model's parameters are float32; the forward and backward passes are in `dtype`. `measure`
+    gives figures of the encoder, at most _EVALUATIONS times. Where `validation` has pictures, their
+    losses are recorded then too.
+    """
+
+    def __init__(
+        self,
+        model: PretrainingModel,
+        train: PretrainingData,
+        validation: PretrainingData | None,
+        dtype: mx.Dtype = mx.float32,
+        measure: Callable[[PretrainingModel], dict[str, float]] | None = None,
+    ):
+        self.model, self.train, self.validation = model, train, validation
+        self.config = train.config
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self._dtype, self._measure = dtype, measure
+        self._scale = _SCALES.get(dtype, 1.0)
+        kinds = [
+            optim.AdamW(0.0, _BETAS, weight_decay=decay, bias_correction=True)
+            for decay in (self.config.weight_decay, 0.0)
+        ]
+        self._optimizer = optim.MultiOptimizer(kinds, [decays])
+        self._optimizer.init(model.trainable_parameters())
+        gradients = mx.value_and_grad(self._loss)
+        self._gradients = mx.compile(gradients) if on_gpu() else gradients
+        self._recent = np.zeros(
+            3, np.float32
+        )  # steps since the last record, their pixel and text losses
+        self._ahead: tuple[int, Future[Batch]] | None = None
+        self._pool = ThreadPoolExecutor(1)
+
+    @property
+    def steps(self) -> int:
+        return self.train.steps
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.steps
+
+    def close(self) -> None:
+        """Ends the thread that prepares batches."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def run_step(self) -> dict[str, Any] | None:
+        """Does one step; returns the record that it added to `history`, if it did.
+
+        Raises AimError, the model as it was before, where loss or gradient is not finite.
+        """
+        batch = self._next_batch()
+        found, gradient = self._batch_gradient(batch)
+        gradient, norm = optim.clip_grad_norm(gradient, self.config.clip_norm)
+        mx.eval(norm, gradient)
+        norm = float(norm)
+        if not (np.isfinite(found).all() and math.isfinite(norm)):
+            raise AimError(
+                f"the losses of step {self.step + 1} are {found[0]:g} and {found[1]:g}, the "
+                f"gradient's norm is {norm:g}: the last checkpoint is kept; start again in another "
+                f"folder with a --learning-rate below {self.config.learning_rate:g}"
+            )
+        rate = self.config.rate(self.step, self.steps)
+        self._optimizer.learning_rate = rate
+        self._optimizer.update(self.model, gradient)
+        mx.eval(self.model.parameters(), self._optimizer.state)
+        self.step += 1
+        self._recent += np.array([1, *found], np.float32)
+        return self._record(rate, norm)
+
+    def validation_losses(self) -> dict[str, float]:
+        """The mean losses of the validation pictures, with the same prefixes every time."""
+        if self.validation is None:
+            return {}
+        count = min(len(self.validation), _LARGEST_VALIDATION)
+        size = -(-self.config.batch_size // self.config.parts)
+        total, counted = np.zeros(2), np.zeros(2)
+        for start in range(0, count, size):
+            batch = self.validation.fixed(np.arange(start, min(start + size, count)))
+            sums = losses(self.model, *batch.arrays())
+            mx.eval(sums)
+            total += [float(each) for each in sums]
+            counted += counts(batch, self.validation.patches)
+        pixels, text = total / np.maximum(counted, 1)
+        return {"val_pixel_loss": pixels} | ({"val_text_loss": text} if counted[1] else {})
+
+    def state(self) -> dict[str, mx.array]:
+        """All tensors that the next steps depend on, by name."""
+        parts = {"model": self.model.parameters(), "optimizer": self._optimizer.state}
+        return dict(tree_flatten(parts)) | {"recent": mx.array(self._recent)}
+
+    def restore(self, state: dict[str, mx.array], step: int, history: list[dict[str, Any]]) -> None:
+        """Takes up the state of another trainer of the same configuration."""
+        parts: Any = tree_unflatten(list(state.items()))
+        self.model.update(parts["model"])
+        self._optimizer.state = parts["optimizer"]
+        self._recent = np.array(state["recent"])
+        self.step, self.history = step, history
+
+    def _next_batch(self) -> Batch:
+        """This step's batch; the next one is prepared meanwhile."""
+        ready = self._ahead
+        future = ready[1] if ready and ready[0] == self.step else None
+        batch = self.train.batch(self.step) if future is None else future.result()
+        if self.step + 1 < self.steps:
+            next_step = self.step + 1
+            self._ahead = next_step, self._pool.submit(self.train.batch, next_step)
+        return batch
+
+    def _batch_gradient(self, batch: Batch) -> tuple[np.ndarray, Tree]:
+        """The mean losses (pixels, text) of a batch and its gradient, computed part by part."""
+        counted = np.maximum(counts(batch, self.train.patches), 1)
+        weights = mx.array(self._scale * np.array(self.config.weights) / counted, mx.float32)
+        sums, gradient = np.zeros(2), None
+        parameters = self.model.trainable_parameters()
+        try:
+            for rows in _shares(len(batch.pixels), self.config.parts):
+                part = batch.part(rows)
+                with explained(len(part.pixels)):
+                    of_part, of_weights = self._part_gradient(parameters, part, weights)
+                    gradient = _added(gradient, of_weights)
+                    mx.eval(of_part, gradient)
+                sums += [float(each) for each in of_part]
+        finally:
+            self.model.update(parameters)  # in place of those that were traced
+        return sums / counted, tree_map(lambda value: value / self._scale, gradient or {})
+
+    def _part_gradient(
+        self, parameters: Tree, part: Batch, weights: mx.array
+    ) -> tuple[list[mx.array], Tree]:
+        """The summed losses of a part of a batch, of which every stream computes a share."""
+        count = len(part.pixels)
+        sums, gradient = [mx.array(0.0), mx.array(0.0)], None
+        with cpu_streams(count // _SHARE) as streams:
+            for rows, stream in zip(_shares(count, len(streams)), streams, strict=True):
+                with mx.stream(stream):
+                    found = self._gradients(parameters, weights, *part.part(rows).arrays())
+                (_, *of_share), of_weights = found
+                sums = [a + b for a, b in zip(sums, of_share, strict=True)]
+                gradient = _added(gradient, of_weights)
+            mx.eval(sums, gradient)  # while the threads of the BLAS are divided among the streams
+        return sums, gradient or {}
+
+    def _loss(
+        self,
+        parameters: Tree,
+        weights: mx.array,
+        pixels: mx.array,
+        prefix: mx.array,
+        ids: mx.array | None,
+        lengths: mx.array,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """What is minimised, and the sums of both losses."""
+        self.model.update(tree_map(lambda value: value.astype(self._dtype), parameters))
+        pixels = pixels.astype(self._dtype)
+        found = losses(self.model, pixels, prefix, ids, lengths, self.config.checkpointed)
+        return (weights * mx.stack(found)).sum(), *found
+
+    def _record(self, rate: float, norm: float) -> dict[str, Any] | None:
+        """What is written down of the steps since the last record, where one is due."""
+        last = self.step == self.steps
+        measured = last or self.step % math.ceil(self.steps / _EVALUATIONS) == 0
+        if not measured and self.step % math.ceil(self.steps / _RECORDS):
+            return None
+        count, pixels, text = (float(each) for each in self._recent)
+        self._recent = np.zeros(3, np.float32)
+        of_pixels, of_text = self.config.weights
+        record: dict[str, Any] = {
+            "step": self.step,
+            "loss": (of_pixels * pixels + of_text * text) / count,
+            "pixel_loss": pixels / count,
+            "text_loss": text / count if self.config.objective != "pixels" else None,
+            "rate": rate,
+            "grad_norm": norm,
+        }
+        if measured:
+            record |= self.validation_losses()
+            record |= self._measure(self.model) if self._measure else {}
+        self.history = [*self.history, record]
+        return record
+
+
+def _shares(count: int, parts: int) -> list[slice]:
+    """0 to count in so many slices of nearly one length."""
+    bounds = [count * number // parts for number in range(parts + 1)]
+    return [slice(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
+
+
+def _added(total: Tree | None, more: Tree) -> Tree:
+    return more if total is None else tree_map(mx.add, total, more)
