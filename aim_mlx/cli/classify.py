@@ -136,5 +136,5 @@ def classify(
     report.run(rows, choice, origin, locate, keep)
     if heatmap is not None:
         count = write_heatmaps(heatmap, load(), used, report.rows, locate)
-        report.progress.noted(f"{counted(count, 'picture')} of similarity in {heatmap}")
-    return report.summary(len(used.labels))
+        report.noted(f"{counted(count, 'picture')} of similarity in {heatmap}")
+    return report.account(len(used.labels))

@@ -250,7 +250,7 @@ def predict(
     stream, wanted = loaded.predict_stream(paths), report.wanted(choice)
     rows = label_images(stream, paths, loaded.classes, lambda each: each, wanted, report.skipped)
     report.run(rows, choice, Origin(loaded.model))
-    return report.summary(len(loaded.classes))
+    return report.account(len(loaded.classes))
 
 
 def _load(folder: Path, model: str | None, offline: bool):

@@ -1,6 +1,5 @@
 """`aim-mlx zeroshot-eval`: how well words tell the classes of a data set apart."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,8 +58,9 @@ def zeroshot_eval(
     from aim_mlx.cli.reporter import Progress
     from aim_mlx.data.labelled import Columns, read_labelled
     from aim_mlx.encoder.encoder import EmbedOptions
-    from aim_mlx.images import Listing, Skip
+    from aim_mlx.images import Listing
     from aim_mlx.loading import load_lit
+    from aim_mlx.wording import counted
     from aim_mlx.words.evaluation import chosen_split, evaluate, labels_of
     from aim_mlx.words.prompts import as_labels, as_templates
 
@@ -69,56 +69,36 @@ def zeroshot_eval(
     found = read_labelled(data, columns=Columns(path_column, label_column), allow_empty=allow_empty)
     items = chosen_split(found, split)
     labels = as_labels(labels_of(found.classes, class_names))
-    progress, skips = Progress(as_json), list(found.skips)
-
-    def skipped(skip: Skip) -> None:
-        skips.append(skip)
-        progress.skipped(skip)
-
-    files = tuple(item.path for item in items)
-    progress.listed(Listing(files, 0, found.skips, found.notes))
+    report = Progress(as_json)
+    report.listed(Listing(tuple(item.path for item in items), 0, found.skips, found.notes))
     for skip in found.skips:
-        progress.skipped(skip)
+        report.skipped(skip)
     name = model or DEFAULT_LIT
     lit = load_lit(name, revision=revision, dtype=dtype, offline=offline, progress=tqdm)
     head = build_head(lit, labels, sentences, single=False)
-    with progress:
-        result = evaluate(lit, head, items, found.classes, options, skipped, progress.embedded)
-    code = 3 if skips else 0
-    if as_json:
-        print(json.dumps(_summary(result, labels, len(skips), code)))
-    else:
-        _print(result, len(skips))
+    with report:
+        result = evaluate(lit, head, items, found.classes, options, report.skipped, report.embedded)
+    code, figures = 3 if report.skips else 0, result.figures
+    tops = {"top1": figures["accuracy"], "top5": figures.get("top5_accuracy")}
+    more = {"labels": labels, "confusion": result.mistakes, "skipped": report.skips}
+    report.emit("summary", {**tops, **figures, **more, "exit_code": code})
+    if not as_json:
+        _print(result)
+        report.say(f"{counted(figures['images'], 'image')}, {report.skips} skipped")
     return code
 
 
-def _summary(
-    result: "Evaluation", labels: tuple[str, ...], skipped: int, code: int
-) -> dict[str, object]:
-    return {
-        "event": "summary",
-        "top1": result.top1,
-        "top5": result.top5,
-        **result.figures,
-        "labels": labels,
-        "confusion": result.mistakes,
-        "skipped": skipped,
-        "exit_code": code,
-    }
-
-
-def _print(result: "Evaluation", skipped: int) -> None:
+def _print(result: "Evaluation") -> None:
     from aim_mlx.cli.terminal import escaped
-    from aim_mlx.wording import counted
 
-    low, high = result.figures["accuracy_interval"]
-    print(f"top-1\t{result.top1:.2%}\t95% interval {low:.2%} to {high:.2%}")
-    if result.top5 is not None:
-        print(f"top-5\t{result.top5:.2%}")
-    for each in result.figures["classes"]:
+    figures = result.figures
+    low, high = figures["accuracy_interval"]
+    print(f"top-1\t{figures['accuracy']:.2%}\t95% interval {low:.2%} to {high:.2%}")
+    if "top5_accuracy" in figures:
+        print(f"top-5\t{figures['top5_accuracy']:.2%}")
+    for each in figures["classes"]:
         right = "-" if each["recall"] is None else f"{each['recall']:.2%}"
         print(f"{escaped(each['name'])}\t{right}\tof {each['images']}")
     for pair in result.mistakes[:_PAIRS]:
         names = escaped(pair["class"]), escaped(pair["taken_for"])
         print(f"confused\t{pair['images']}\t{names[0]} taken for {names[1]}")
-    typer.echo(f"{counted(result.figures['images'], 'image')}, {skipped} skipped", err=True)

@@ -20,14 +20,12 @@ from aim_mlx.words.zeroshot import ZeroShotHead
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`top1` and `top5` as shares (top5 None for up to five classes), `figures` with all others.
+    """The figures, of which `accuracy` is the share that is right, and what was mistaken for what.
 
     `confusion` (C, C) counts images of the class of the row that were taken for that of the column.
     """
 
     classes: tuple[str, ...]
-    top1: float
-    top5: float | None
     figures: Mapping[str, Any]
     confusion: np.ndarray
 
@@ -72,31 +70,25 @@ def evaluate(
     classes: Sequence[str],
     options: EmbedOptions,
     skipped: Callable[[Skip], None],
-    done: Callable[[str], None] = lambda path: None,
+    done: Callable[[str], None],
 ) -> Evaluation:
     """Probabilities of the head's labels, which are those of `classes` in turn, beside the truth.
 
     Images that cannot be embedded go to `skipped` and do not count. Raises AimError where none can.
     """
-    place = {name: index for index, name in enumerate(classes)}
+    places = {name: index for index, name in enumerate(classes)}
     paths = [item.path for item in items]
-    scores, truth = np.empty((len(items), len(classes)), np.float32), []
+    scores, truth = [], []
     with closing(lit.embed_stream(paths, options)) as rows:
         for row in rows:
             if row.failure is not None:
                 skipped(Skip(paths[row.index], row.failure.reason, row.failure.detail))
             else:
-                scores[len(truth)] = head.scores(row.vector[None])[0]
-                truth.append(place[items[row.index].labels[0]])
+                scores.append(head.scores(row.vector[None])[0])
+                truth.append(places[items[row.index].labels[0]])
             done(paths[row.index])
     if not truth:
         raise AimError(f"none of {len(items)} images could be read: nothing to evaluate")
-    known, scores = np.array(truth), scores[: len(truth)]
-    figures = figures_of(scores, known, classes)
-    return Evaluation(
-        tuple(classes),
-        figures["accuracy"],
-        figures.get("top5_accuracy"),
-        figures,
-        confusion(scores, known),
-    )
+    probabilities, known = np.stack(scores), np.array(truth)
+    figures = figures_of(probabilities, known, classes)
+    return Evaluation(tuple(classes), figures, confusion(probabilities, known))
