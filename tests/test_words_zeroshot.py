@@ -143,7 +143,7 @@ def test_a_head_is_not_written_over_another_unless_asked(head, tmp_path):
     with pytest.raises(OutputError, match="already"):
         head.save(tmp_path)
     head.save(tmp_path, overwrite=True)
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot write into"):
         head.save(tmp_path / "missing" / "head")
 
 

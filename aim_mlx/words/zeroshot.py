@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
-from aim_mlx.files import publish
+from aim_mlx.files import disk_errors, publish
 from aim_mlx.weights.safetensors_file import check_file, read_tensor
 from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
 from aim_mlx.words.prompts import as_labels, as_templates, filled
@@ -26,7 +26,7 @@ from aim_mlx.words.prompts import as_labels, as_templates, filled
 if TYPE_CHECKING:
     from aim_mlx.words.lit import LiT
 
-_VECTORS, _FACTS = "labels.safetensors", "labels.json"
+_VECTORS, _RECORD = "labels.safetensors", "labels.json"
 _FORMAT, _VERSION = "aim-mlx labels", 1
 _LARGEST = 16 * 2**20  # bytes: a hundred thousand names; parsed, up to thirty times that
 _LARGEST_VECTORS = 2**30
@@ -133,36 +133,36 @@ class ZeroShotHead:
         """
         folder = Path(folder)
         tensors = safetensors.numpy.save({"vectors": self.vectors}, {"format": _FORMAT})
-        facts = {k: v for k, v in vars(self).items() if k != "vectors"}
-        facts = {"format": _FORMAT, "format_version": _VERSION, "dim": self.dim, **facts}
-        facts["sha256"] = hashlib.sha256(tensors).hexdigest()
-        text = json.dumps(facts, indent=1).encode() + b"\n"
-        if not overwrite and any(os.path.lexists(folder / name) for name in (_VECTORS, _FACTS)):
+        record = {"format": _FORMAT, "format_version": _VERSION, "dim": self.dim}
+        record |= {name: value for name, value in vars(self).items() if name != "vectors"}
+        record["sha256"] = hashlib.sha256(tensors).hexdigest()
+        text = json.dumps(record, indent=1).encode() + b"\n"
+        if not overwrite and any(os.path.lexists(folder / name) for name in (_VECTORS, _RECORD)):
             raise OutputError(f"{at(folder)} has labels already: choose another folder")
-        try:
+        with disk_errors("write into", folder, "choose another folder"):
             folder.mkdir(exist_ok=True)
-            publish({folder / _VECTORS: _writing(tensors), folder / _FACTS: _writing(text)})
-        except OSError as error:
-            raise OutputError(
-                f"{at(folder)} cannot be written: {error.strerror or error}; choose another folder"
-            ) from error
+            publish(
+                {
+                    folder / _VECTORS: lambda file: file.write(tensors),
+                    folder / _RECORD: lambda file: file.write(text),
+                }
+            )
         return folder
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "ZeroShotHead":
         """A head from its folder; no model is needed. Raises CheckpointError for a damaged one."""
         folder = Path(folder)
-        path = folder / _FACTS
+        path = folder / _RECORD
         if not path.exists():
-            raise UsageError(f"{at(folder)} has no {_FACTS}: expected a folder with saved labels")
-        facts = parse_object(read_bytes(path, _LARGEST), at(path))
+            raise UsageError(f"{at(folder)} has no {_RECORD}: expected a folder with saved labels")
+        record = parse_object(read_bytes(path, _LARGEST), at(path))
         try:
-            head = _head(folder, facts)
+            return _head(folder, record)
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise CheckpointError(
                 f"{at(path)} is not what saving labels writes ({error!s:.100}): make it again"
             ) from error
-        return head
 
     @property
     def dim(self) -> int:
@@ -170,32 +170,29 @@ class ZeroShotHead:
         return self.vectors.shape[1]
 
 
-def _head(folder: Path, facts: dict[str, Any]) -> ZeroShotHead:
+def _head(folder: Path, values: dict[str, Any]) -> ZeroShotHead:
     """The head that labels.json describes; raises KeyError, TypeError, ValueError too."""
-    if facts["format"] != _FORMAT or facts["format_version"] != _VERSION:
+    form, version = values["format"], values["format_version"]
+    if (form, version) != (_FORMAT, _VERSION):
         raise CheckpointError(
-            f"{at(folder)} has {show(facts['format'])} of version {show(facts['format_version'])}, "
-            f"this aim-mlx reads {_FORMAT!r} of version {_VERSION}"
+            f"{at(folder)} has {show(form)} of version {show(version)}, this aim-mlx reads "
+            f"{_FORMAT!r} of version {_VERSION}"
         )
-    labels, scale = as_labels(facts["labels"], single=True), facts["scale"]
+    labels, scale = as_labels(values["labels"], single=True), float(values["scale"])
     path = folder / _VECTORS
     data = read_bytes(path, _LARGEST_VECTORS)
-    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise CheckpointError(f"{at(path)} is not the file that {_FACTS} describes: save it again")
+    if hashlib.sha256(data).hexdigest() != values["sha256"]:
+        raise CheckpointError(f"{at(path)} is not the file that {_RECORD} describes: save it again")
     vectors = read_tensor(check_file(path), "vectors")
-    if vectors.dtype != np.float32 or vectors.shape != (len(labels), facts["dim"]):
+    if vectors.dtype != np.float32 or vectors.shape != (len(labels), values["dim"]):
         raise TypeError(f"vectors {vectors.dtype} {vectors.shape}")
-    if not np.isfinite(vectors).all() or not 1 <= float(scale) <= 1e4:
+    if not np.isfinite(vectors).all() or not 1 <= scale <= 1e4:
         raise TypeError(f"a scale of {scale} or vectors that are not finite")
-    weights, model = facts["weights"], facts["model"]
+    weights, model = values["weights"], values["model"]
     if not isinstance(weights, str) or not isinstance(model, dict):
         raise TypeError("weights and model")
-    templates = as_templates(list(facts["templates"]))
-    return ZeroShotHead(labels, templates, vectors, float(scale), weights, model, int(facts["cut"]))
-
-
-def _writing(data: bytes) -> Callable[[BinaryIO], Any]:
-    return lambda file: file.write(data)
+    templates = as_templates(list(values["templates"]))
+    return ZeroShotHead(labels, templates, vectors, scale, weights, model, int(values["cut"]))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
