@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
 from aim_mlx.weights.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
-from aim_mlx.weights.files import INDEX_FILE, OUR_FILE, WEIGHT_FILES
+from aim_mlx.weights.files import INDEX_FILE, OUR_FILE, WEIGHT_FILES, read_index
 from aim_mlx.weights.safetensors_file import open_regular
-from aim_mlx.weights.strict_json import at, read_object, show
+from aim_mlx.weights.strict_json import at, show
 from convert.tensors import (
     check_disjoint,
     read_torch_file,
@@ -102,17 +102,8 @@ def torch_files(path: Path) -> list[Path] | None:
 
 def _weight_map(folder: Path) -> dict[str, str]:
     """Tensors to shards; every shard is a plain .bin file name, no way out of the folder."""
-    index = folder / TORCH_INDEX
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{at(index)}: expected a weight_map from tensors to shards")
-    for tensor, shard in weight_map.items():
-        plain = isinstance(shard, str) and shard.endswith(".bin") and not shard.startswith(".")
-        if not plain or any(c in shard for c in "/\\:\0"):
-            raise CheckpointError(
-                f"{at(index)} puts tensor {show(tensor)} in {show(shard)}: expected the name of a "
-                ".bin file in the same folder"
-            )
+    weight_map = read_index(folder / TORCH_INDEX, ".bin")
+    for shard in set(weight_map.values()):
         if not _stays(folder, folder / shard):
             raise CheckpointError(
                 f"shard {show(shard)} is a link that leaves {at(folder)}: put the file itself there"

@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 BLOCK = 2**18
 
@@ -115,6 +116,14 @@ def serving(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[HubServer]:
     finally:
         huggingface_hub.logging.set_verbosity(verbosity)
         server.close()
+
+
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Lets the client try again at once; the pauses that it would have made, in seconds."""
+    pauses: list[float] = []
+    clock = SimpleNamespace(**vars(time) | {"sleep": pauses.append})
+    monkeypatch.setattr(file_download, "time", clock)
+    return pauses
 
 
 def is_lfs(name: str) -> bool:

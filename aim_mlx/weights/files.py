@@ -43,11 +43,7 @@ def _exists(path: Path) -> bool:
 def _shards(folder: Path) -> tuple[CheckedFile, ...]:
     """The shards of an index, which must name each tensor of each shard, and no other."""
     index = folder / INDEX_FILE
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{at(index)}: expected a weight_map from tensors to shards")
-    for tensor, shard in weight_map.items():
-        _check_shard_name(index, tensor, shard)
+    weight_map = read_index(index)
     files = tuple(_check_shard(folder, name) for name in sorted(set(weight_map.values())))
     found: dict[str, str] = {}
     for file in files:
@@ -68,14 +64,22 @@ def _shards(folder: Path) -> tuple[CheckedFile, ...]:
     return files
 
 
-def _check_shard_name(index: Path, tensor: str, shard: object) -> None:
-    """A shard is a plain file name: no way out of the folder."""
-    plain = isinstance(shard, str) and shard.endswith(".safetensors")
-    if not plain or any(c in shard for c in "/\\:\0") or shard.startswith("."):  # type: ignore
-        raise CheckpointError(
-            f"{at(index)} puts tensor {show(tensor)} in {show(shard)}: expected the name of a "
-            ".safetensors file in the same folder"
-        )
+def read_index(index: Path, ending: str = ".safetensors") -> dict[str, str]:
+    """Tensors to shards, each the plain name of a file: no way out of the folder.
+
+    Raises CheckpointError.
+    """
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{at(index)}: expected a weight_map from tensors to shards")
+    for tensor, shard in weight_map.items():
+        plain = isinstance(shard, str) and shard.endswith(ending) and not shard.startswith(".")
+        if not plain or any(c in shard for c in "/\\:\0"):
+            raise CheckpointError(
+                f"{at(index)} puts tensor {show(tensor)} in {show(shard)}: expected the name of a "
+                f"{ending} file in the same folder"
+            )
+    return weight_map
 
 
 def _check_shard(folder: Path, name: str) -> CheckedFile:

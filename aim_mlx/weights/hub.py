@@ -1,30 +1,32 @@
 """Models from the Hugging Face Hub, into the cache of its own client.
 
+The client transfers, resumes and locks. What is added here:
 - Only the files a model needs are asked for: never a pickle, never code.
 - Every file must have the size and digest that the Hub lists for it. The list alone decides where
-  a file goes and how many bytes are taken: the client itself lets later answers name the files it
-  writes, and reads whatever comes.
+  a file goes and how many bytes are taken, as the client's own `hf_hub_download` writes to
+  whatever path an ETag names.
 - Then a record is written beside the files. A folder with a record is complete: a pinned one is
   used again without a request. Weights come last, so that a killed download is never taken for one.
 """
 
-import glob
 import hashlib
-import io
+import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
+from aim_mlx import __version__
 from aim_mlx.errors import CheckpointError
+from aim_mlx.files import publish
 from aim_mlx.registry import find_model
-from aim_mlx.weights.files import INDEX_FILE, WEIGHT_FILES
-from aim_mlx.weights.hub_cache import complete, record, recorded, remember, shard_names
+from aim_mlx.weights.files import INDEX_FILE, WEIGHT_FILES, read_index
 from aim_mlx.weights.hub_errors import Unreachable, explained
-from aim_mlx.weights.hub_transfer import receive
-from aim_mlx.weights.strict_json import LARGEST_JSON, parse_object, show
+from aim_mlx.weights.strict_json import LARGEST_JSON, parse_object, read_object, show
 
 SMALL_FILES = (
     "config.json",
@@ -36,6 +38,7 @@ SMALL_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
+RECORD = ".aim-mlx.json"
 LARGEST_SMALL = 32 * 2**20  # bytes; the tokenizer of the published models has two million
 LARGEST_WEIGHTS = 64 * 2**30  # bytes of one file; the largest published one has 11 billion
 LARGEST_LISTING = 8 * 2**20  # bytes; a repo of ten thousand files needs two million
@@ -48,7 +51,10 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the Hub lists it; `digest` is its sha256, or its git blob's sha1, in hex."""
+    """A file as the Hub lists it; `digest` is its sha256, or its git blob's sha1, in hex.
+
+    A mirror may list names only: then both are None.
+    """
 
     name: str
     size: int | None
@@ -97,9 +103,11 @@ def fetch(
     Raises CheckpointError where the files cannot be had, OutputError where they cannot be stored.
     """
     revision = _checked(repo, revision)
-    if _COMMIT.fullmatch(revision) and (folder := recorded(repo, revision)):
+    if _COMMIT.fullmatch(revision) and (folder := _recorded(repo, revision)):
         return folder
-    if offline or _offline_everywhere():
+    from huggingface_hub import constants
+
+    if offline or constants.HF_HUB_OFFLINE:
         if folder := cached(repo, revision):
             return folder
         raise CheckpointError(
@@ -112,8 +120,8 @@ def fetch(
         if folder := cached(repo, revision):
             return folder
         raise
-    folder = recorded(repo, listing.commit) or _download(listing, progress)
-    remember(folder, revision)
+    folder = _recorded(repo, listing.commit) or _download(listing, progress)
+    _remember(folder, revision)
     return folder
 
 
@@ -123,7 +131,19 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
     A folder that another program filled serves if it has a config.json and complete weights.
     """
     revision = _checked(repo, revision)
-    return recorded(repo, revision) or complete(repo, revision)
+    if folder := _recorded(repo, revision):
+        return folder
+    config = _in_cache(repo, "config.json", revision)
+    if config is None:
+        return None
+    folder = config.parent
+    if any((folder / name).is_file() for name in WEIGHT_FILES):
+        return folder
+    try:
+        shards = read_index(folder / INDEX_FILE).values()
+    except CheckpointError:
+        return None
+    return folder if all((folder / name).is_file() for name in shards) else None
 
 
 def _checked(repo: str, revision: str | None) -> str:
@@ -138,22 +158,53 @@ def _checked(repo: str, revision: str | None) -> str:
     return revision
 
 
-def _offline_everywhere() -> bool:
-    from huggingface_hub import constants
+def _in_cache(repo: str, name: str, revision: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
 
-    return constants.HF_HUB_OFFLINE
+    path = try_to_load_from_cache(repo, name, revision=revision)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _recorded(repo: str, revision: str) -> Path | None:
+    """The folder of a finished download, if each file of its record is there in full size."""
+    path = _in_cache(repo, RECORD, revision)
+    if path is None:
+        return None
+    try:
+        files = read_object(path)["files"]
+        if all(os.path.getsize(path.parent / name) == f["size"] for name, f in files.items()):
+            return path.parent
+    except (CheckpointError, OSError, LookupError, TypeError, AttributeError):
+        pass  # a file was deleted, or the record is not ours: as if there were none
+    return None
+
+
+def _record(folder: Path, listing: Listing, names: list[str]) -> None:
+    """Writes the record; a cache that cannot be written to is checked again at every use."""
+    digests = {name: listing.files[name].digest for name in names}
+    with suppress(OSError):
+        files = {n: {"size": os.path.getsize(folder / n), "digest": d} for n, d in digests.items()}
+        values = {"repo": listing.repo, "commit": listing.commit, "files": files}
+        _write(folder / RECORD, json.dumps(values, indent=1))
+
+
+def _remember(folder: Path, revision: str) -> None:
+    """Notes which commit a branch or tag was, where the client looks for it too."""
+    ref = folder.parent.parent / "refs" / revision
+    with suppress(OSError):
+        if revision != folder.name and not (ref.is_file() and ref.read_text() == folder.name):
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            _write(ref, folder.name)
+
+
+def _write(path: Path, text: str) -> None:
+    publish({path: lambda file: file.write(text.encode())})
 
 
 def _list(repo: str, revision: str) -> Listing:
     """The repo's files with their sizes and digests, in one request."""
     with explained(repo, revision):
-        from huggingface_hub import constants
-
-        name = quote(revision, safe="")
-        url = f"{constants.ENDPOINT}/api/models/{repo}/revision/{name}?blobs=true"
-        answer = io.BytesIO()
-        receive(url, answer, LARGEST_LISTING)
-        values = parse_object(answer.getvalue(), f"the Hub's list of {repo}")
+        values = parse_object(_request_list(repo, revision), f"the Hub's list of {repo}")
         commit, entries = values.get("sha"), values.get("siblings") or []
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise ValueError(f"commit {show(commit)}")
@@ -163,6 +214,24 @@ def _list(repo: str, revision: str) -> Listing:
         if len({file.name for file in files}) < len(files):
             raise ValueError("one file listed twice")
         return Listing(repo, commit, {file.name: file for file in files})
+
+
+def _request_list(repo: str, revision: str) -> bytes:
+    """What the Hub answers, bounded in bytes: the client itself would read whatever comes."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    name = quote(revision, safe="")
+    url = f"{constants.ENDPOINT}/api/models/{repo}/revision/{name}?blobs=true"
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    answer = bytearray()
+    with get_session().stream("GET", url, headers=_headers(), timeout=timeout) as response:
+        hf_raise_for_status(response)
+        for block in response.iter_bytes():
+            answer += block
+            if len(answer) > LARGEST_LISTING:
+                raise ValueError(f"a list of more than {LARGEST_LISTING} bytes")
+    return bytes(answer)
 
 
 def _remote_file(entry: dict[str, Any]) -> RemoteFile:
@@ -184,30 +253,17 @@ def _download(listing: Listing, progress: type | None) -> Path:
     """Gets what is missing, small files first, and records that everything is there."""
     weights = _choose_weights(listing)
     names = [*(name for name in SMALL_FILES if name in listing.files), weights]
-    for name in names:
-        _check_size(listing, name)
     folder = [_get(listing, name, progress) for name in names][-1].parent
     if weights == INDEX_FILE:
-        shards = shard_names(folder / INDEX_FILE)
+        shards = sorted(set(read_index(folder / INDEX_FILE).values()))
         for shard in shards:
             if shard not in listing.files:
                 raise CheckpointError(f"{listing.repo} lacks the shard {show(shard)} of its index")
-            _check_size(listing, shard)
         for shard in shards:
             _get(listing, shard, progress)
         names += shards
-    record(folder, listing.repo, {name: listing.files[name].digest for name in names})
+    _record(folder, listing, names)
     return folder
-
-
-def _check_size(listing: Listing, name: str) -> None:
-    """Raises CheckpointError for a file that is listed with more bytes than one of its kind has."""
-    size, most = listing.files[name].size or 0, _largest(name)
-    if size > most:
-        raise CheckpointError(
-            f"{name} of {listing.repo} has {size} bytes, expected at most {most}: "
-            "not a model for this package"
-        )
 
 
 def _largest(name: str) -> int:
@@ -222,19 +278,21 @@ def _choose_weights(listing: Listing) -> str:
         if name in listing.files:
             return name
     pickles = [n for n in sorted(listing.files) if n.endswith((".bin", ".pth", ".pt", ".pkl"))]
-    found = f"it has {show(pickles[0])}, a pickle, which can run code" if pickles else "none is"
+    got = f"it has {show(pickles[0])}, a pickle, which can run code" if pickles else "none is"
     raise CheckpointError(
         f"no weights to use in {listing.repo} at {listing.commit}: expected "
-        f"{', '.join(WEIGHT_FILES)} or {INDEX_FILE}, {found}"
+        f"{', '.join(WEIGHT_FILES)} or {INDEX_FILE}, {got}"
     )
 
 
 def _get(listing: Listing, name: str, progress: type | None) -> Path:
-    """One file in the cache, as the Hub's client keeps it, with the listed size and digest.
-
-    Its place there follows from the list, whose form was checked, and from no other answer.
-    """
-    file = listing.files[name]
+    """One file in the cache, where the client keeps it, with the listed size and digest."""
+    file, most = listing.files[name], _largest(name)
+    if (file.size or 0) > most:
+        raise CheckpointError(
+            f"{name} of {listing.repo} has {file.size} bytes, expected at most {most}: "
+            "not a model for this package"
+        )
     with explained(listing.repo, listing.commit):
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import WeakFileLock
@@ -262,15 +320,22 @@ def _fill(blob: Path, url: str, file: RemoteFile, progress: type | None) -> None
 
     The lock is held: what else is unfinished was left by killed downloads, which nobody takes up.
     """
-    for rest in blob.parent.glob(glob.escape(blob.name) + ".*.incomplete"):
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import tqdm
+
+    for rest in blob.parent.glob(f"{blob.name}.*.incomplete"):
         rest.unlink()
     unfinished = blob.with_name(f"{blob.name}.{os.getpid()}.incomplete")
     most = _largest(file.name) if file.size is None else file.size
-    shown = {"total": file.size, "desc": file.name, "unit": "B", "unit_scale": True}
-    bar = progress(**shown, disable=None) if progress else None  # None: off without a terminal
     try:
         with open(unfinished, "xb") as stream:
-            receive(url, stream, most, bar.update if bar else lambda count: None)
+            http_get(
+                url,
+                _Limited(stream, most),  # pyright: ignore[reportArgumentType]
+                headers=_headers(),
+                displayed_filename=file.name,
+                tqdm_class=progress or partial(tqdm, disable=True),  # pyright: ignore[reportArgumentType]
+            )
         if fault := _fault(unfinished, file):
             raise CheckpointError(
                 f"{file.name} {fault}: the download was damaged and is removed; run again"
@@ -278,8 +343,29 @@ def _fill(blob: Path, url: str, file: RemoteFile, progress: type | None) -> None
         os.replace(unfinished, blob)
     finally:
         unfinished.unlink(missing_ok=True)
-        if bar:
-            bar.close()
+
+
+class _Limited:
+    """A file that takes so many bytes and no more."""
+
+    def __init__(self, file: BinaryIO, most: int):
+        self._file, self._most = file, most
+        self.tell, self.seek, self.truncate = file.tell, file.seek, file.truncate
+
+    def write(self, block: bytes) -> None:
+        if self.tell() + len(block) > self._most:
+            raise CheckpointError(
+                f"the Hub sends more than the {self._most} bytes that it lists: "
+                "the download is damaged, run again later"
+            )
+        self._file.write(block)
+
+
+def _headers() -> dict[str, str]:
+    from huggingface_hub.utils import build_hf_headers
+
+    headers = build_hf_headers(library_name="aim-mlx", library_version=__version__)
+    return headers | {"Accept-Encoding": "identity"}
 
 
 def _fault(path: Path, file: RemoteFile) -> str | None:
@@ -287,7 +373,7 @@ def _fault(path: Path, file: RemoteFile) -> str | None:
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"came with {size} bytes, expected {file.size}"
-    if file.digest is None:  # a mirror that lists names only
+    if file.digest is None:
         return None
     digest = hashlib.sha256()
     if len(file.digest) == 40:  # a small file, kept in git itself
