@@ -98,7 +98,7 @@ def test_an_interrupt_keeps_the_whole_blocks_and_says_how_to_go_on(home, tmp_pat
     _, stderr = process.communicate(timeout=60)
     kept = len(EmbeddingStore(tmp_path / "out"))
     assert process.returncode == 130, stderr
-    line = f"interrupted: {kept} rows kept in {tmp_path / 'out'}; run the same command again"
+    line = f"interrupted: {kept} rows kept for {tmp_path / 'out'}; run the same command again"
     assert line in stderr.splitlines()[-1]
     # 05.png has no row, so that one block has a row less.
     assert kept % BLOCK in (0, BLOCK - 1) and kept >= BLOCK * shards - 1

@@ -11,7 +11,6 @@ import pytest
 
 from aim_mlx import EmbeddingStore
 from aim_mlx.cli import main
-from aim_mlx.embedding import job as embed_files
 from aim_mlx.embedding import plan
 from aim_mlx.store.verify import verify
 from tests.bad_images import PHOTO, PNG, encoded
@@ -228,7 +227,6 @@ def test_a_run_from_inside_the_folder_finds_the_rows_that_are_there(
 def test_a_store_with_several_spellings_keeps_one_row_a_file(photos, run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(plan, "rows_under_other_names", lambda *_: {})
-        patch.setattr(embed_files, "rows_under_other_names", lambda *_: {})
         run("2024")
         run(photos / "2024")
     assert len(EmbeddingStore(tmp_path / "store")) == 4

@@ -249,7 +249,7 @@ def several(capsys, made, tmp_path, monkeypatch) -> Path:
         saved(tmp_path / "in" / f"{seed}.png", seed)
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("aim_mlx.embedding.job.rows_under_other_names", lambda *_: {})
+        patch.setattr("aim_mlx.embedding.plan.rows_under_other_names", lambda *_: {})
         for name in ("in", tmp_path / "in"):
             run(capsys, "embed", name, "-o", "store", "--model", made / "model")
     assert len(EmbeddingStore("store")) == 4

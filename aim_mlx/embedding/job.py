@@ -6,16 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from aim_mlx.embedding.plan import (
-    Plan,
-    check_prune,
-    find_stale,
-    make_plan,
-    retried_reasons,
-    rows_under_other_names,
-)
-from aim_mlx.embedding.run import EmbedRun, Report, skip_record
+from aim_mlx.embedding.plan import Plan, check_prune, find_stale, make_plan, retried_reasons
+from aim_mlx.embedding.run import EmbedReport, EmbedRun, skip_record
 from aim_mlx.embedding.selection import Selected, Selection
 from aim_mlx.encoder.batching import block_size
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
@@ -38,8 +32,8 @@ class Summary:
     """The account of a run: listed == embedded + skipped + ignored.
 
     Of the embedded, `computed` went through the encoder, `reused` have the content of another row,
-    and `unchanged` were there before. Rows of files that are no more: `moved` went to a new name
-    with the same content, `vanished` were kept, `pruned` taken out.
+    and `unchanged` were there before. Of rows of deleted files `moved` went to a new name with the
+    same content, `vanished` were kept, `pruned` taken out.
     """
 
     output: str
@@ -79,23 +73,9 @@ class Job:
     rules: Rules = Rules()
     stop: Callable[[], bool] = lambda: False
 
-    @property
-    def is_file(self) -> bool:
-        return is_file_target(self.output)
-
-    @property
-    def store(self) -> Path:
-        """The folder where the rows gather: the output, or a hidden one beside the output file."""
-        if not self.is_file:
-            return self.output
-        return hidden_beside(self.output)
-
-    def select(self) -> Selected:
-        """The selected files; raises AimError where there is none."""
-        afresh = self.rules.overwrite and not self.is_file
-        base = "" if afresh else started_in(self.store)
-        outputs = [self.output, sidecar(self.output), self.store]
-        selected = self.selection.select(outputs, base)
+    def select(self, store: Path, base: str) -> Selected:
+        """The selected files, `store` and output not among them; raises AimError for none."""
+        selected = self.selection.select([self.output, sidecar(self.output), store], base)
         listing = selected.listing
         if not listing.files and not listing.skipped:
             others = counted(listing.ignored, "other file")
@@ -113,98 +93,120 @@ class Job:
         )
 
 
-def embed_files(job: Job, load: Callable[[], Encoder], report: Report) -> Summary:
+def embed_files(job: Job, load: Callable[[], Encoder], report: EmbedReport) -> Summary:
     """Embeds the selected images into a folder or a file; the model is loaded last.
 
-    A folder is a store, which goes on from where an earlier run came to. A file is written by one
-    rename, from a store beside it that is then deleted. Raises UsageError, OutputError or
-    CheckpointError before any work, AimError if there is no image, or none that could be embedded,
-    Interrupted where it was stopped.
+    A folder is a store, which goes on from where an earlier run stopped. A file is written from
+    such a store, hidden beside it, by one rename; then the store is deleted. Raises UsageError,
+    OutputError or CheckpointError before any work, AimError if there is no image, or none that
+    could be embedded, Interrupted where it was stopped.
     """
-    if job.is_file:
-        clear_up(job.output, job.rules.overwrite)
-        check_target(job.output, job.rules.overwrite)
     if job.rules.prune and (job.selection.from_list or job.selection.share):
         raise UsageError("--prune needs whole folders: it does not go with lists or --shard")
-    selected = job.select()
+    if is_file_target(job.output):
+        return _into_file(job, load, report)
+    selected = job.select(job.output, "" if job.rules.overwrite else started_in(job.output))
     report.listed(selected.listing)
-    with _open(job) as store:
-        encoder = load()
-        encoder.check(job.options)
-        facts_of_store = describe(encoder, job.options)
-        facts_of_store["block"] = block_size(encoder.model, job.options.batch_size)
-        manifest = store.begin(facts_of_store, replace=job.is_file and job.rules.overwrite)
-        for note in store.notes:
-            report.noted(note)
-        run = EmbedRun(store, encoder, job.options, report, job.stop)
-        summary = _run(job, store, run, selected, manifest["block"], report)
-        if job.is_file:
-            rows = Rows(EmbeddingStore(job.store), selected.listing.files)
-            write_file(rows, job.output, job.rules.overwrite)
+    with writing(job.output, job.rules.overwrite) as store:
+        return _into_store(job, selected, store, load, report)
+
+
+def _into_file(job: Job, load: Callable[[], Encoder], report: EmbedReport) -> Summary:
+    """The same into a store beside the file, which is then exported."""
+    overwrite = job.rules.overwrite
+    clear_up(job.output, overwrite)
+    check_target(job.output, overwrite)
+    folder = hidden_beside(job.output)
+    selected = job.select(folder, started_in(folder))
+    report.listed(selected.listing)
+    with _until_done(folder) as store:
+        summary = _into_store(job, selected, store, load, report, replace=overwrite)
+        rows = Rows(EmbeddingStore(folder), selected.listing.files)
+        write_file(rows, job.output, overwrite)
     return summary
 
 
 @contextmanager
-def _open(job: Job) -> Iterator[StoreWriter]:
-    """The store of a job; the one beside a file goes with its purpose, or if it is of no use."""
-    opened = done = False
-    rows = 0
+def _until_done(folder: Path) -> Iterator[StoreWriter]:
+    """A store that is deleted at the end of the block; one with rows stays where that failed."""
+    of_use = True  # before it is opened it may be another process's
     try:
-        with writing(job.store, job.rules.overwrite and not job.is_file) as store:
-            opened = True  # before, it may be another process's
+        with writing(folder) as store:
             try:
                 yield store
-                done = True
-            finally:
-                rows = store.state.rows
+                of_use = False
+            except BaseException:
+                of_use = store.state.rows > 0
+                raise
     finally:
-        if job.is_file and opened and job.store.is_dir() and (done or not rows):
-            remove(job.store)
+        if not of_use and folder.is_dir():
+            remove(folder)
 
 
-def _run(
+def _into_store(
     job: Job,
-    store: StoreWriter,
-    run: EmbedRun,
     selected: Selected,
-    block: int,
-    report: Report,
+    store: StoreWriter,
+    load: Callable[[], Encoder],
+    report: EmbedReport,
+    replace: bool = False,
 ) -> Summary:
-    """Embeds what the store lacks and closes the run with its account."""
+    """Embeds what an open store lacks and closes the run with its account.
+
+    With `replace` a store of other vectors begins empty, otherwise that is an OutputError.
+    """
+    encoder = load()
+    encoder.check(job.options)
+    block = block_size(encoder.model, job.options.batch_size)
+    manifest = store.begin(describe(encoder, job.options) | {"block": block}, replace)
+    for note in store.notes:
+        report.noted(note)
     started = time.monotonic()
-    listing, facts, places = selected.listing, selected.facts, selected.places
     if job.rules.prune:
-        check_prune(store.catalog, listing.files, facts["sources"], places)
-    others = rows_under_other_names(listing.files, selected.links, store.catalog, places)
-    plan = make_plan(listing.files, store.catalog, store.state, job.retried, others)
-    known = [skip_record(skip) for skip in listing.skipped] + plan.skipped
-    store.start_run({**facts, "output": place(job.store)}, listing.files, known)
+        check_prune(store.catalog, selected)
+    plan = make_plan(selected, store.catalog, store.state, job.retried)
+    known = [skip_record(skip) for skip in selected.listing.skipped] + plan.skipped
+    facts = {**selected.facts, "output": place(store.folder)}
+    store.start_run(facts, selected.listing.files, known)
     report.unchanged(plan.unchanged)
     for skip in known:
         report.skipped(Skip(skip["path"], skip["reason"], skip["detail"]))
+    run = EmbedRun(store, encoder, job.options, report, job.stop)
     try:
-        run.embed(plan.todo, block)
+        run.embed(plan.todo, manifest["block"])
     except Interrupted as error:
-        raise Interrupted(_resumable(job, store)) from error
+        raise Interrupted(
+            f"interrupted: {counted(store.state.rows, 'row')} kept for {job.output}; run the same "
+            "command again to resume"
+        ) from error
+    summary = _closed(job, selected, store, plan, run, known, started)
+    if not summary.embedded:
+        raise AimError(
+            f"none of {counted(summary.skipped, 'image')} could be embedded: nothing was written"
+        )
+    return summary
+
+
+def _closed(
+    job: Job,
+    selected: Selected,
+    store: StoreWriter,
+    plan: Plan,
+    run: EmbedRun,
+    known: list[dict[str, Any]],
+    started: float,
+) -> Summary:
+    """Takes out what no longer holds, and writes down the account of a run that is through."""
     skips = sorted(known + run.skipped, key=lambda skip: os.fsencode(skip["path"]))
-    if run.first_frames:
-        report.noted(
-            f"the first frame was embedded of {counted(run.first_frames, 'image')} with several"
-        )
-    if run.beyond_times:
-        report.noted(
-            "times of change outside the years 1677 to 2262 were brought within them "
-            f"({run.beyond_times} of the files): there only a new size shows that a file changed"
-        )
-    stale = find_stale(plan, store.catalog, listing.files, skips, facts["sources"], places)
-    pruned = stale.vanished if job.rules.prune else []
+    stale = find_stale(plan, store.catalog, selected, skips)
+    pruned = stale.vanished if job.rules.prune else ()
     store.compact(stale.rows.union(pruned), plan.renamed)
     summary = Summary(
         output=str(job.output),
-        listed=listing.listed,
+        listed=selected.listing.listed,
         embedded=run.computed + run.reused + plan.unchanged,
         skipped=len(skips),
-        ignored=listing.ignored,
+        ignored=selected.listing.ignored,
         computed=run.computed,
         reused=run.reused,
         unchanged=plan.unchanged,
@@ -214,17 +216,7 @@ def _run(
         seconds=round(time.monotonic() - started, 3),
     )
     store.finish(asdict(summary), skips)
-    if not summary.embedded:
-        raise AimError(
-            f"none of {counted(len(skips), 'image')} could be embedded: nothing was written"
-        )
     return summary
-
-
-def _resumable(job: Job, store: StoreWriter) -> str:
-    rows = store.state.rows
-    where = f"for {job.output}" if job.is_file else f"in {job.output}"
-    return f"interrupted: {counted(rows, 'row')} kept {where}; run the same command again to resume"
 
 
 def plan_files(job: Job) -> tuple[Listing, Plan]:
@@ -232,14 +224,13 @@ def plan_files(job: Job) -> tuple[Listing, Plan]:
 
     Raises UsageError, OutputError or AimError as it would.
     """
-    if job.is_file:
+    folder, afresh = job.output, job.rules.overwrite
+    if is_file_target(job.output):
         check_target(job.output, job.rules.overwrite)
-    selected = job.select()
+        folder, afresh = hidden_beside(job.output), False
+    selected = job.select(folder, "" if afresh else started_in(folder))
     catalog, state = Catalog(), State()
-    if (job.store / MANIFEST).exists() and not (job.rules.overwrite and not job.is_file):
-        store = EmbeddingStore(job.store)
-        state = store._state
-        load_rows(job.store, state.shards, catalog)
-    listing, links, places = selected.listing, selected.links, selected.places
-    others = rows_under_other_names(listing.files, links, catalog, places)
-    return listing, make_plan(listing.files, catalog, state, job.retried, others)
+    if (folder / MANIFEST).exists() and not afresh:
+        state = EmbeddingStore(folder)._state
+        load_rows(folder, state.shards, catalog)
+    return selected.listing, make_plan(selected, catalog, state, job.retried)

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aim_mlx.embedding.selection import Selected
 from aim_mlx.errors import UsageError
 from aim_mlx.images import is_under, size_and_time
 from aim_mlx.store.journal import State
-from aim_mlx.store.lists import Places
 from aim_mlx.store.rows import Catalog
 
 # Reasons that lie in the file itself: while it stays as it is, trying again gives the same.
@@ -35,61 +35,48 @@ class Plan:
     renamed: dict[int, str] = field(default_factory=dict)
 
 
-def make_plan(
-    files: Iterable[str],
-    catalog: Catalog,
-    state: State,
-    retried: Collection[str],
-    others: Mapping[str, Sequence[int]],
-) -> Plan:
-    """Compares files with the store by size and time of change; `retried` are reasons to ignore.
-
-    `others` are as rows_under_other_names() gives them.
-    """
-    plan = Plan(len(catalog), others)
-    for path in files:
-        row, skip, other = catalog.find(path), state.skipped.get(path), others.get(path, ())
-        facts = facts_of(path) if row is not None or skip or other else None
-        if row is not None and facts is not None and catalog.is_file(row, *facts):
+def make_plan(selected: Selected, catalog: Catalog, state: State, retried: Collection[str]) -> Plan:
+    """Compares files with the store by size and time of change; `retried` are reasons to ignore."""
+    plan = Plan(len(catalog), rows_under_other_names(selected, catalog))
+    for path in selected.listing.files:
+        row, skip, others = catalog.find(path), state.skipped.get(path), plan.others.get(path, ())
+        found = looked_at(path) if row is not None or skip or others else None
+        names = others if row is None else ()
+        same = next((r for r in names if found and catalog.is_file(r, *found)), None)
+        if row is not None and found and catalog.is_file(row, *found):
             plan.unchanged += 1
-        elif skip and _stands(skip, state, retried) and _is_same(skip, facts):
+        elif skip and found == (skip["size"], skip["mtime_ns"]) and _stands(skip, state, retried):
             plan.skipped.append(skip)
-        elif row is None and facts and (same := _first_of_file(other, catalog, facts)) is not None:
+        elif same is not None:
             plan.unchanged += 1
             plan.renamed[same] = path
         else:
             plan.todo.append(path)
-            if row is None and not other:
+            if row is None and not others:
                 plan.new.append(path)
     return plan
 
 
-def _first_of_file(rows: Sequence[int], catalog: Catalog, facts: tuple[int, int]) -> int | None:
-    return next((row for row in rows if catalog.is_file(row, *facts)), None)
-
-
-def rows_under_other_names(
-    files: Sequence[str], links: Mapping[str, str], catalog: Catalog, places: Places
-) -> dict[str, list[int]]:
+def rows_under_other_names(selected: Selected, catalog: Catalog) -> dict[str, list[int]]:
     """Rows of listed files that the store has under other names, by the name that is listed.
 
-    A relative and an absolute path, or a path through a link, name one file; `links` are those
-    that were left out of the list, with the names of their files.
+    A relative and an absolute path, or a path through a link, name one file.
     """
+    files, places = selected.listing.files, selected.places
     listed = frozenset(files)
     rows: dict[Any, list[int]] = defaultdict(list)
     for path in catalog.current():
         row = catalog.find(path)
         if path not in listed and row is not None:
             rows[places.entry(path)].append(row)
-    found: dict[str, list[int]] = defaultdict(list)
+    others: dict[str, list[int]] = defaultdict(list)
     if rows:
-        for path, name in [*zip(files, files, strict=True), *links.items()]:
-            found[name] += rows.pop(places.entry(path), [])
-    return {name: others for name, others in found.items() if others}
+        for path, name in [*zip(files, files, strict=True), *selected.links.items()]:
+            others[name] += rows.pop(places.entry(path), [])
+    return {name: numbers for name, numbers in others.items() if numbers}
 
 
-def facts_of(path: str) -> tuple[int, int] | None:
+def looked_at(path: str) -> tuple[int, int] | None:
     """Size and time of change in nanoseconds, None for a file that cannot be looked at."""
     try:
         return size_and_time(os.stat(path))
@@ -100,15 +87,11 @@ def facts_of(path: str) -> tuple[int, int] | None:
 def _stands(skip: dict[str, Any], state: State, retried: Collection[str]) -> bool:
     """Whether a file need not be tried again while it is the same.
 
-    That which the run that is being resumed has tried need not be, whatever the reason: the blocks
-    that are left must be those that it would have come to.
+    What the run that is being resumed has tried need not be, whatever the reason: the blocks that
+    are left must be those that it would have had.
     """
     settled = skip["reason"] in _SETTLED or skip["path"] in state.tried
     return settled and skip["reason"] not in retried
-
-
-def _is_same(skip: dict[str, Any], facts: tuple[int, int] | None) -> bool:
-    return facts is not None and (skip["size"], skip["mtime_ns"]) == facts
 
 
 def retried_reasons(everything: bool, truncated: bool, too_large: bool) -> frozenset[str]:
@@ -131,21 +114,16 @@ class Stale:
 
 
 def find_stale(
-    plan: Plan,
-    catalog: Catalog,
-    files: Iterable[str],
-    skips: Iterable[Mapping[str, Any]],
-    sources: Sequence[str],
-    places: Places,
+    plan: Plan, catalog: Catalog, selected: Selected, skips: Iterable[Mapping[str, Any]]
 ) -> Stale:
     """What a run over these files, which has ended with these skips, leaves of no use."""
-    listed = frozenset(files)
-    moved = frozenset(_moved(plan, catalog, listed, places))
+    places, listed = selected.places, frozenset(selected.listing.files)
+    moved = frozenset(_moved(plan, catalog, selected))
     gone = (
         row
         for path in catalog.current()
         if path not in listed
-        and any(places.is_under(path, source) for source in sources)
+        and any(places.is_under(path, source) for source in selected.sources)
         and places.is_gone(path)
         and (row := catalog.find(path)) is not None
     )
@@ -162,8 +140,9 @@ def find_stale(
     return Stale(frozenset(rows | moved), moved, tuple(row for row in gone if row not in moved))
 
 
-def _moved(plan: Plan, catalog: Catalog, listed: Collection[str], places: Places) -> Iterator[int]:
-    """The rows of files that are gone, and whose content came to the store under a new name."""
+def _moved(plan: Plan, catalog: Catalog, selected: Selected) -> Iterator[int]:
+    """The rows of files that are gone, and whose content is now in the store under a new name."""
+    places, listed = selected.places, frozenset(selected.listing.files)
     rows = (catalog.find(path) for path in plan.new)
     contents = {catalog.content(row) for row in rows if row is not None}
     for row in range(plan.rows if contents else 0):
@@ -172,13 +151,11 @@ def _moved(plan: Plan, catalog: Catalog, listed: Collection[str], places: Places
             yield row
 
 
-def check_prune(
-    catalog: Catalog, listed: Collection[str], sources: Sequence[str], places: Places
-) -> None:
+def check_prune(catalog: Catalog, selected: Selected) -> None:
     """Raises UsageError where a source lists nothing of what the store has: a disk not mounted?"""
-    for source in sources:
-        there = sum(places.is_under(path, source) for path in catalog.current())
-        if there and not any(is_under(path, source) for path in listed):
+    for source in selected.sources:
+        there = sum(selected.places.is_under(path, source) for path in catalog.current())
+        if there and not any(is_under(path, source) for path in selected.listing.files):
             raise UsageError(
                 f"{source!r} lists no image, but the store has {there:,} from there: is its disk "
                 "mounted? Nothing was done; leave out --prune to keep those rows"

@@ -2,24 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from aim_mlx.embedding.plan import facts_of
+from aim_mlx.embedding.plan import looked_at
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import AimError, ImageError, OutputError
 from aim_mlx.images import Content, Listing, Skip, changed, is_beyond_times
 from aim_mlx.store.rows import Row
 from aim_mlx.store.writer import StoreWriter
+from aim_mlx.wording import counted
 
 # Reasons that lie in a file's place or its disk: another file with this content may do well.
 _OF_THE_PLACE = ("unreadable", "vanished", "changed", "not_regular")
 
 
-class Report(Protocol):
-    """What a run tells while it goes on."""
+class EmbedReport(Protocol):
+    """What a run says while it goes on."""
 
     def listed(self, listing: Listing) -> None: ...
     def unchanged(self, count: int) -> None: ...
@@ -36,7 +37,7 @@ class EmbedRun:
         store: StoreWriter,
         encoder: Encoder,
         options: EmbedOptions,
-        report: Report,
+        report: EmbedReport,
         stop: Callable[[], bool],
     ):
         self._store, self._encoder, self._options = store, encoder, options
@@ -44,7 +45,7 @@ class EmbedRun:
         self._failed: dict[str, ImageError] = {}  # by the digest of what failed
         self._again: list[str] = []
         self.computed = self.reused = 0
-        self.first_frames = self.beyond_times = 0
+        self._first_frames = self._beyond_times = 0
         self.skipped: list[dict[str, Any]] = []
 
     def embed(self, paths: Sequence[str], block: int) -> None:
@@ -56,6 +57,17 @@ class EmbedRun:
             self._again = []
             self._embed(paths, block)
             paths = self._again
+        if self._first_frames:
+            self._report.noted(
+                "the first frame was embedded of "
+                f"{counted(self._first_frames, 'image')} with several"
+            )
+        if self._beyond_times:
+            self._report.noted(
+                "times of change outside the years 1677 to 2262 were brought within them "
+                f"({self._beyond_times} of the files): there only a new size shows that a file "
+                "changed"
+            )
 
     def _embed(self, paths: Sequence[str], block: int) -> None:
         store = self._store
@@ -85,16 +97,16 @@ class EmbedRun:
                 self._failed[content.digest] = failure
             self._skip(row.path, failure, content)
         elif content is not None:
-            facts = (content.digest, content.size, content.mtime_ns, row.width, row.height)
-            self._add(Row(row.path, *facts), row.vector, row.multi_frame)
+            file = (row.path, content.digest, content.size, content.mtime_ns)
+            self._add(Row(*file, row.width, row.height), row.vector, row.multi_frame)
             self.computed += 1
 
     def _reuse(self, path: str, content: Content) -> None:
         found = self._store.find(content.digest)
         if found is not None:
             row, vector = found
-            facts = {"path": path, "size": content.size, "mtime_ns": content.mtime_ns}
-            self._add(replace(row, **facts), vector, self._store.is_first_frame(row.digest))
+            row = replace(row, path=path, size=content.size, mtime_ns=content.mtime_ns)
+            self._add(row, vector, self._store.is_first_frame(row.digest))
             self.reused += 1
         elif (failure := self._failed.get(content.digest)) is not None:
             self._skip(path, failure, content)
@@ -103,8 +115,8 @@ class EmbedRun:
 
     def _add(self, row: Row, vector: np.ndarray, first_frame: bool) -> None:
         self._store.add(row, vector, first_frame)
-        self.first_frames += first_frame
-        self.beyond_times += is_beyond_times(row.mtime_ns)
+        self._first_frames += first_frame
+        self._beyond_times += is_beyond_times(row.mtime_ns)
         self._report.embedded(row.path)
 
     def _skip(self, path: str, failure: ImageError, content: Content | None) -> None:
@@ -116,13 +128,7 @@ class EmbedRun:
 
 
 def skip_record(skip: Skip, content: Content | None = None) -> dict[str, Any]:
-    """A skip as it is written down, with the facts of the file as far as it could be read."""
-    facts = (content.size, content.mtime_ns) if content else facts_of(skip.path)
-    size, mtime_ns = facts or (None, None)
-    return {
-        "path": skip.path,
-        "reason": skip.reason,
-        "detail": skip.detail,
-        "size": size,
-        "mtime_ns": mtime_ns,
-    }
+    """A skip as it is written down, with size and time of the file where they are known."""
+    found = (content.size, content.mtime_ns) if content else looked_at(skip.path)
+    size, mtime_ns = found or (None, None)
+    return {**asdict(skip), "size": size, "mtime_ns": mtime_ns}

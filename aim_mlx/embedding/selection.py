@@ -22,6 +22,11 @@ class Selected:
     facts: dict[str, Any]
     places: Places
 
+    @property
+    def sources(self) -> list[str]:
+        """What the user named, but for single paths of a list."""
+        return self.facts["sources"]
+
 
 @dataclass(frozen=True)
 class Selection:
