@@ -89,7 +89,7 @@ def refuse_closed(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_heif(patch: pytest.MonkeyPatch) -> None:
-    from aim_mlx.images import reading as files
+    from aim_mlx.images import encoded as files
 
     opener = files._opener
     patch.setattr(files, "_opener", lambda format: None if format == "HEIF" else opener(format))

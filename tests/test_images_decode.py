@@ -747,7 +747,7 @@ def test_a_large_file_is_decoded_from_the_open_file(tmp_path, monkeypatch):
 
 
 def test_heic_without_a_decoder_names_the_extra(monkeypatch):
-    monkeypatch.setattr("aim_mlx.images.reading._opener", lambda format: None)
+    monkeypatch.setattr("aim_mlx.images.encoded._opener", lambda format: None)
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(ImageError, match=r"aim-mlx\[heif\]") as caught:
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))

@@ -10,10 +10,10 @@ from io import BufferedReader, BytesIO
 
 from aim_mlx.errors import ImageError
 from aim_mlx.images.decode import default_max_pixels
+from aim_mlx.images.encoded import check_header
 from aim_mlx.images.reading import (
     READ_WHOLE,
     KnownFile,
-    check_header,
     contents_of,
     identity,
     size_and_time,

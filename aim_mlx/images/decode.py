@@ -17,20 +17,11 @@ import numpy as np
 from PIL import Image
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images.reading import KnownFile, check_pixels, explained, opened
+from aim_mlx.images.encoded import check_pixels, explained, opened
+from aim_mlx.images.reading import KnownFile
 
 ImageSource = str | Path | KnownFile | bytes | Image.Image | np.ndarray
 
-_ENCODED = (
-    str,
-    os.PathLike,
-    KnownFile,
-    bytes,
-    bytearray,
-    memoryview,
-    io.BytesIO,
-    io.BufferedReader,
-)
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112
 _DARK = 32  # of 255
@@ -74,39 +65,31 @@ def decoded(
     """
     limit = default_max_pixels() if max_pixels is None else max_pixels
     with ExitStack() as turn:
-        if isinstance(source, _ENCODED):
+        if isinstance(source, (Image.Image, np.ndarray)):
+            given = source if isinstance(source, Image.Image) else from_array(source, limit)
+            _check(given.size, given.mode, limit, turn)
+            image = _upright_rgb(_load(given), _orientation(given), False)
+        else:
             with opened(source, limit, allow_truncated) as encoded:
                 _check(encoded.size, encoded.mode, limit, turn)
                 stored = encoded.load()
-                turned = _orientation(stored)
-                image = _upright_rgb(stored, turned, encoded.multi_frame)
+                image = _upright_rgb(stored, _orientation(stored), encoded.multi_frame)
                 image.info["dark"] = encoded.is_deep and _is_dark(image)
-        else:
-            given = _in_memory(source, limit)
-            _check(given.size, given.mode, limit, turn)
-            image = _upright_rgb(_load(given), _orientation(given), False)
         yield image
 
 
-def _in_memory(source: Any, limit: int) -> Image.Image:
-    """A PIL image as it is, an array as PIL image."""
-    if isinstance(source, Image.Image):
-        return source
-    if not isinstance(source, np.ndarray):
-        raise ImageError(
-            "not_image",
-            "expected a path, bytes, a PIL image or a uint8 (H,W,3) array, "
-            f"got {type(source).__name__}",
-        )
-    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+def from_array(pixels: np.ndarray, max_pixels: int | None = None) -> Image.Image:
+    """A uint8 (H,W,3) array as PIL image; raises ImageError for another, and for a large one."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ImageError(
             "unsupported_mode",
-            f"expected a uint8 array of shape (H, W, 3), got {source.dtype} {source.shape}",
+            f"expected a uint8 array of shape (H, W, 3), got {pixels.dtype} {pixels.shape}",
         )
-    if not source.size:
-        raise ImageError("empty", f"an array of shape {source.shape} has no pixels")
-    check_pixels((source.shape[1], source.shape[0]), limit)  # before it is copied
-    return Image.fromarray(np.ascontiguousarray(source))
+    if not pixels.size:
+        raise ImageError("empty", f"an array of shape {pixels.shape} has no pixels")
+    if max_pixels is not None:
+        check_pixels((pixels.shape[1], pixels.shape[0]), max_pixels)  # before it is copied
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _check(size: tuple[int, int], mode: str, limit: int, turn: ExitStack) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import ImageError, UsageError
+from aim_mlx.images.decode import from_array
 
 
 def plan_native(
@@ -73,15 +74,10 @@ def preprocess(image: Image.Image | np.ndarray, config: PreprocessConfig) -> np.
     """PIL image of mode RGB or uint8 (H,W,3) -> float32 (H',W',3), normalised, C-contiguous.
 
     H' and W' are `crop_size`, or for native resolution multiples of `patch_size`.
-    Raises ImageError `unsupported_mode` for another mode, dtype or shape.
+    Raises ImageError for another mode, dtype or shape.
     """
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ImageError(
-                "unsupported_mode",
-                f"expected a uint8 array of shape (H, W, 3), got {image.dtype} {image.shape}",
-            )
-        image = Image.fromarray(np.ascontiguousarray(image))
+        image = from_array(image)
     if image.mode != "RGB":
         raise ImageError("unsupported_mode", f"expected mode RGB, got {image.mode}")
     if config.shortest_edge is None or config.crop_size is None:

@@ -1,40 +1,17 @@
-"""A path or encoded bytes to a decoded Pillow image of its own mode; all failures are ImageErrors.
-
-Pillow gets one format from the allow-list of formats.py at a time, from a regular file only,
-with its size checked before pixels are decoded, and none of its global switches is touched.
-"""
+"""The bytes of image files: of regular files only, and those that stand there to the end."""
 
 import errno
-import hashlib
-import importlib
 import io
 import os
 import stat
-import struct
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
-
 from aim_mlx.errors import ImageError
-from aim_mlx.images import formats, headers, tiff
 
 READ_WHOLE = 64 << 20  # bytes; larger files are decoded from the open file
-_PLUGINS = {
-    "JPEG": "JpegImagePlugin",
-    "PNG": "PngImagePlugin",
-    "WEBP": "WebPImagePlugin",
-    "GIF": "GifImagePlugin",
-    "TIFF": "TiffImagePlugin",
-    "BMP": "BmpImagePlugin",
-    "AVIF": "AvifImagePlugin",
-    "PPM": "PpmImagePlugin",
-}
 _TIMES = (-(2**63), 2**63 - 1)  # nanoseconds that 64 bits hold: the years 1677 to 2262
 
 
@@ -48,162 +25,6 @@ class KnownFile:
     path: str
     digest: str
     size: int
-
-
-class EncodedImage:
-    """An image with only its header read; `load` decodes the pixels.
-
-    `size` is (width, height) as stored; `is_deep` tells samples of 16 bits; `multi_frame` is True
-    after loading where further frames or pages are left out.
-    """
-
-    def __init__(self, file: BinaryIO, file_size: int, max_pixels: int, allow_truncated: bool):
-        self._file: Any = headers.Metered(file)
-        self._file_size = file_size
-        self._allow_truncated = allow_truncated
-        self._scan: int | None = None  # where the pixel data of a JPEG begin
-        self.multi_frame = False
-        self._format = _format_of(self._file)
-        headers.check_unopened(self._format, file_size)
-        if self._format == "TIFF":
-            self._file = self._sound_tiff(file)
-        with explained():
-            self._image = self._open(self._file)
-        self._file.end_header(self._format)
-        self.size, self.mode = self._image.size, self._image.mode
-        self._check_size(max_pixels)
-        if self._format == "PNG" and not allow_truncated and self._is_cut():
-            raise _truncated()
-        deep = self._format in ("PNG", "TIFF")
-        self.is_deep = deep and any(";16" in str(tile.args) for tile in self._image.tile[:1])
-        if self._format == "JPEG":
-            self._scan = scan = self._file.tell()
-            self._check_scans(scan)
-
-    def _sound_tiff(self, file: BinaryIO) -> Any:
-        """Without damaged tags, where it is in memory; raises ImageError for one that is cut."""
-        if not self._allow_truncated and self._is_cut():
-            raise _truncated()
-        if not isinstance(file, io.BytesIO):
-            return self._file
-        sound = tiff.without_damaged_tags(file)
-        if sound is None:
-            raise _truncated()
-        return headers.Metered(sound)
-
-    def _check_size(self, max_pixels: int) -> None:
-        """Refuses what is too large; of GIF what Pillow itself refuses, whose limit is lower."""
-        if self._format == "GIF":
-            max_pixels = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
-        check_pixels(self.size, max_pixels)
-        headers.check_bytes(self._image, self._format, self._file_size)
-
-    def load(self) -> Image.Image:
-        """Decodes the first frame; of a file that was cut, the part that is there if allowed."""
-        with explained():
-            self.multi_frame = self._has_frames()
-            if self._format == "TIFF":
-                self._image.getexif()  # remembered: Pillow lets go of the file when it has decoded
-                _make_canvas(self._image)
-            try:
-                self._image.load()
-                if self._format == "JPEG" and not self._allow_truncated and self._is_cut():
-                    raise _truncated()  # Pillow may not miss the end marker
-            except (OSError, SyntaxError, EOFError, struct.error) as error:
-                if "truncat" not in str(error).lower() and not self._is_cut():
-                    raise
-                if not self._allow_truncated:
-                    raise _truncated() from error
-                self._load_part()
-            if self._format == "TIFF":
-                self._image._size = self._image.im.size  # as stored: Pillow has turned only that
-            tiff.without_damaged_exif(self._image.info)
-            return self._image
-
-    def _check_scans(self, scan: int) -> None:
-        """Refuses a JPEG of too many scans, unless its first is all: each goes over all pixels."""
-        components = self._image.layers
-        self._file.seek(max(0, scan - 4 - 2 * components))
-        if not self._image.info.get("progressive") and self._file.read(1) == bytes([components]):
-            return
-        scans, _ = formats.jpeg_scans(self._file, scan)
-        most = headers.most_scans(self.size[0] * self.size[1])
-        if scans > most:
-            raise ImageError("too_large", f"{scans} scans of a JPEG, the limit is {most}")
-
-    def _is_cut(self) -> bool:
-        return formats.is_cut(self._format, self._file, self._file_size, self._scan)
-
-    def _open(self, file: BinaryIO) -> Any:
-        opener = _opener(self._format)
-        if opener is None and self._format == "HEIF":
-            return _open_heif_with_the_system(file)
-        if opener is None:
-            raise ImageError("not_image", f"this Pillow was built without {self._format}")
-        try:
-            file.seek(0)
-            # Not Image.open: it warns above 89 megapixels and fails above 178, for the process.
-            # The empty name keeps Pillow from mapping a file that may shrink into memory.
-            image = opener(file, "")
-        except Exception as error:
-            if not isinstance(error, ImageError) and self._is_cut():
-                raise _truncated() from error
-            raise
-        if self._format == "TIFF" and _is_camera_raw(image):
-            raise ImageError("not_image", "camera raw is not among the formats that are read")
-        return image
-
-    def _has_frames(self) -> bool:
-        """Whether there are further frames or pages.
-
-        Those of an MPO, previews and gain maps of a phone, do not count: Pillow opens it as a JPEG.
-        """
-        try:
-            return bool(getattr(self._image, "is_animated", False))
-        except ImageError:
-            raise
-        except Exception:
-            return False  # a damaged second frame does not matter
-
-    def _load_part(self) -> None:
-        """What Pillow's switch for cut files does for the whole process, for this one alone."""
-        if self._format == "JPEG":
-            self._load_part_of_jpeg()
-        elif self._image._im is None:
-            raise _truncated()
-        self._image.tile = []
-
-    def _load_part_of_jpeg(self) -> None:
-        """Ends the data with an end marker, so that the decoder fills in what is missing."""
-        self._file.seek(0)
-        data = self._file.read()
-        try:
-            self._image = self._open(io.BytesIO(data + b"\xff\xd9"))
-            self._image.load()
-        except OSError:  # cut within a table between two scans: leave that out
-            last = max(data.rfind(marker, self._scan or 0) for marker in (b"\xff\xc4", b"\xff\xda"))
-            self._image = self._open(io.BytesIO(data[: max(last, 0)] + b"\xff\xd9"))
-            self._image.load()
-
-
-@contextmanager
-def opened(source: Any, max_pixels: int, allow_truncated: bool) -> Iterator[EncodedImage]:
-    """A path, KnownFile, encoded bytes or what contents_of() gives, opened for a block.
-
-    Raises ImageError.
-    """
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        if not len(source):
-            raise ImageError("empty", "there are no bytes")
-        source = io.BytesIO(source)
-    if isinstance(source, (io.BytesIO, io.BufferedReader)):
-        yield EncodedImage(source, source.seek(0, io.SEEK_END), max_pixels, allow_truncated)
-        return
-    path = source.path if isinstance(source, KnownFile) else os.fspath(source)
-    with contents_of(path) as (data, found):
-        if isinstance(source, KnownFile):
-            _check_known(data, found.st_size, source)
-        yield EncodedImage(data, found.st_size, max_pixels, allow_truncated)
 
 
 @contextmanager
@@ -221,13 +42,6 @@ def contents_of(
             _check_unchanged(file, before)
             raise error if isinstance(error, ImageError) else unreadable(path, error) from error
         _check_unchanged(file, before)
-
-
-def _check_known(data: io.BufferedReader | io.BytesIO, size: int, known: KnownFile) -> None:
-    """Raises ImageError `changed` where these are not the bytes that were read before."""
-    if size != known.size or hashlib.file_digest(data, "sha256").hexdigest() != known.digest:
-        raise ImageError("changed", "the file has other content than when it was read before")
-    data.seek(0)
 
 
 def _check_unchanged(file: BinaryIO, before: os.stat_result) -> None:
@@ -249,33 +63,6 @@ def size_and_time(found: os.stat_result) -> tuple[int, int]:
 def is_beyond_times(mtime_ns: int) -> bool:
     """Whether a time as size_and_time() gives it may stand for one that 64 bits cannot hold."""
     return mtime_ns in _TIMES
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turns whatever a decoder raises into an ImageError: decoders raise nearly anything."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except (MemoryError, Image.DecompressionBombError) as error:
-        raise ImageError("too_large", f"it does not fit into memory: {_one_line(error)}") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise ImageError("unreadable", os.strerror(error.errno)) from error
-        raise ImageError("not_image", _one_line(error)) from error
-    except Exception as error:
-        raise ImageError("not_image", _one_line(error)) from error
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
-
-
-def _truncated() -> ImageError:
-    hint = "embed and classify take what is there with --allow-truncated"
-    return ImageError("truncated", f"the file ends early ({hint})")
 
 
 @contextmanager
@@ -313,90 +100,3 @@ def unreadable(path: Any, error: Exception) -> ImageError:
             return ImageError("not_regular", "a link that leads to itself")
         return ImageError("unreadable", os.strerror(error.errno or errno.EIO))
     return ImageError("unreadable", str(error))
-
-
-def check_header(file: BinaryIO, file_size: int, max_pixels: int) -> None:
-    """Raises ImageError for a file that decode() refuses by its header."""
-    EncodedImage(file, file_size, max_pixels, allow_truncated=True)
-
-
-def _format_of(file: BinaryIO) -> str:
-    """The format, if it is one that is read; raises ImageError."""
-    file.seek(0)
-    format = formats.identify(file.read(formats.HEAD_BYTES))
-    if format not in formats.READABLE:
-        known = f"{format} is not among the formats that are read"
-        unknown = "the first bytes are not those of an image format that is read"
-        raise ImageError("not_image", known if format else unknown)
-    return format
-
-
-def check_pixels(size: tuple[int, int], limit: int) -> None:
-    """Raises ImageError `too_large`, with both numbers, above `limit` pixels."""
-    pixels = size[0] * size[1]
-    if pixels > limit:
-        raise ImageError(
-            "too_large",
-            f"{size[0]} x {size[1]} is {pixels / 1e6:.1f} megapixels, "
-            f"the limit is {limit / 1e6:.1f} (--max-megapixels)",
-        )
-
-
-@cache
-def _opener(format: str) -> Any:
-    """Pillow's function that opens this format, or None; imports that plugin and no other."""
-    try:
-        if format == "HEIF":
-            pillow_heif = importlib.import_module("pillow_heif")
-            pillow_heif.register_heif_opener()
-        else:
-            importlib.import_module(f"PIL.{_PLUGINS[format]}")
-    except ImportError:
-        return None
-    if format not in Image.OPEN:
-        return None
-    return _without_metadata(format) or Image.OPEN[format][0]
-
-
-def _without_metadata(format: str) -> Any:
-    """Pillow's reader without the parts that read metadata, and warn of each damaged entry."""
-    plugin = sys.modules.get(f"PIL.{_PLUGINS.get(format)}")
-    if format == "JPEG":
-        base: Any = getattr(plugin, "JpegImageFile", object)
-        return type("JpegPixels", (base,), {"_read_dpi_from_exif": lambda self: None})
-    if format == "TIFF":
-        base = getattr(plugin, "TiffImageFile", object)
-        return type("TiffPixels", (base,), {"load_end": lambda self: None})
-    return None
-
-
-def _open_heif_with_the_system(file: BinaryIO) -> Any:
-    """HEIF without pillow-heif: macOS converts it to PNG; elsewhere raises `heif_unsupported`."""
-    if sys.platform != "darwin":
-        raise ImageError("heif_unsupported", "HEIC needs a decoder: pip install 'aim-mlx[heif]'")
-    import subprocess
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder, "image.heic"), Path(folder, "image.png")
-        file.seek(0)
-        before.write_bytes(file.read())
-        command = ["/usr/bin/sips", "-s", "format", "png", str(before), "--out", str(after)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-            return _opener("PNG")(io.BytesIO(after.read_bytes()), "")
-        except (OSError, subprocess.SubprocessError) as error:
-            raise ImageError(
-                "heif_unsupported", "macOS could not decode it: pip install 'aim-mlx[heif]'"
-            ) from error
-
-
-def _is_camera_raw(image: Any) -> bool:
-    """A TIFF that is a DNG (tag 50706), or whose first directory is a mere preview (tag 254)."""
-    return 50706 in image.tag_v2 or image.tag_v2.get(254, 0) == 1
-
-
-def _make_canvas(image: Any) -> None:
-    """Makes a TIFF's pixel memory; made by Pillow it would fall under Pillow's own limit."""
-    if image._im is None and hasattr(image, "_tile_size"):
-        image.im = Image.core.new(image.mode, image._tile_size)
