@@ -1,41 +1,20 @@
 """`aim-mlx lit train`: pairs of image and caption to a LiT model around a frozen image tower."""
 
-import inspect
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from aim_mlx.cli.help import App
-from aim_mlx.cli.options import Offline, Revision
+from aim_mlx.cli.options import Offline, Revision, options_of
 from aim_mlx.lit_training.config import TrainConfig
 from aim_mlx.registry import DEFAULT_MODEL
 
 app = App(help="Models that compare images with words.", rich_markup_mode=None)
 
 
-def _with_options_of_training(command: Callable[..., int]) -> Callable[..., int]:
-    """Adds an option for each field of TrainConfig, with its default and help."""
-    signature = inspect.signature(command)
-    given = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    made = [
-        inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=each.default,
-            annotation=Annotated[each.type, typer.Option(help=each.metadata["help"])],
-        )
-        for each in fields(TrainConfig)
-    ]
-    command.__annotations__ |= {each.name: each.annotation for each in made}
-    command.__signature__ = signature.replace(parameters=[*given, *made])  # type: ignore[attr-defined]
-    return command
-
-
 @app.command("train")
-@_with_options_of_training
+@options_of(TrainConfig)
 def train(
     pairs: Annotated[
         Path, typer.Argument(metavar="PAIRS", help="A .csv, .jsonl or .parquet file.")

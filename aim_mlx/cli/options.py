@@ -1,10 +1,14 @@
 """Options that several commands have: one name, one meaning, one help text."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from aim_mlx.errors import UsageError
 from aim_mlx.registry import DEFAULT_LIT
 
 # The model
@@ -61,3 +65,66 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON lines, with a summary as the last.")
 ]
+
+
+# Of a training: made from the fields of its config
+
+
+def options_of(config: type, defaults: bool = True) -> Callable[..., Any]:
+    """Adds an option for each field of a config to a command, which takes them as **options.
+
+    Without `defaults` an option that is not given is None. See `training.options.option`.
+    """
+
+    def add(command: Callable[..., int]) -> Callable[..., int]:
+        signature = inspect.signature(command)
+        given = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        made = [_made_of(each, defaults) for each in fields(config)]
+        command.__annotations__ |= {each.name: each.annotation for each in made}
+        command.__signature__ = signature.replace(parameters=[*given, *made])  # type: ignore[attr-defined]
+        return command
+
+    return add
+
+
+def _made_of(field: Field, defaults: bool) -> inspect.Parameter:
+    kind: Any = field.type
+    default, flag, names = field.default, f"--{field.name.replace('_', '-')}", []
+    if kind is bool and not default:
+        names = [flag]  # with no name, typer adds the negative
+    elif kind is not bool and not defaults:
+        default = None
+    several: dict[str, Any] = {}
+    if kind in _SEVERAL:
+        parse, words = _SEVERAL[kind]
+        several["metavar"] = words
+        # A default passes through the parser too.
+        several["parser"] = lambda text: parse(flag, text) if isinstance(text, str) else text
+        kind = str
+    annotation = Annotated[
+        kind | None if default is None else kind,
+        typer.Option(*names, help=field.metadata["help"], **several),
+    ]
+    where = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(field.name, where, default=default, annotation=annotation)
+
+
+def _numbers(flag: str, text: str) -> tuple[float, ...]:
+    """ "1e-3,3e-3" -> (0.001, 0.003); raises UsageError for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag} must be numbers such as 1e-3,3e-3, got {text!r}") from None
+
+
+def _off_or_on(flag: str, text: str) -> tuple[bool, ...]:
+    kinds = {"off": (False,), "on": (True,), "both": (False, True)}
+    if text not in kinds:
+        raise UsageError(f"{flag} must be off, on or both, got {text!r}")
+    return kinds[text]
+
+
+_SEVERAL = {
+    tuple[float, ...]: (_numbers, "NUMBERS"),
+    tuple[bool, ...]: (_off_or_on, "off|on|both"),
+}

@@ -22,7 +22,9 @@ from aim_mlx.cli.options import (
     Revision,
     SplitColumn,
     Table,
+    options_of,
 )
+from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.registry import DEFAULT_MODEL
 
 app = App(help="Classifiers on the features of a frozen encoder.", rich_markup_mode=None)
@@ -34,36 +36,16 @@ OtherModel = Annotated[
 
 
 @app.command("train")
+@options_of(ProbeConfig, defaults=False)
 def train(
     source: LabelledImages,
     output: Annotated[Path, typer.Option("-o", "--output", help="The probe's folder to write.")],
     model: EncoderModel = DEFAULT_MODEL,
     revision: Revision = None,
     protocol: Annotated[
-        str, typer.Option(help="fast for small sets, or paper: the 28 heads of AIMv2's authors.")
+        str, typer.Option(help="The defaults: fast for small sets, or paper, AIMv2's 28 heads.")
     ] = "fast",
     layers: MeanLayers = "",
-    head: Annotated[
-        str | None, typer.Option(help="attentive, coca, or mean or max: linear on pooled tokens.")
-    ] = None,
-    queries: Annotated[int | None, typer.Option(help="Learned queries of a head.")] = None,
-    learning_rates: Annotated[
-        str | None, typer.Option(help="Each tried, as 1e-3,3e-3; default: the protocol's.")
-    ] = None,
-    weight_decays: Annotated[str | None, typer.Option(help="Each tried, as 0.05,0.1")] = None,
-    batch_norm: Annotated[str | None, typer.Option(help="off, on or both.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
-    label_smoothing: Annotated[
-        float | None, typer.Option(help="The share of a target spread over all classes.")
-    ] = None,
-    balanced: Annotated[
-        bool, typer.Option("--balanced", help="Every class counts the same, in loss and choice.")
-    ] = False,
-    patience: Annotated[
-        int | None, typer.Option(help="Epochs without a better head until it stops; 0: never.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Decides the split, the first weights, the order.")] = 0,
     val: Annotated[
         float, typer.Option(help="Fraction of each class used to choose the head.")
     ] = 0.15,
@@ -92,6 +74,7 @@ def train(
     as_json: Annotated[
         bool, typer.Option("--json", help="Report epochs and a summary as JSON lines on stdout.")
     ] = False,
+    **options: Any,
 ) -> int:
     """Train a probe on labelled images.
 
@@ -115,28 +98,12 @@ def train(
         raise UsageError(f"--max-cache-gb must be from 0, got {max_cache_gb}")
     if views and not augment:
         raise UsageError("--views is about random views: say --augment too")
-    options: dict[str, Any] = {
-        "head": head,
-        "queries": queries,
-        "learning_rates": _numbers("--learning-rates", learning_rates),
-        "weight_decays": _numbers("--weight-decays", weight_decays),
-        "batch_norm": _norms(batch_norm),
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "label_smoothing": label_smoothing,
-        "balanced": balanced or None,
-        "seed": seed,
-    }
     changes = {name: value for name, value in options.items() if value is not None}
-    if patience is not None:
-        changes["patience"] = patience or None
-    plan = Plan(
-        configured(protocol, **changes),
-        parse_layers(layers),
-        Augmentation(seed, views) if augment else None,
-        cache,
-        round(max_cache_gb * 1e9),
-    )
+    if changes.get("patience") == 0:
+        changes["patience"] = None
+    config = configured(protocol, **changes)
+    augmentation = Augmentation(config.seed, views) if augment else None
+    plan = Plan(config, parse_layers(layers), augmentation, cache, round(max_cache_gb * 1e9))
     columns = Columns(path_column, label_column, split_column)
     data = Data(source, columns, multi_label, allow_empty, follow, val, test)
     report = ProbeReporter(as_json)
@@ -262,24 +229,3 @@ def _load(folder: Path, model: str | None, offline: bool):
 
     encoder = load(model, offline=offline, progress=tqdm) if model else None
     return AttentiveProbe.load(folder, encoder, offline=offline, progress=tqdm)
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """ "1e-3,3e-3" -> (0.001, 0.003); raises UsageError for anything else."""
-    from aim_mlx.errors import UsageError
-
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} must be numbers such as 1e-3,3e-3, got {text!r}") from None
-
-
-def _norms(text: str | None) -> tuple[bool, ...] | None:
-    from aim_mlx.errors import UsageError
-
-    kinds = {None: None, "off": (False,), "on": (True,), "both": (False, True)}
-    if text not in kinds:
-        raise UsageError(f"--batch-norm must be off, on or both, got {text!r}")
-    return kinds[text]

@@ -1,10 +1,8 @@
-"""What a training run can be told; the command line's options and their help are made from it."""
+"""What decides a LiT training; the command line's options and their help are made from it."""
 
-import math
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
-from aim_mlx.errors import UsageError
+from aim_mlx.training.options import check_options, option
 from aim_mlx.training.schedule import warm_cosine
 
 CONTEXT_LENGTH = 77
@@ -28,10 +26,6 @@ TEXT_SIZES = {
 }
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides the result beside the pairs and the image tower.
@@ -39,42 +33,26 @@ class TrainConfig:
     Raises UsageError for values that cannot be.
     """
 
-    text_config: str = _option("tiny", "Size of the text tower: tiny, or base as published.")
-    epochs: int = _option(20, "Passes over the pairs.")
-    batch_size: int = _option(256, "Pairs in a step; each is told apart from all the others.")
-    learning_rate: float = _option(1e-3, "The highest, after the warm-up.")
-    weight_decay: float = _option(0.1, "Of the matrices; gains, biases and positions have none.")
-    warmup: float = _option(0.1, "The part of the steps in which the learning rate rises.")
-    clip_norm: float = _option(1.0, "The largest norm of a step's gradient.")
-    held_out: float = _option(0.1, "The part of the images that is kept for evaluation.")
-    seed: int = _option(0, "Decides the split, the first weights and the order.")
+    text_config: str = option(
+        "tiny", "Size of the text tower: tiny, or base as published.", among=tuple(TEXT_SIZES)
+    )
+    epochs: int = option(20, "Passes over the pairs.", 1, 10**6)
+    batch_size: int = option(
+        256, "Pairs in a step, each of which is compared with all others.", 2, 10**6
+    )
+    learning_rate: float = option(1e-3, "The highest, after the warm-up.", 0, 10)
+    weight_decay: float = option(
+        0.1, "Of the matrices; gains, biases and positions have none.", 0, 100
+    )
+    warmup: float = option(0.1, "Fraction of the steps in which the learning rate rises.", 0, 1)
+    clip_norm: float = option(1.0, "The largest norm of a step's gradient.", 0)
+    held_out: float = option(0.1, "Fraction of the images that is kept for evaluation.", 0, 0.9)
+    seed: int = option(0, "Decides the split, the first weights and the order.", 0, 2**63 - 1)
 
     def __post_init__(self):
-        if self.text_config not in TEXT_SIZES:
-            raise UsageError(
-                f"text config must be one of {', '.join(TEXT_SIZES)}, got {self.text_config!r}"
-            )
-        for name, low, high in (
-            ("epochs", 1, 10**6),
-            ("batch_size", 2, 10**6),
-            ("learning_rate", 0, 10),
-            ("weight_decay", 0, 100),
-            ("warmup", 0, 1),
-            ("clip_norm", 0, math.inf),
-            ("held_out", 0, 0.9),
-            ("seed", 0, 2**63 - 1),
-        ):
-            value = getattr(self, name)
-            if not math.isfinite(value) or not low <= value <= high:
-                words = name.replace("_", " ")
-                raise UsageError(f"{words} must be from {low:g} to {high:g}, got {value!r}")
+        check_options(self)
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """The rate of step 0 to steps - 1: linear up over the warm-up, then a cosine down to zero."""
     return warm_cosine(step, steps, round(config.warmup * steps), config.learning_rate)
-
-
-def option_names() -> list[str]:
-    """The names of all options."""
-    return [each.name for each in fields(TrainConfig)]

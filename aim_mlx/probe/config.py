@@ -1,15 +1,16 @@
-"""What the training of a probe can be told, and the two protocols."""
+"""What decides the training of a probe, and the two protocols."""
 
-import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
 from aim_mlx.errors import UsageError
-from aim_mlx.probe.heads import KINDS
+from aim_mlx.training.options import check_options, option
 
+KINDS = ("attentive", "coca", "mean", "max")  # of heads
 MOST_HEADS = 256  # in a grid
 FINAL_RATE = 1e-5
+_MANY = 10**6
 
 
 @dataclass(frozen=True)
@@ -21,24 +22,6 @@ class GridPoint:
     batch_norm: bool
 
 
-_SEVERAL = ("learning_rates", "weight_decays", "batch_norm")
-_WHOLE = ("queries", "epochs", "batch_size", "patience", "seed")
-
-
-def _check(name: str, value: Any, low: float, high: float) -> None:
-    """Raises UsageError for a number, or one of several, that is out of range."""
-    kinds, what = (int, "a whole number ") if name in _WHOLE else ((int, float), "")
-    for each in value if name in _SEVERAL else (value,):
-        real = isinstance(each, kinds) and not isinstance(each, bool)
-        if not real or not low <= each <= high or not math.isfinite(each):
-            words = name.replace("_", " ")
-            raise UsageError(f"{words} must be {what}from {low:g} to {high:g}, got {each!r}")
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class ProbeConfig:
     """Everything that decides a probe beside the images, their labels and the encoder.
@@ -46,43 +29,30 @@ class ProbeConfig:
     Raises UsageError for values that cannot be.
     """
 
-    head: str = _option("attentive", f"What is trained: {', '.join(KINDS)}.")
-    queries: int = _option(1, "Learned queries of an attentive head.")
-    learning_rates: tuple[float, ...] = _option((5e-4, 2e-3), "The highest, each tried.")
-    weight_decays: tuple[float, ...] = _option((0.05,), "Of the matrices, each tried.")
-    batch_norm: tuple[bool, ...] = _option((False, True), "Without and with, each tried.")
-    epochs: int = _option(30, "Passes over the images.")
-    batch_size: int = _option(64, "Images in a step.")
-    warmup_epochs: float = _option(1.0, "Epochs in which the learning rate rises.")
-    clip_norm: float = _option(3.0, "The largest norm of a head's gradient.")
-    label_smoothing: float = _option(0.0, "The share of a target spread over all classes.")
-    balanced: bool = _option(False, "Every class counts the same, however few its images.")
-    patience: int | None = _option(8, "Epochs without a better head until it stops; none: never.")
-    seed: int = _option(0, "Decides the first weights and the order.")
+    head: str = option(
+        "attentive", "attentive, coca, or mean or max: linear on pooled tokens.", among=KINDS
+    )
+    queries: int = option(1, "Learned queries of a head.", 1, 1024)
+    learning_rates: tuple[float, ...] = option((5e-4, 2e-3), "Each tried, as 1e-3,3e-3.", 0, 10)
+    weight_decays: tuple[float, ...] = option((0.05,), "Each tried, as 0.05,0.1.", 0, 100)
+    batch_norm: tuple[bool, ...] = option(
+        (False, True), "Of the heads: for none, all or half of them."
+    )
+    epochs: int = option(30, "Passes over the images.", 1, _MANY)
+    batch_size: int = option(64, "Images in a step.", 1, _MANY)
+    warmup_epochs: float = option(1.0, "Epochs in which the learning rate rises.", 0, _MANY)
+    clip_norm: float = option(3.0, "The largest norm of a head's gradient.", 0)
+    label_smoothing: float = option(
+        0.0, "Fraction of a target that is spread over all classes.", 0, 0.99
+    )
+    balanced: bool = option(False, "Every class counts the same, in loss and choice.")
+    patience: int | None = option(
+        8, "Epochs without a better head until it stops; 0: never.", 1, _MANY
+    )
+    seed: int = option(0, "Decides the split, the first weights and the order.", 0, 2**63 - 1)
 
     def __post_init__(self):
-        if self.head not in KINDS:
-            raise UsageError(f"head must be one of {', '.join(KINDS)}, got {self.head!r}")
-        for name in _SEVERAL:
-            value = getattr(self, name)
-            if not isinstance(value, (list, tuple)):
-                words = name.replace("_", " ")
-                raise UsageError(f"{words} must be a list, such as [{value!r:.40}], got no list")
-            object.__setattr__(self, name, tuple(value))
-        for name, low, high in (
-            ("queries", 1, 1024),
-            ("learning_rates", 0, 10),
-            ("weight_decays", 0, 100),
-            ("epochs", 1, 10**6),
-            ("batch_size", 1, 10**6),
-            ("warmup_epochs", 0, 10**6),
-            ("clip_norm", 0, math.inf),
-            ("label_smoothing", 0, 0.99),
-            ("patience", 1, 10**6),
-            ("seed", 0, 2**63 - 1),
-        ):
-            if name != "patience" or self.patience is not None:
-                _check(name, getattr(self, name), low, high)
+        check_options(self)
         if self.batch_norm not in ((False,), (True,), (False, True), (True, False)):
             raise UsageError(f"batch norm must be off, on or both, got {self.batch_norm!r}")
         if not 1 <= len(self.grid) <= MOST_HEADS:

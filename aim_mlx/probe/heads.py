@@ -15,9 +15,9 @@ from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.pooling import pool
 from aim_mlx.models.query_attention import attend, folded_queries, project
 from aim_mlx.probe.batch_norm import MOMENTUM, Moments, Normalisation, measure
+from aim_mlx.probe.config import KINDS
 from aim_mlx.weights.initial import initial_tensor
 
-KINDS = ("attentive", "coca", "mean", "max")
 _LARGEST = {"dim": 65_536, "classes": 1_000_000, "heads": 1_024, "queries": 1_024}
 
 
