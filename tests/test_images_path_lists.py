@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_mlx.errors import UsageError
-from aim_mlx.images import in_share, parse_share, read_paths, split
+from aim_mlx.images import in_share, parse_share, read_paths
 
 
 def read(data: bytes, null: bool = False) -> list[str]:
@@ -53,6 +53,10 @@ def test_names_that_are_not_utf_8_come_back_as_the_same_bytes():
 def test_a_nul_within_a_line_is_a_usage_error_that_names_the_line_and_the_option():
     with pytest.raises(UsageError, match="line 2 has a NUL byte: pass -0"):
         read(b"a.jpg\nb.jpg\0c.jpg\n")
+
+
+def split(files: list[str], share: tuple[int, int]) -> list[str]:
+    return [path for path in files if in_share(path, share)]
 
 
 NAMES = st.binary(min_size=1).filter(lambda name: b"\0" not in name)

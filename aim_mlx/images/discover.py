@@ -6,7 +6,7 @@ Every entry met is listed, skipped with a reason, or ignored by a rule and count
 import os
 import stat
 import unicodedata
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,7 +15,8 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import NamedTuple
 
-from aim_mlx.errors import UsageError
+from aim_mlx.errors import ImageError, UsageError
+from aim_mlx.images.reading import check_regular, unreadable
 from aim_mlx.wording import counted
 
 
@@ -72,8 +73,6 @@ _IGNORED_NAMES = frozenset(
     + ("System Volume Information", ".ipynb_checkpoints")
 )
 _LIBRARY_SUFFIXES = (".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary")
-
-
 _SEVERAL = {
     "link to a folder": "links to folders",
     "photo library": "photo libraries",
@@ -163,16 +162,14 @@ class _Search:
         self.hidden = hidden
         self.include = include
         self.exclude = exclude
-        self.files: list[str] = []
-        self.links: list[str] = []
+        self.files: dict[str, bool] = {}  # and whether they are links
         self.skipped: dict[str, Skip] = {}
         self.ignored: Counter[str] = Counter()
         self.libraries: list[str] = []
         self.passed: set[_Identity] = set()
         self.visited: set[_Identity] = set()
         self.named: defaultdict[_Identity, set[str]] = defaultdict(set)  # folder -> names of files
-        self.sources: deque[_Folder] = deque()
-        self.folders: list[_Folder] = []
+        self.folders: list[_Folder] = []  # the last one is next
         self.linked: list[tuple[bytes, _Folder]] = []  # a heap: folders behind links come last
         self.identity = cache(_identity)  # of the few folders that the named files are in
 
@@ -185,49 +182,36 @@ class _Search:
                 self.named[_identity(folder or ".")].add(name)
 
     def add_sources(self, sources: Iterable[str | Path], may_be_missing: bool = False) -> None:
-        for path in (_clean(source) for source in sources):
+        for path in map(_clean, sources):
             try:
                 mode = os.stat(path).st_mode
             except (OSError, ValueError) as error:
-                if not os.path.islink(path):
-                    self._add_missing(path, error, may_be_missing)
+                if os.path.islink(path):
+                    mode = 0
+                elif may_be_missing:
+                    self._skip(path, unreadable(path, error))
                     continue
-                mode = 0
+                else:
+                    raise UsageError(
+                        f"expected a file or folder, but {path!r} cannot be found: check the path"
+                    ) from error
             if stat.S_ISDIR(mode):
-                self.sources.append(_Folder(path))
+                self.folders.append(_Folder(path))
             else:
-                self._add_named(path, mode)
+                self._add_named(path, stat.S_ISREG(mode))
 
-    def _add_missing(self, path: str, error: Exception, may_be_missing: bool) -> None:
-        if not may_be_missing:
-            raise UsageError(
-                f"expected a file or folder, but {path!r} cannot be found: check the path"
-            ) from error
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            self._skip(path, "vanished", "the file is not there")
-        else:
-            self._skip(path, "unreadable", getattr(error, "strerror", None) or str(error))
-
-    def _add_named(self, path: str, mode: int) -> None:
+    def _add_named(self, path: str, is_regular: bool) -> None:
         folder, name = os.path.split(path)
         identity = self.identity(folder or ".")
-        if identity in self.passed or name in self.named[identity]:
-            return
-        self.named[identity].add(name)
-        if stat.S_ISREG(mode):
-            self.files.append(path)
-            if os.path.islink(path):
-                self.links.append(path)
-        else:
-            self._skip_irregular(path)
+        if identity not in self.passed and name not in self.named[identity]:
+            self.named[identity].add(name)
+            self._add_file(path, os.path.islink(path), is_regular)
 
     def run(self) -> None:
-        while self.sources or self.folders or self.linked:
+        self.folders.reverse()
+        while self.folders or self.linked:
             # Real folders first: a photo is named by its own place, whatever links lead to it.
-            if self.folders:
-                self._scan(self.folders.pop())
-            else:
-                self._scan(self.sources.popleft() if self.sources else heappop(self.linked)[1])
+            self._scan(self.folders.pop() if self.folders else heappop(self.linked)[1])
 
     def _scan(self, folder: _Folder) -> None:
         try:
@@ -243,7 +227,7 @@ class _Search:
                         self._add(entry, prefix + entry.name, folder)
         except OSError as error:
             detail = f"the folder cannot be read: {error.strerror or error}"
-            self._skip(folder.path, "unreadable", detail)
+            self._skip(folder.path, ImageError("unreadable", detail))
 
     def _add(self, entry: os.DirEntry, path: str, parent: _Folder) -> None:
         is_link = entry.is_symlink()
@@ -255,12 +239,9 @@ class _Search:
             self.ignored["other file"] += 1
         elif not self._is_wanted(parent.below + entry.name, parent.included):
             self.ignored["excluded"] += 1
-        elif os.path.isfile(path) if is_link else entry.is_file():
-            self.files.append(path)
-            if is_link:
-                self.links.append(path)
         else:
-            self._skip_irregular(path)
+            is_regular = os.path.isfile(path) if is_link else entry.is_file()
+            self._add_file(path, is_link, is_regular)
 
     def _add_folder(self, path: str, below: str, is_link: bool, included: bool) -> None:
         if is_link and not self.follow:
@@ -285,14 +266,16 @@ class _Search:
             return False
         return not (self.exclude and self.exclude.match(below, is_folder=False))
 
-    def _skip_irregular(self, path: str) -> None:
-        detail = "a FIFO, socket or device, not a file"
-        if os.path.islink(path) and not os.path.exists(path):
-            detail = "a link to nothing"
-        self._skip(path, "not_regular", detail)
+    def _add_file(self, path: str, is_link: bool, is_regular: bool) -> None:
+        try:
+            if not is_regular:
+                check_regular(path)
+            self.files[path] = is_link
+        except ImageError as failure:
+            self._skip(path, failure)
 
-    def _skip(self, path: str, reason: str, detail: str) -> None:
-        self.skipped[path] = Skip(path, reason, detail)
+    def _skip(self, path: str, failure: ImageError) -> None:
+        self.skipped[path] = Skip(path, failure.reason, failure.detail)
 
     def listing(self) -> Listing:
         notes = [
@@ -300,18 +283,19 @@ class _Search:
         ]
         for library in sorted(self.libraries, key=os.fsencode):
             notes.append(f"photo library left out: {library!r} (export its photos to a folder)")
+        files = sorted(self.files, key=os.fsencode)
         return Listing(
-            files=tuple(sorted(self.files, key=os.fsencode)),
+            files=tuple(files),
             ignored=self.ignored.total(),
             skipped=tuple(self.skipped[path] for path in sorted(self.skipped, key=os.fsencode)),
             notes=tuple(notes),
-            links=tuple(sorted(self.links, key=os.fsencode)),
+            links=tuple(path for path in files if self.files[path]),
         )
 
 
 def _identity(folder: str) -> _Identity:
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _prefix(folder: str) -> str:

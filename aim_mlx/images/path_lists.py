@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterable
 from typing import BinaryIO
 from zlib import crc32
 
@@ -31,8 +30,8 @@ def read_paths(stream: BinaryIO, null: bool) -> list[str]:
 
 def parse_share(text: str) -> tuple[int, int]:
     """ "2/4" -> (2, 4), the second of four shares; raises UsageError for anything else."""
-    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-    share, count = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    share, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= share <= count:
         raise UsageError(f"a share must be i/n with i from 1 to n, such as 2/4, got {text!r}")
     return share, count
@@ -46,8 +45,3 @@ def in_share(path: str | os.PathLike[str], share: tuple[int, int]) -> bool:
     """
     number, count = share
     return crc32(os.fsencode(path)) % count == number - 1
-
-
-def split(files: Iterable[str], share: tuple[int, int]) -> list[str]:
-    """The files that belong to share (i, n), in their order."""
-    return [path for path in files if in_share(path, share)]

@@ -67,22 +67,31 @@ def is_beyond_times(mtime_ns: int) -> bool:
 
 @contextmanager
 def regular_file(path: Any) -> Iterator[tuple[io.BufferedReader, os.stat_result]]:
-    """A regular file, opened without ever waiting for it, and its facts; raises ImageError."""
+    """A regular file, opened without ever waiting for it, and its stat; raises ImageError."""
+    check_regular(path)
     try:
-        _check_regular(os.stat(path))
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     with os.fdopen(descriptor, "rb") as file:
         # Looked at again: what was opened may not be what was looked at before.
         found = os.fstat(descriptor)
-        _check_regular(found)
+        _check_mode(found)
         if found.st_size == 0:
             raise ImageError("empty", "the file has 0 bytes")
         yield file, found
 
 
-def _check_regular(found: os.stat_result) -> None:
+def check_regular(path: Any) -> None:
+    """Raises ImageError for what is not a regular file, or no link to one; it is not opened."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    _check_mode(found)
+
+
+def _check_mode(found: os.stat_result) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise ImageError("not_regular", "a folder, not a file")
     if not stat.S_ISREG(found.st_mode):
