@@ -13,6 +13,7 @@ from aim_mlx.cli.options import (
     Follow,
     Gone,
     Hidden,
+    Html,
     LitModel,
     Offline,
     Overwrite,
@@ -52,10 +53,7 @@ def classify(
     dtype: Dtype = None,
     batch_size: BatchSize = None,
     output: Table = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(help="Also write a web page of the photos and their labels."),
-    ] = None,
+    html: Html = None,
     heatmap: Annotated[
         Path | None,
         typer.Option(help="Also write pictures of where each label looks, into this folder."),

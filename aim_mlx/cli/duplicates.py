@@ -3,12 +3,11 @@
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aim_mlx.cli.options import Gone, Store
+from aim_mlx.cli.options import AsJson, Gone, Html, Overwrite, Store
 
 if TYPE_CHECKING:
     from aim_mlx.search.duplicates import Group, Member
@@ -24,14 +23,10 @@ def duplicates(
     exact: Annotated[
         bool, typer.Option("--exact", help="Only files with the same content, byte for byte.")
     ] = False,
-    html: Annotated[Path | None, typer.Option(help="Also write the groups as a web page.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace any file, not only a page of ours.")
-    ] = False,
+    html: Html = None,
+    overwrite: Overwrite = False,
     gone: Gone = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print groups and a summary as JSON lines.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print groups of copies and near-duplicates.
 

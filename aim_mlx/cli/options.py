@@ -61,6 +61,7 @@ Hidden = Annotated[bool, typer.Option("--hidden", help="Enter hidden folders (.n
 Table = Annotated[
     Path | None, typer.Option("-o", "--output", help="A .csv or .jsonl file to write.")
 ]
+Html = Annotated[Path | None, typer.Option(help="Also write the results as a web page.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON lines, with a summary as the last.")

@@ -12,6 +12,7 @@ from aim_mlx.cli.options import (
     EncoderModel,
     Follow,
     Hidden,
+    Html,
     LabelColumn,
     LabelledImages,
     MeanLayers,
@@ -128,7 +129,7 @@ def evaluate(
         str | None, typer.Option(help="train, val, test or all; default: test, else all.")
     ] = None,
     model: OtherModel = None,
-    html: Annotated[Path | None, typer.Option(help="Also a report of it.")] = None,
+    html: Html = None,
     overwrite: Overwrite = False,
     allow_empty: AllowEmpty = False,
     follow: Follow = False,
@@ -179,9 +180,7 @@ def predict(
     probe: Probe,
     sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Images and folders.")],
     output: Table = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Also a page of the photos with bars for their classes.")
-    ] = None,
+    html: Html = None,
     top: Annotated[
         int | None, typer.Option(help="The best N classes; default: 1, or all with several.")
     ] = None,

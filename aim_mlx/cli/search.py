@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aim_mlx.cli.options import Gone, Offline, Store
+from aim_mlx.cli.options import AsJson, Gone, Html, Offline, Overwrite, Store
 
 if TYPE_CHECKING:
     from aim_mlx.encoder.encoder import Encoder
@@ -33,17 +33,11 @@ def search(
         typer.Option(help="One for each --image, --text, --minus, --minus-text in turn: 1,0.5,2"),
     ] = "",
     k: Annotated[int, typer.Option("-k", help="How many photos to find.")] = 10,
-    html: Annotated[
-        Path | None, typer.Option(help="Also write the photos found as a web page.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace any file, not only a page of ours.")
-    ] = False,
+    html: Html = None,
+    overwrite: Overwrite = False,
     gone: Gone = False,
     offline: Offline = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print results and a summary as JSON lines.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the photos most like images or words.
 

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +36,15 @@ def search(
     k: int,
     photos: Photos,
     load: "Callable[[], Encoder]",
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | None,
 ) -> list[tuple[int, float]]:
     """The `k` photos most like one query and unlike another: row and cosine, best first.
 
-    The photos searched for are not among them. `load` gives the store's own encoder, and is called
-    only for a query that is not among the store's photos. `weights` are one for each image and text
-    to be like, then one for each to be unlike. Raises UsageError for an image that cannot be
-    embedded, an empty text, and a store that words cannot be compared with.
+    Each file is there once; the photos searched for are not, nor those that are gone. `load` gives
+    the store's own encoder, and is called only for a query that is not among the store's photos.
+    `weights` are one for each image and text to be like, then one for each to be unlike. Raises
+    UsageError for an image that cannot be embedded, an empty text, and a store that words cannot be
+    compared with.
     """
     load = functools.cache(load)
     # Texts can be refused before a photo is embedded.
@@ -53,29 +54,14 @@ def search(
     unwanted = [*images[len(like.images) :], *texts[len(like.texts) :]]
     query = combine(wanted, unwanted, weights)
     asked = {file_of(path) for path in (*like.images, *unlike.images) if os.path.exists(path)}
-    return nearest(store, query, k, photos, asked)
-
-
-def nearest(
-    store: EmbeddingStore,
-    query: np.ndarray,
-    k: int,
-    photos: Photos,
-    without: Collection[Hashable] = (),
-) -> list[tuple[int, float]]:
-    """The `k` photos nearest to a query (D,): row and cosine, best first, each file once.
-
-    Photos that are gone are left out, and the files `without`. Only rows that are near enough are
-    looked for on the disk: more are asked for until there are enough.
-    """
-    count = k + len(without)
+    count = k + len(asked)
     while True:
         rows, scores = top_k(store.vectors, query, count, normalized=store.options.normalize)
         score_of = dict(zip(rows[0].tolist(), scores[0].tolist(), strict=True))
-        found = photos.each_once(score_of, without)[:k]
-        if len(found) == k or count >= len(store):
-            return [(row, score_of[row]) for row in found]
-        count *= 4
+        nearest = photos.each_once(score_of, without=asked)[:k]
+        if len(nearest) == k or count >= len(store):
+            return [(row, score_of[row]) for row in nearest]
+        count *= 4  # only rows that are near enough are looked for on the disk
 
 
 def _text_vectors(

@@ -46,9 +46,8 @@ _LONGEST = 2000  # characters of a label or template, of which the text tower re
 # A line of a list as it stands in Python or JSON, such as the published lists of CLIP's templates:
 # one quoted text, which may be a function of the label c.
 _QUOTED = re.compile(r"""(lambda c: f)?(?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"),?""")
-_AROUND = re.compile(
-    r"[\w.]*\s*(=\s*)?[\[(]|[\])],?|#.*"
-)  # what stands before and behind such lines
+# What stands before and behind such lines.
+_AROUND = re.compile(r"[\w.]*\s*(=\s*)?[\[(]|[\])],?|#.*")
 
 
 def as_labels(labels: Sequence[str], single: bool = False) -> tuple[str, ...]:
@@ -58,23 +57,23 @@ def as_labels(labels: Sequence[str], single: bool = False) -> tuple[str, ...]:
     """
     if isinstance(labels, str):
         raise UsageError("expected a list of labels, got a single text: put it in [ ]")
-    labels = tuple(labels)
-    for label in labels:
+    unique: dict[str, str] = {}  # as the tokenizer reads it -> as it was given
+    for number, label in enumerate(labels, 1):
         if not isinstance(label, str) or not _is_unicode(label):
             raise UsageError(f"expected labels as texts in Unicode, got {label!a:.80}")
-    stripped = tuple(label.strip() for label in labels)
-    if not stripped:
-        raise UsageError("expected labels, got none: name the classes to choose from")
-    if "" in stripped:
-        raise UsageError(f"label {stripped.index('') + 1} is empty: expected a word or a phrase")
-    seen: dict[str, int] = {}
-    for number, label in enumerate(stripped):
-        if len(label) > _LONGEST:
+        label = label.strip()
+        if not 0 < len(label) <= _LONGEST:
             raise UsageError(
-                f"label {number + 1} has {len(label):,} characters: expected a word or a phrase"
+                f"label {number} is empty or over {_LONGEST:,} characters: expected a word or a "
+                "phrase"
             )
-        if seen.setdefault(_as_read(label), number) != number:
+        read = " ".join(unicodedata.normalize("NFC", label).lower().split())
+        if read in unique:
             raise UsageError(f"label {label!r:.80} is there twice: leave one out")
+        unique[read] = label
+    if not unique:
+        raise UsageError("expected labels, got none: name the classes to choose from")
+    stripped = tuple(unique.values())
     if len(stripped) == 1 and not single:
         raise UsageError(
             f"one label, {stripped[0]!r:.80}, leaves nothing to choose from: give another, such as "
@@ -149,11 +148,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _as_read(label: str) -> str:
-    """What of a label the tokenizer sees."""
-    return " ".join(unicodedata.normalize("NFC", label).lower().split())
 
 
 def _lines(path: Path) -> list[str]:
