@@ -762,9 +762,10 @@ def test_heic_is_decoded_upright_where_the_extra_is_installed(orientation):
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     pillow_heif.from_pillow(stored).save(file, quality=95, exif=exif.tobytes())
-    assert largest_difference(decode(file.getvalue()), photo()) < 30
-    assert reason_of(file.getvalue()[:-50]) == "truncated"
-    assert reason_of(file.getvalue(), max_pixels=99) == "too_large"
+    data = file.getvalue()
+    assert largest_difference(decode(data), photo()) < 30
+    assert {reason_of(data[:n]) for n in range(40, len(data), 40)} == {"truncated"}
+    assert reason_of(data, max_pixels=99) == "too_large"
 
 
 def test_avif_and_heif_are_told_apart_by_their_brands():

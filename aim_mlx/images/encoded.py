@@ -169,8 +169,8 @@ class EncodedImage:
                 self._image.load()
                 if self._format == "JPEG" and not self._allow_truncated and self._is_cut():
                     raise _truncated()  # Pillow may not miss the end marker
-            except (OSError, SyntaxError, EOFError, struct.error) as error:
-                if "truncat" not in str(error).lower() and not self._is_cut():
+            except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:
+                if "truncat" not in str(error).lower() and not self._is_cut(error):
                     raise
                 if not self._allow_truncated:
                     raise _truncated() from error
@@ -191,7 +191,10 @@ class EncodedImage:
         if scans > most:
             raise ImageError("too_large", f"{scans} scans of a JPEG, the limit is {most}")
 
-    def _is_cut(self) -> bool:
+    def _is_cut(self, error: Exception | None = None) -> bool:
+        """Whether the file ends early, by its structure or by what HEIF's decoder says."""
+        if error is not None and "end of file" in str(error):
+            return True
         return formats.is_cut(self._format, self._file, self._file_size, self._scan)
 
     def _open(self, file: BinaryIO) -> Any:
@@ -206,7 +209,7 @@ class EncodedImage:
             # The empty name keeps Pillow from mapping a file that may shrink into memory.
             image = opener(file, "")
         except Exception as error:
-            if not isinstance(error, ImageError) and self._is_cut():
+            if not isinstance(error, ImageError) and self._is_cut(error):
                 raise _truncated() from error
             raise
         if self._format == "TIFF" and _is_camera_raw(image):
