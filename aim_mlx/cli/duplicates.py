@@ -10,7 +10,7 @@ import typer
 from aim_mlx.cli.options import AsJson, Gone, Html, Overwrite, Store
 
 if TYPE_CHECKING:
-    from aim_mlx.search.duplicates import Group, Member
+    from aim_mlx.search.duplicates import Group
     from aim_mlx.store.reader import EmbeddingStore
 
 
@@ -37,7 +37,7 @@ def duplicates(
     from aim_mlx.cli.reports import note_missing, with_rows
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import UsageError
-    from aim_mlx.search.duplicates import THRESHOLD, account, members, photo_groups
+    from aim_mlx.search.duplicates import THRESHOLD, account, photo_groups
     from aim_mlx.search.pages import write_duplicates_page
     from aim_mlx.store.reader import Photos
 
@@ -49,34 +49,30 @@ def duplicates(
         photos = Photos(rows, gone)
         cosine = None if exact else THRESHOLD if threshold is None else threshold
         groups = photo_groups(rows, photos, cosine)
-        listed = members(rows, photos, groups)
         if html is not None:
-            write_duplicates_page(html, rows, groups, listed, cosine)
-        if as_json:
-            _print_json(len(rows), groups, listed)
-        else:
-            _print_lines(listed)
+            write_duplicates_page(html, rows, groups, cosine)
+        (_print_json if as_json else _print_lines)(groups, len(rows))
         print(account(groups, len(rows)), file=sys.stderr)
-        note_missing(photos, [member.row for group in listed for member in group])
+        note_missing(photos, [photo.row for group in groups for photo in group.photos])
 
     with_rows(store, show)
 
 
-def _print_lines(listed: list[list["Member"]]) -> None:
+def _print_lines(groups: list["Group"], rows: int) -> None:
     from aim_mlx.cli.terminal import escaped
 
-    for number, members in enumerate(listed, 1):
-        for each in members:
+    for number, group in enumerate(groups, 1):
+        for each in group.photos:
             size = f"{each.width}x{each.height}"
             values = [number, each.likeness, size, each.bytes, each.modified, escaped(each.path)]
             print(*values, sep="\t")
 
 
-def _print_json(rows: int, groups: list["Group"], listed: list[list["Member"]]) -> None:
+def _print_json(groups: list["Group"], rows: int) -> None:
     from aim_mlx.search.duplicates import photo_count
 
-    for number, (group, members) in enumerate(zip(groups, listed, strict=True), 1):
+    for number, group in enumerate(groups, 1):
         record = {"event": "group", "group": number, "exact": group.exact, "lowest": group.lowest}
-        print(json.dumps(record | {"photos": [asdict(member) for member in members]}))
+        print(json.dumps(record | {"photos": [asdict(photo) for photo in group.photos]}))
     summary = {"groups": len(groups), "photos": photo_count(groups), "rows": rows, "exit_code": 0}
     print(json.dumps({"event": "summary", **summary}))

@@ -5,7 +5,7 @@ no chain of small steps joins photos that have nothing in common.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -21,23 +21,6 @@ _BLOCK_ROWS = 2048  # on both sides: 16 MB of cosines
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows, the reference first, and their cosines to it, float64, from high to low.
-
-    `exact` says that all have the same content.
-    """
-
-    rows: np.ndarray
-    similarities: np.ndarray
-    exact: bool = False
-
-    @property
-    def lowest(self) -> float:
-        """The lowest similarity to the reference."""
-        return float(self.similarities[-1])
-
-
-@dataclass(frozen=True)
 class Member:
     """A photo of a group; `likeness` is "reference", "copy", "hard link" or its cosine."""
 
@@ -49,6 +32,24 @@ class Member:
     height: int
     bytes: int
     modified: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows, the reference first, and their cosines to it, float64, from high to low.
+
+    `exact` says that all have the same content; `photos` is what the store says of them.
+    """
+
+    rows: np.ndarray
+    similarities: np.ndarray
+    exact: bool = False
+    photos: tuple[Member, ...] = ()
+
+    @property
+    def lowest(self) -> float:
+        """The lowest similarity to the reference."""
+        return float(self.similarities[-1])
 
 
 def photo_groups(store: EmbeddingStore, photos: Photos, threshold: float | None) -> list[Group]:
@@ -74,27 +75,8 @@ def photo_groups(store: EmbeddingStore, photos: Photos, threshold: float | None)
             candidates=candidates,
             there=lambda row: photos.file(row) is not None,
         )
-    return groups
-
-
-def members(store: EmbeddingStore, photos: Photos, groups: list[Group]) -> list[list[Member]]:
-    """What the store says of the photos of each group."""
     table = store.table(["width", "height", "size", "mtime_ns"])
-    listed = []
-    for group in groups:
-        result, inodes = [], set()
-        values = table.take(pa.array(group.rows)).to_pylist()
-        for row, score, each in zip(group.rows.tolist(), group.similarities, values, strict=True):
-            inode = photos.inode(row)
-            likeness = "reference" if not result else "copy" if group.exact else f"{score:.4f}"
-            if likeness == "copy" and inode is not None and inode in inodes:
-                likeness = "hard link"
-            inodes.add(inode)
-            size = each["width"], each["height"], each["size"]
-            modified = datetime.fromtimestamp(each["mtime_ns"] / 1e9).isoformat(" ", "minutes")
-            result.append(Member(row, store.paths[row], likeness, float(score), *size, modified))
-        listed.append(result)
-    return listed
+    return [replace(group, photos=_members(store, photos, group, table)) for group in groups]
 
 
 def account(groups: list[Group], rows: int) -> str:
@@ -108,6 +90,23 @@ def account(groups: list[Group], rows: int) -> str:
 def photo_count(groups: list[Group]) -> int:
     """How many rows are in groups; one that stands for its copies may be in two."""
     return len({row for group in groups for row in group.rows.tolist()})
+
+
+def _members(
+    store: EmbeddingStore, photos: Photos, group: Group, table: pa.Table
+) -> tuple[Member, ...]:
+    members, inodes = [], set()
+    values = table.take(pa.array(group.rows)).to_pylist()
+    for row, score, each in zip(group.rows.tolist(), group.similarities, values, strict=True):
+        inode = photos.inode(row)
+        likeness = "reference" if not members else "copy" if group.exact else f"{score:.4f}"
+        if likeness == "copy" and inode is not None and inode in inodes:
+            likeness = "hard link"
+        inodes.add(inode)
+        size = each["width"], each["height"], each["size"]
+        modified = datetime.fromtimestamp(each["mtime_ns"] / 1e9).isoformat(" ", "minutes")
+        members.append(Member(row, store.paths[row], likeness, float(score), *size, modified))
+    return tuple(members)
 
 
 def _same_content(store: EmbeddingStore) -> list[np.ndarray]:
@@ -143,77 +142,75 @@ def duplicates(
     return sorted(groups, key=lambda group: (-group.lowest, group.rows[0]))
 
 
+@dataclass
 class _Finder:
     """The rows that are still free, and the members of each reference so far."""
 
-    def __init__(
-        self,
-        matrix: np.ndarray,
-        threshold: float,
-        scale: np.ndarray | None,
-        free: np.ndarray,
-        there: Callable[[int], bool],
-    ):
-        self._matrix, self._threshold, self._scale = matrix, threshold, scale
-        self._free, self._there = free, there
-        self._space = np.empty(_BLOCK_ROWS * _BLOCK_ROWS, np.float32)
-        self._members: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    matrix: np.ndarray
+    threshold: float
+    scale: np.ndarray | None  # 1 / length of each row, where not all have length 1
+    free: np.ndarray
+    there: Callable[[int], bool]
+
+    def __post_init__(self):
+        self.space = np.empty(_BLOCK_ROWS * _BLOCK_ROWS, np.float32)
+        self.members: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def groups(self) -> list[Group]:
-        starts = range(0, len(self._matrix), _BLOCK_ROWS)
+        starts = range(0, len(self.matrix), _BLOCK_ROWS)
         for left in starts:
             rows = self._free_rows(left)
             for right in starts[left // _BLOCK_ROWS :]:
                 self._join(rows, rows if right == left else self._free_rows(right))
-                rows = rows[self._free[rows]]
-        return [self._group(reference) for reference in self._members]
+                rows = rows[self.free[rows]]
+        return [self._group(reference) for reference in self.members]
 
     def _group(self, reference: int) -> Group:
-        rows, scores = map(np.concatenate, zip(*self._members[reference], strict=True))
+        rows, scores = map(np.concatenate, zip(*self.members[reference], strict=True))
         order = np.lexsort((rows, -scores))
         return Group(
             np.concatenate([[reference], rows[order]]), np.concatenate([[1.0], scores[order]])
         )
 
     def _free_rows(self, start: int) -> np.ndarray:
-        return start + np.flatnonzero(self._free[start : start + _BLOCK_ROWS])
+        return start + np.flatnonzero(self.free[start : start + _BLOCK_ROWS])
 
     def _scores(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Float32 cosines (rows, others), in memory that is used again."""
-        scores = self._space[: len(rows) * len(others)].reshape(len(rows), len(others))
+        scores = self.space[: len(rows) * len(others)].reshape(len(rows), len(others))
         np.matmul(self._block(rows), self._block(others).T, out=scores)
-        if self._scale is not None:
-            scores *= self._scale[rows, None]
-            scores *= self._scale[others]
+        if self.scale is not None:
+            scores *= self.scale[rows, None]
+            scores *= self.scale[others]
         return scores
 
     def _block(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of ascending rows, in place where none is left out."""
         if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
-            return self._matrix[rows[0] : rows[-1] + 1]
-        return self._matrix[rows]
+            return self.matrix[rows[0] : rows[-1] + 1]
+        return self.matrix[rows]
 
     def _join(self, rows: np.ndarray, others: np.ndarray) -> None:
         """Gives to each row, in order, the free ones after it that are near enough."""
-        hits = self._scores(rows, others) >= np.float32(self._threshold - MARGIN)
+        hits = self._scores(rows, others) >= np.float32(self.threshold - MARGIN)
         if rows is others:
             hits = np.triu(hits, 1)
         for i in np.flatnonzero(hits.any(axis=1)):
             row, near = int(rows[i]), others[hits[i]]
-            near = near[self._free[near]]
-            if not self._free[row] or not len(near):
+            near = near[self.free[near]]
+            if not self.free[row] or not len(near):
                 continue
-            exact = cosines(self._matrix, np.full(len(near), row), self._matrix, near)
-            near, exact = near[exact >= self._threshold], exact[exact >= self._threshold]
+            exact = cosines(self.matrix, np.full(len(near), row), self.matrix, near)
+            near, exact = near[exact >= self.threshold], exact[exact >= self.threshold]
             if len(near):
                 self._take(row, near, exact)
 
     def _take(self, row: int, near: np.ndarray, scores: np.ndarray) -> None:
         """Members for a reference, as far as their photos are there."""
-        self._free[row] = self._there(row)
-        if not self._free[row]:
+        self.free[row] = self.there(row)
+        if not self.free[row]:
             return
-        self._free[near] = False
-        there = np.array([self._there(int(other)) for other in near], bool)
+        self.free[near] = False
+        there = np.array([self.there(int(other)) for other in near], bool)
         if there.any():
-            self._members.setdefault(row, []).append((near[there], scores[there]))
+            self.members.setdefault(row, []).append((near[there], scores[there]))

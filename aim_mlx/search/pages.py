@@ -38,22 +38,18 @@ def write_search_page(
 
 
 def write_duplicates_page(
-    target: Path,
-    store: EmbeddingStore,
-    groups: list[Group],
-    members: list[list[Member]],
-    threshold: float | None,
+    target: Path, store: EmbeddingStore, groups: list[Group], threshold: float | None
 ) -> None:
     """Writes a page with a section for each group; `threshold` is that of near-duplicates, if any.
 
     Raises OutputError.
     """
     sections = []
-    for number, (group, photos) in enumerate(zip(groups, members, strict=True), 1):
+    for number, group in enumerate(groups, 1):
         kind = "with the same content"
         if not group.exact:
             kind = f"with a similarity of at least {group.lowest:.4f} to the first"
-        pictures = [Picture(store.locate(each.row), _lines(each)) for each in photos]
+        pictures = [Picture(store.locate(each.row), _lines(each)) for each in group.photos]
         count = counted(len(pictures), "photo")
         sections.append(Section(f"Group {number}", pictures, f"{count} {kind}."))
     note = f"{account(groups, len(store))}."
