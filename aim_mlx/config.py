@@ -55,6 +55,14 @@ class VisionConfig:
         return self.embed_dim // self.num_heads
 
     @property
+    def native(self) -> bool:
+        return self.image_size is None
+
+    @property
+    def mlp_ratio(self) -> float:
+        return self.mlp_hidden_dim / self.embed_dim
+
+    @property
     def grid(self) -> int | None:
         """Patches along one side of the trained image, or None for native resolution."""
         return None if self.image_size is None else self.image_size // self.patch_size
@@ -101,7 +109,7 @@ class LiTConfig:
 
     def __post_init__(self):
         _check_sizes(self, ("projection_dim",))
-        if not _is_real(self.max_logit_scale) or not 1 <= self.max_logit_scale <= 1e4:
+        if not is_real(self.max_logit_scale) or not 1 <= self.max_logit_scale <= 1e4:
             raise CheckpointError(
                 f"max_logit_scale must be from 1 to 10000, got {self.max_logit_scale!r:.80}: "
                 "correct config.json"
@@ -154,7 +162,7 @@ class PreprocessConfig:
             if (
                 not isinstance(values, (tuple, list))
                 or len(values) != 3
-                or not all(_is_real(v) for v in values)
+                or not all(is_real(v) for v in values)
             ):
                 raise CheckpointError(f"{name} must be three finite numbers, got {values!r:.80}")
             object.__setattr__(self, name, tuple(float(v) for v in values))
@@ -230,12 +238,13 @@ def _check_trunk(config: "VisionConfig | TextConfig") -> None:
             f"embed_dim {config.embed_dim} is not a multiple of num_heads {config.num_heads}: "
             "correct config.json"
         )
-    if not _is_real(config.rms_norm_eps) or not 0 < config.rms_norm_eps < 1:
+    if not is_real(config.rms_norm_eps) or not 0 < config.rms_norm_eps < 1:
         raise CheckpointError(
             f"rms_norm_eps must be between 0 and 1, got {config.rms_norm_eps!r:.80}: "
             "correct config.json"
         )
 
 
-def _is_real(value: Any) -> bool:
+def is_real(value: Any) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
-from aim_mlx.weights.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
+from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.files import INDEX_FILE, OUR_FILE, WEIGHT_FILES, read_index
+from aim_mlx.weights.preprocess_json import PROCESSOR_FILES
 from aim_mlx.weights.safetensors_file import open_regular
 from aim_mlx.weights.strict_json import at, show
 from convert.tensors import (

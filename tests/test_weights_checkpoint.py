@@ -669,8 +669,8 @@ def test_a_tower_that_is_no_object_is_refused(lit: Path, tower: str, value: Any)
 
 
 def test_sizes_given_for_the_other_kind_are_refused(lit: Path, folder: Path):
-    assert "VisionConfig" in rejected(lit, LIT.vision)
-    assert "LiTConfig" in rejected(folder, LIT)
+    assert "config= states a vision encoder" in rejected(lit, LIT.vision)
+    assert "config= states a LiT model" in rejected(folder, LIT)
 
 
 # Fuzzing: the outcome is a Checkpoint or a CheckpointError.

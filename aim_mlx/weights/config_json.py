@@ -1,9 +1,10 @@
-"""config.json, of every published kind and our own: what it states, and whether the weights agree.
+"""config.json, of every published kind and our own: what it states beside the tensors.
 
-What the tensors say decides; a fact that contradicts them is an error. Keys that state nothing
-about the model are passed over, `auto_map` (remote code) among them, and so are those whose class
-defaults mislead (`use_head`, and `projection_dim` of a vision encoder). Our own format is strict,
-as an unknown key may mean something:
+Sizes come from the tensors; read here is what those cannot say. What else is stated must agree with
+them, or the checkpoint is refused. Keys that state nothing about the model are passed over,
+`auto_map` (remote code) among them, and so are those whose class defaults mislead (`use_head`, and
+`projection_dim` of a vision encoder). Our own format is strict, as an unknown key may mean
+something:
 
 {"format": "aim-mlx", "format_version": 1, "kind": "vision" | "lit",
  "encoder": VisionConfig | LiTConfig, "preprocessing": PreprocessConfig,
@@ -12,132 +13,138 @@ as an unknown key may mean something:
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aim_mlx.config import (
     LiTConfig,
     PreprocessConfig,
-    TextConfig,
     VisionConfig,
     from_dict,
+    is_real,
     to_dict,
 )
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.quantize import Quantization, quantization_from_dict
 from aim_mlx.weights.strict_json import at, read_object, show
 
+ModelConfig = VisionConfig | LiTConfig
+Values = Mapping[str, Any]
+
+FORMAT, FORMAT_VERSION = "aim-mlx", 1
 KINDS = {"vision": "a vision encoder", "lit": "a LiT model"}
+_KEYS = {"format", "format_version", "kind", "encoder", "preprocessing", "provenance"}
+
+# Our names -> those of transformers and of timm.
+_TRUNK = {
+    "embed_dim": "hidden_size",
+    "mlp_hidden_dim": "intermediate_size",
+    "num_blocks": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "rms_norm_eps": "rms_norm_eps",
+}
+_VISION = _TRUNK | {"patch_size": "patch_size", "image_size": "image_size", "native": "is_native"}
+_TEXT = _TRUNK | {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "eos_token_id": "eos_token_id",
+}
+_LIT = {"projection_dim": "projection_dim", "max_logit_scale": "max_logit_scale"}
+_TIMM = {
+    "embed_dim": "embed_dim",
+    "num_blocks": "depth",
+    "num_heads": "num_heads",
+    "patch_size": "patch_size",
+    "image_size": "img_size",
+    "mlp_ratio": "mlp_ratio",
+}
+# What would change the network is stated with these values or not at all.
+_FIXED = {
+    "hidden_act": ("silu", "swish"),
+    "num_channels": (3,),
+    "use_bias": (False,),
+    "qkv_bias": (False,),
+    "mlp_bias": (False,),
+}
 # transformers' class defaults write this value into the config.json of models that have another.
 _DEFAULT_PROJECTION_DIM = 512
 
 
 @dataclass(frozen=True)
-class TowerFacts:
-    """What is stated of one tower, by the names of VisionConfig and TextConfig; None is silence.
+class Stated:
+    """What config.json or `config=` states of a model; where it is silent, nothing is there.
 
-    `native` and `mlp_ratio` say in other words what those call `image_size` and `mlp_hidden_dim`.
+    `place` is for messages. `vision`, `text` and `lit` have values by the names of VisionConfig,
+    TextConfig and LiTConfig, unchecked. Only our own format states the whole `config` and a
+    `quantization`.
     """
 
-    embed_dim: int | None = None
-    mlp_hidden_dim: int | None = None
-    num_blocks: int | None = None
-    num_heads: int | None = None
-    rms_norm_eps: float | None = None
-    patch_size: int | None = None
-    image_size: int | None = None
-    native: bool | None = None
-    mlp_ratio: float | None = None
-    vocab_size: int | None = None
-    context_length: int | None = None
-    eos_token_id: int | None = None
-
-
-@dataclass(frozen=True)
-class ConfigFacts:
-    """What a config.json states; None where it is silent.
-
-    `source` is "aim-mlx", "transformers" or "timm"; `kind` is "vision" or "lit". Only our own
-    format states the whole `config` and a `quantization`.
-    """
-
-    source: str
-    kind: str
-    vision: TowerFacts = TowerFacts()
-    text: TowerFacts = TowerFacts()
-    projection_dim: int | None = None
-    max_logit_scale: float | None = None
+    place: str
+    kind: str | None = None
+    vision: Values = field(default_factory=dict)
+    text: Values = field(default_factory=dict)
+    lit: Values = field(default_factory=dict)
     preprocess: PreprocessConfig | None = None
-    config: VisionConfig | LiTConfig | None = None
+    config: ModelConfig | None = None
     quantization: Quantization | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def by_argument(cls, config: ModelConfig) -> "Stated":
+        """What the argument `config=` states."""
+        if isinstance(config, LiTConfig):
+            return cls("config=", "lit", vars(config.vision), vars(config.text), vars(config))
+        return cls("config=", "vision", vars(config))
 
-def check_kind(path: Path, facts: ConfigFacts, kind: str) -> None:
-    """Raises CheckpointError where config.json states the other kind of model."""
-    if facts.kind != kind:
-        raise CheckpointError(
-            f"{at(path)} states {KINDS[facts.kind]}, the weights beside it are {KINDS[kind]}: "
-            "use the config.json they were published with"
-        )
+    def check_kind(self, kind: str) -> None:
+        """Raises CheckpointError where the other kind of model is stated."""
+        if self.kind not in (None, kind):
+            raise CheckpointError(
+                f"{self.place} states {KINDS[self.kind]}, the weights are {KINDS[kind]}: "
+                f"{self._advice}"
+            )
 
+    def check(self, config: ModelConfig) -> None:
+        """Raises CheckpointError for what contradicts the sizes that the tensors state."""
+        if isinstance(config, LiTConfig):
+            self._check(self.vision, config.vision)
+            self._check(self.text, config.text)
+            self._check(self.lit, config)
+        else:
+            self._check(self.vision, config)
 
-def check_facts(path: Path, facts: ConfigFacts, config: VisionConfig | LiTConfig) -> None:
-    """Raises CheckpointError where config.json contradicts the sizes that the tensors state.
+    def _check(self, values: Values, config: Any) -> None:
+        for name, value in values.items():
+            real = getattr(config, name)
+            rounded = name == "mlp_ratio" and is_real(value)
+            if value != real and not (rounded and abs(value - real) * config.embed_dim < 1):
+                raise CheckpointError(
+                    f"{self.place} states {name} {show(value)}, the weights have {real}: "
+                    f"{self._advice}"
+                )
 
-    A `projection_dim` of 512 is passed over where the tensors have another: transformers writes its
-    class default there. Any other value must be true.
-    """
-    if not isinstance(config, LiTConfig):
-        _check_vision(path, facts.vision, config)
-        return
-    _check_vision(path, facts.vision, config.vision)
-    _check_tower(path, facts.text, config.text)
-    stated = facts.projection_dim
-    if stated not in (None, _DEFAULT_PROJECTION_DIM, config.projection_dim):
-        raise _contradiction(path, "projection_dim", stated, config.projection_dim)
-
-
-def _check_tower(path: Path, facts: TowerFacts, config: VisionConfig | TextConfig) -> None:
-    """Every plain number that both state."""
-    for name in [f.name for f in fields(facts) if f.name != "image_size"]:
-        stated, found = getattr(facts, name), getattr(config, name, None)
-        if stated is not None and found is not None and stated != found:
-            raise _contradiction(path, name, stated, found)
-
-
-def _check_vision(path: Path, facts: TowerFacts, config: VisionConfig) -> None:
-    _check_tower(path, facts, config)
-    if facts.native is not None and facts.native != (config.image_size is None):
-        found = "no position tensor" if config.image_size is None else "a position tensor"
-        raise _contradiction(path, "native", facts.native, found)
-    # A native model has no size of its own; its config.json may still repeat a class default.
-    if not facts.native and facts.image_size not in (None, config.image_size):
-        found = config.image_size or "no position tensor"
-        raise _contradiction(path, "image_size", facts.image_size, found)
-    if facts.mlp_ratio is not None:
-        stated = facts.mlp_ratio * config.embed_dim
-        if abs(stated - config.mlp_hidden_dim) >= 1:
-            raise _contradiction(path, "mlp_hidden_dim", stated, config.mlp_hidden_dim)
+    @property
+    def _advice(self) -> str:
+        if self.place == "config=":
+            return "correct config="
+        return "use the config.json they were published with"
 
 
-def _contradiction(path: Path, name: str, stated: object, found: object) -> CheckpointError:
-    return CheckpointError(
-        f"{at(path)} states {name} {stated}, the weights beside it have {found}: "
-        "use the config.json they were published with"
-    )
-
-
-FORMAT, FORMAT_VERSION = "aim-mlx", 1
-
-_KEYS = {"format", "format_version", "kind", "encoder", "preprocessing", "provenance"}
+def read_config(path: Path) -> Stated:
+    """What a config.json states; raises CheckpointError for an unreadable or unknown one."""
+    values = read_object(path)
+    if "format" in values:
+        return _ours(path, values)
+    if "architecture" in values and "model_type" not in values:
+        return _timm(path, values)
+    return _transformers(path, values)
 
 
 def our_values(
-    config: VisionConfig | LiTConfig,
+    config: ModelConfig,
     preprocess: PreprocessConfig,
-    provenance: Mapping[str, Any],
+    provenance: Values,
     quantization: Quantization | None = None,
 ) -> dict[str, Any]:
     """The content of config.json for a folder that is written."""
@@ -153,8 +160,7 @@ def our_values(
     }
 
 
-def read_ours(path: Path, values: dict[str, Any]) -> ConfigFacts:
-    """The facts of a config.json of our format; raises CheckpointError."""
+def _ours(path: Path, values: Values) -> Stated:
     _check_keys(path, values)
     kinds: dict[str, Any] = {"vision": VisionConfig, "lit": LiTConfig}
     kind = values["kind"]
@@ -165,9 +171,9 @@ def read_ours(path: Path, values: dict[str, Any]) -> ConfigFacts:
     quantization = None
     if "quantization" in values:
         quantization = quantization_from_dict(path, values["quantization"])
-    return ConfigFacts(
-        source=FORMAT,
-        kind=kind,
+    return Stated(
+        at(path),
+        kind,
         preprocess=from_dict(PreprocessConfig, values["preprocessing"]),
         config=from_dict(kinds[kind], values["encoder"]),
         quantization=quantization,
@@ -175,7 +181,7 @@ def read_ours(path: Path, values: dict[str, Any]) -> ConfigFacts:
     )
 
 
-def _check_keys(path: Path, values: dict[str, Any]) -> None:
+def _check_keys(path: Path, values: Values) -> None:
     version = values.get("format_version")
     if values["format"] != FORMAT or type(version) is not int or version < 1:
         raise CheckpointError(
@@ -196,20 +202,7 @@ def _check_keys(path: Path, values: dict[str, Any]) -> None:
         )
 
 
-LARGEST_SIZE = 2**20  # of anything config.json states; the widest published layer has 16 thousand
-
-
-def read_config(path: Path) -> ConfigFacts:
-    """The facts of a config.json; raises CheckpointError for an unreadable or unknown one."""
-    values = read_object(path)
-    if "format" in values:
-        return read_ours(path, values)
-    if "architecture" in values and "model_type" not in values:
-        return _timm(path, values)
-    return _transformers(path, values)
-
-
-def _transformers(path: Path, values: dict[str, Any]) -> ConfigFacts:
+def _transformers(path: Path, values: Values) -> Stated:
     """The reference's first snapshots (`aimv2`) and transformers' own (`aimv2_vision_model`)."""
     model_type = values.get("model_type")
     if model_type == "aimv2_text_model":
@@ -223,68 +216,27 @@ def _transformers(path: Path, values: dict[str, Any]) -> ConfigFacts:
             "this is not an AIMv2 encoder"
         )
     if model_type == "aimv2" and ("vision_config" in values or "text_config" in values):
-        vision = _object(path, values, "vision_config")
-        text = _object(path, values, "text_config")
-        return ConfigFacts(
-            source="transformers",
-            kind="lit",
-            vision=_vision_tower(path, vision),
-            text=_text_tower(path, text),
-            projection_dim=_size(path, values, "projection_dim"),
-            max_logit_scale=_number(path, values, "max_logit_scale"),
+        lit = _stated(path, values, _LIT)
+        if lit.get("projection_dim") == _DEFAULT_PROJECTION_DIM:
+            del lit["projection_dim"]
+        return Stated(
+            at(path),
+            "lit",
+            _vision(path, _object(path, values, "vision_config")),
+            _stated(path, _object(path, values, "text_config"), _TEXT),
+            lit,
         )
-    return ConfigFacts("transformers", "vision", _vision_tower(path, values))
+    return Stated(at(path), "vision", _vision(path, values))
 
 
-def _vision_tower(path: Path, values: Mapping[str, Any]) -> TowerFacts:
-    native = values.get("is_native")
-    if native is not None and type(native) is not bool:
-        raise CheckpointError(f"{at(path)}: is_native must be true or false, got {show(native)}")
-    if values.get("num_channels") not in (None, 3):
-        raise CheckpointError(
-            f"{at(path)}: num_channels must be 3, got {show(values['num_channels'])}"
-        )
-    return TowerFacts(
-        **_trunk(path, values),
-        patch_size=_size(path, values, "patch_size"),
-        image_size=_size(path, values, "image_size"),
-        native=native,
-    )
+def _vision(path: Path, values: Values) -> Values:
+    stated = _stated(path, values, _VISION)
+    if stated.get("native") is True:  # without a size of its own, it may repeat a class default
+        stated.pop("image_size", None)
+    return stated
 
 
-def _text_tower(path: Path, values: Mapping[str, Any]) -> TowerFacts:
-    end = values.get("eos_token_id")
-    if end is not None and (type(end) is not int or not 0 <= end < LARGEST_SIZE):
-        raise CheckpointError(
-            f"{at(path)}: eos_token_id must be a whole number from 0, got {show(end)}"
-        )
-    return TowerFacts(
-        **_trunk(path, values),
-        vocab_size=_size(path, values, "vocab_size"),
-        context_length=_size(path, values, "max_position_embeddings"),
-        eos_token_id=end,
-    )
-
-
-def _trunk(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What both towers state of their blocks; raises CheckpointError for blocks of another kind."""
-    if values.get("hidden_act") not in (None, "silu", "swish"):
-        raise CheckpointError(
-            f"{at(path)}: hidden_act must be silu, got {show(values['hidden_act'])}"
-        )
-    for name in ("use_bias", "qkv_bias", "mlp_bias"):
-        if values.get(name):
-            raise CheckpointError(f"{at(path)}: {name} must be false, got {show(values[name])}")
-    return {
-        "embed_dim": _size(path, values, "hidden_size"),
-        "mlp_hidden_dim": _size(path, values, "intermediate_size"),
-        "num_blocks": _size(path, values, "num_hidden_layers"),
-        "num_heads": _size(path, values, "num_attention_heads"),
-        "rms_norm_eps": _number(path, values, "rms_norm_eps"),
-    }
-
-
-def _timm(path: Path, values: dict[str, Any]) -> ConfigFacts:
+def _timm(path: Path, values: Values) -> Stated:
     """timm's config.json: an architecture by name, arguments that differ from it, preprocessing."""
     architecture = values["architecture"]
     if not isinstance(architecture, str) or not architecture.startswith("aimv2_"):
@@ -292,69 +244,54 @@ def _timm(path: Path, values: dict[str, Any]) -> ConfigFacts:
             f"{at(path)}: architecture must start with aimv2_, got {show(architecture)}: "
             "this is not an AIMv2 encoder"
         )
-    arguments = _object(path, values, "model_args")
-    pretrained = _object(path, values, "pretrained_cfg")
-    image_size = _size(path, arguments, "img_size")
-    preprocess = _timm_preprocess(path, pretrained)
-    if image_size is None and preprocess is not None:
-        image_size = preprocess.crop_size
-    vision = TowerFacts(
-        embed_dim=_size(path, arguments, "embed_dim") or _size(path, values, "num_features"),
-        num_blocks=_size(path, arguments, "depth"),
-        num_heads=_size(path, arguments, "num_heads"),
-        patch_size=_size(path, arguments, "patch_size"),
-        image_size=image_size,
-        mlp_ratio=_number(path, arguments, "mlp_ratio"),
-    )
-    return ConfigFacts("timm", "vision", vision, preprocess=preprocess)
+    preprocess = _timm_preprocess(path, _object(path, values, "pretrained_cfg"))
+    stated = _stated(path, values, {"embed_dim": "num_features"})
+    if preprocess is not None:
+        stated["image_size"] = preprocess.crop_size
+    stated |= _stated(path, _object(path, values, "model_args"), _TIMM)
+    return Stated(at(path), "vision", stated, preprocess=preprocess)
 
 
-def _timm_preprocess(path: Path, values: Mapping[str, Any]) -> PreprocessConfig | None:
+def _timm_preprocess(path: Path, values: Values) -> PreprocessConfig | None:
     """The preprocessing of a `pretrained_cfg`, None if it states none."""
     if "input_size" not in values:
         return None
     size = values["input_size"]
-    if not isinstance(size, list) or len(size) != 3 or size[0] != 3:
+    if not isinstance(size, list) or len(size) != 3 or size[0] != 3 or size[1] != size[2]:
         raise CheckpointError(f"{at(path)}: input_size must be [3, S, S], got {show(size)}")
-    crop = _size(path, {"input_size": size[1:]}, "input_size")
-    crop_pct = _number(path, values, "crop_pct") or 1.0
-    known = {"interpolation": ("bicubic",), "crop_mode": ("center",)}
-    for name, allowed in known.items():
-        if values.get(name, allowed[0]) not in allowed:
-            raise CheckpointError(
-                f"{at(path)}: {name} must be {allowed[0]}, got {show(values[name])}"
-            )
-    if crop is None or not 0 < crop_pct <= 1:
-        raise CheckpointError(f"{at(path)}: crop_pct must be above 0 and at most 1, got {crop_pct}")
+    for name, only in {"interpolation": "bicubic", "crop_mode": "center"}.items():
+        if values.get(name, only) != only:
+            raise CheckpointError(f"{at(path)}: {name} must be {only}, got {show(values[name])}")
+    crop, fraction = size[1], values.get("crop_pct")
+    fraction = 1 if fraction is None else fraction
+    if type(crop) is not int or not is_real(fraction) or not 0 < fraction <= 1:
+        raise CheckpointError(
+            f"{at(path)}: input_size must be whole numbers and crop_pct above 0 and at most 1, "
+            f"got {show(size)} and {show(fraction)}"
+        )
     optional = {name: values[name] for name in ("mean", "std") if name in values}
-    return PreprocessConfig(math.floor(crop / crop_pct), crop, **optional)
+    return PreprocessConfig(math.floor(min(crop / fraction, 1e9)), crop, **optional)
 
 
-def _object(path: Path, values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _stated(path: Path, values: Values, names: Mapping[str, str]) -> dict[str, Any]:
+    """What is stated, by our names; of two equal values, as for a square's sides, the one."""
+    for name, allowed in _FIXED.items():
+        if values.get(name) is not None and values[name] not in allowed:
+            raise CheckpointError(
+                f"{at(path)}: {name} must be {str(allowed[0]).lower()}, got {show(values[name])}"
+            )
+    stated = {}
+    for ours, theirs in names.items():
+        value = values.get(theirs)
+        if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+            value = value[0]
+        if value is not None:
+            stated[ours] = value
+    return stated
+
+
+def _object(path: Path, values: Values, name: str) -> Values:
     value = values.get(name)
     if value is not None and not isinstance(value, dict):
         raise CheckpointError(f"{at(path)}: {name} must be an object, got {show(value)}")
     return value or {}
-
-
-def _size(path: Path, values: Mapping[str, Any], name: str) -> int | None:
-    """A positive whole number, or two equal ones, far below what could exhaust a machine."""
-    value = values.get(name)
-    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
-        value = value[0]
-    if value is None:
-        return None
-    if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
-        raise CheckpointError(
-            f"{at(path)}: {name} must be a whole number from 1 to {LARGEST_SIZE}, got {show(value)}"
-        )
-    return value
-
-
-def _number(path: Path, values: Mapping[str, Any], name: str) -> float | None:
-    value = values.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
-        raise CheckpointError(f"{at(path)}: {name} must be a positive number, got {show(value)}")
-    return float(value)

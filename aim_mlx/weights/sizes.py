@@ -10,6 +10,7 @@ from typing import Any
 
 from aim_mlx.config import HEAD_DIM, LiTConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError
+from aim_mlx.weights.config_json import Stated
 from aim_mlx.weights.layouts import others
 from aim_mlx.weights.strict_json import show
 
@@ -39,71 +40,65 @@ def expected_shapes(config: VisionConfig | LiTConfig) -> dict[str, tuple[int, ..
     }
 
 
-def vision_config_from_tensors(
-    shapes: Shapes,
-    num_heads: int | None = None,
-    rms_norm_eps: float | None = None,
-    names: Callable[[str], str] = show,
-    prefix: str = "",
-) -> VisionConfig:
-    """The sizes that tensors in our names state; `num_heads` None means HEAD_DIM channels a head.
+def config_from_tensors(
+    shapes: Shapes, stated: Stated, kind: str, names: Callable[[str], str] = show
+) -> VisionConfig | LiTConfig:
+    """The sizes that tensors in our names state, and what is `stated` of what they cannot.
 
-    No position tensor means native resolution. `names` says how messages call one of our tensors.
-    Raises CheckpointError when a tensor that states a size is missing or of an impossible shape.
+    No position tensor means native resolution. Unless stated, a head has HEAD_DIM channels and the
+    last of the vocabulary ends a text. `names` says how messages call one of our tensors. Raises
+    CheckpointError when a tensor that states a size is missing or of an impossible shape.
     """
-    conv = _shape(shapes, f"{prefix}preprocessor.patchifier.proj.weight", 4, names)
-    dim, patch = conv[0], conv[1]
-    hidden = _shape(shapes, f"{prefix}trunk.blocks.0.mlp.fc1.weight", 2, names)[0]
-    positions = f"{prefix}preprocessor.pos_embed"
-    image_size = None
-    if positions in shapes:
-        count = _shape(shapes, positions, 3, names)[1]
-        side = math.isqrt(count)
-        if side < 1 or side * side != count:
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if name not in shapes:
             raise CheckpointError(
-                f"tensor {names(positions)} has {count} positions, expected a square number"
+                f"missing tensor {names(name)}: expected in every checkpoint of this kind; "
+                "download it again"
             )
-        image_size = side * patch
-    optional: dict[str, Any] = {} if rms_norm_eps is None else {"rms_norm_eps": rms_norm_eps}
-    return VisionConfig(
-        embed_dim=dim,
-        mlp_hidden_dim=hidden,
-        num_blocks=count_blocks(shapes, prefix),
-        num_heads=count_heads(dim) if num_heads is None else num_heads,
-        patch_size=patch,
-        image_size=image_size,
-        **optional,
-    )
+        if len(shapes[name]) != rank:
+            raise CheckpointError(
+                f"wrong shape of tensor {names(name)}: expected {rank} dimensions, "
+                f"got {list(shapes[name])}"
+            )
+        return shapes[name]
 
+    def trunk(prefix: str, dim: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "embed_dim": dim,
+            "mlp_hidden_dim": shape(f"{prefix}trunk.blocks.0.mlp.fc1.weight", 2)[0],
+            "num_blocks": _count_blocks(shapes, prefix),
+            "num_heads": values["num_heads"] if "num_heads" in values else _count_heads(dim),
+            **_only(values, "rms_norm_eps"),
+        }
 
-def text_config_from_tensors(
-    shapes: Shapes,
-    num_heads: int | None = None,
-    rms_norm_eps: float | None = None,
-    eos_token_id: int | None = None,
-    names: Callable[[str], str] = show,
-) -> TextConfig:
-    """The sizes of a text tower that tensors in our names state; raises CheckpointError.
+    def vision(prefix: str) -> VisionConfig:
+        dim, patch = shape(f"{prefix}preprocessor.patchifier.proj.weight", 4)[:2]
+        positions, image_size = f"{prefix}preprocessor.pos_embed", None
+        if positions in shapes:
+            count = shape(positions, 3)[1]
+            side = math.isqrt(count)
+            if side < 1 or side * side != count:
+                raise CheckpointError(
+                    f"tensor {names(positions)} has {count} positions, expected a square number"
+                )
+            image_size = side * patch
+        sizes = trunk(prefix, dim, stated.vision)
+        return VisionConfig(**sizes, patch_size=patch, image_size=image_size)
 
-    `eos_token_id` None means the last of the vocabulary, as in CLIP's.
-    """
-    vocab_size, dim = _shape(shapes, f"{_TEXT}preprocessor.text_embedding.weight", 2, names)
-    optional: dict[str, Any] = {} if rms_norm_eps is None else {"rms_norm_eps": rms_norm_eps}
-    return TextConfig(
-        embed_dim=dim,
-        mlp_hidden_dim=_shape(shapes, f"{_TEXT}trunk.blocks.0.mlp.fc1.weight", 2, names)[0],
-        num_blocks=count_blocks(shapes, _TEXT),
-        num_heads=count_heads(dim) if num_heads is None else num_heads,
-        vocab_size=vocab_size,
-        context_length=_shape(shapes, f"{_TEXT}preprocessor.positional_embedding", 2, names)[0],
-        eos_token_id=vocab_size - 1 if eos_token_id is None else eos_token_id,
-        **optional,
-    )
+    def text(prefix: str) -> TextConfig:
+        vocab_size, dim = shape(f"{prefix}preprocessor.text_embedding.weight", 2)
+        return TextConfig(
+            **trunk(prefix, dim, stated.text),
+            vocab_size=vocab_size,
+            context_length=shape(f"{prefix}preprocessor.positional_embedding", 2)[0],
+            eos_token_id=stated.text.get("eos_token_id", vocab_size - 1),
+        )
 
-
-def projection_dim_from_tensors(shapes: Shapes, names: Callable[[str], str] = show) -> int:
-    """The width of the space that both towers of a LiT model are projected to."""
-    return _shape(shapes, "image_projector.weight", 2, names)[0]
+    if kind == "vision":
+        return vision("")
+    projected = shape("image_projector.weight", 2)[0]
+    return LiTConfig(vision(IMAGE), text(_TEXT), projected, **_only(stated.lit, "max_logit_scale"))
 
 
 def check_shapes(shapes: Shapes, expected: Shapes, names: Callable[[str], str] = show) -> None:
@@ -125,7 +120,7 @@ def check_shapes(shapes: Shapes, expected: Shapes, names: Callable[[str], str] =
         )
 
 
-def count_heads(dim: int) -> int:
+def _count_heads(dim: int) -> int:
     """Heads of HEAD_DIM channels, which all published models have; raises CheckpointError."""
     if dim < HEAD_DIM or dim % HEAD_DIM:
         raise CheckpointError(
@@ -135,7 +130,7 @@ def count_heads(dim: int) -> int:
     return dim // HEAD_DIM
 
 
-def count_blocks(shapes: Shapes, prefix: str = "") -> int:
+def _count_blocks(shapes: Shapes, prefix: str) -> int:
     """One more than the largest block number; a gap shows later as a missing tensor."""
     start = f"{prefix}trunk.blocks."
     numbers = [int(n[len(start) :].split(".")[0]) for n in shapes if n.startswith(start)]
@@ -171,16 +166,5 @@ def _trunk_shapes(prefix: str, config: VisionConfig | TextConfig) -> dict[str, t
     return shapes | {f"{prefix}trunk.post_trunk_norm.weight": (dim,)}
 
 
-def _shape(shapes: Shapes, name: str, rank: int, names: Callable[[str], str]) -> tuple[int, ...]:
-    """The shape of a tensor that states a size."""
-    if name not in shapes:
-        raise CheckpointError(
-            f"missing tensor {names(name)}: expected in every checkpoint of this kind; "
-            "download it again"
-        )
-    if len(shapes[name]) != rank:
-        raise CheckpointError(
-            f"wrong shape of tensor {names(name)}: expected {rank} dimensions, "
-            f"got {list(shapes[name])}"
-        )
-    return shapes[name]
+def _only(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {name: values[name]} if name in values else {}
