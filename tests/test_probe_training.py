@@ -18,9 +18,10 @@ from aim_mlx.probe.config import PROTOCOLS, GridPoint, ProbeConfig, protocol
 from aim_mlx.probe.gradients import batch_gradients, logits_of
 from aim_mlx.probe.heads import KINDS, flat
 from aim_mlx.probe.losses import loss_sum, probabilities, targets_of, total_weight
-from aim_mlx.probe.training import GridTrainer, Labelled, _optimizer, epoch_rows
+from aim_mlx.probe.training import GridTrainer, Labelled, _is_matrix, epoch_rows
 from aim_mlx.report.figures import balanced_accuracy, mean_average_precision
 from aim_mlx.training import loop
+from aim_mlx.training.optimizer import adamw
 from aim_mlx.training.report import Silent
 from tests.probes import ArrayTokens, labelled, noisy_head, noisy_tokens, plain
 
@@ -90,7 +91,8 @@ def test_the_state_after_a_step_is_that_of_mlx_adamw_on_the_plain_head(clip_norm
 def test_weight_decay_pulls_at_matrices_and_at_no_query_or_bias(kind):
     head = noisy_head(kind=kind)
     before = {name: np.array(v) for name, v in flat(head.trainable_parameters()).items()}
-    optimizer = _optimizer(head, GridPoint(0.1, 0.5, False))
+    optimizer = adamw(head, 0.5, _is_matrix)
+    optimizer.learning_rate = 0.1
     nothing = tree_map(mx.zeros_like, head.trainable_parameters())
     optimizer.update(head, nothing)
     pulled = {

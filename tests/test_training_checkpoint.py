@@ -9,18 +9,23 @@ import pytest
 
 from aim_mlx.backend import mx
 from aim_mlx.errors import OutputError
-from aim_mlx.training.checkpoint import NAME, load_state, save_state
 from aim_mlx.training.folder import RUN, check_same_run
+from aim_mlx.training.loop import CHECKPOINT, load_state, save_state
 
 
 class Trainer:
     """A state of a few tensors."""
+
+    steps, done = 9, False
 
     def __init__(self, step: int = 0):
         self.step, self.history = step, [{"epoch": i} for i in range(step)]
         rng = np.random.default_rng(step)
         self.tensors = {"w": mx.array(rng.normal(size=(5, 7)).astype(np.float32))}
         self.tensors["count"] = mx.array(step, dtype=mx.uint64)
+
+    def run_step(self) -> None:
+        raise AssertionError("no step is done here")
 
     def state(self) -> dict[str, mx.array]:
         return self.tensors
@@ -40,7 +45,7 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
 
 def test_one_changed_bit_anywhere_is_refused_and_nothing_is_taken_up(tmp_path):
     save_state(tmp_path, Trainer(3))
-    path = tmp_path / NAME
+    path = tmp_path / CHECKPOINT
     sound = path.read_bytes()
     for place in range(8, len(sound)):
         damaged = bytearray(sound)
@@ -61,7 +66,7 @@ def test_a_state_of_another_run_is_refused_where_only_its_data_differ(tmp_path):
         (tmp_path / name / RUN).write_text(json.dumps({"data set": name}))
     save_state(tmp_path / "a", Trainer(3))
     assert load_state(tmp_path / "a", Trainer())
-    (tmp_path / "a" / NAME).rename(tmp_path / "b" / NAME)
+    (tmp_path / "a" / CHECKPOINT).rename(tmp_path / "b" / CHECKPOINT)
     with pytest.raises(OutputError, match=r"it is another run's.: remove it to start again"):
         load_state(tmp_path / "b", Trainer())
 

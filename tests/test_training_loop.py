@@ -11,7 +11,6 @@ import pytest
 from aim_mlx.backend import mx
 from aim_mlx.errors import Interrupted, OutputError
 from aim_mlx.training import loop
-from aim_mlx.training.checkpoint import NAME
 from aim_mlx.training.folder import RUN, begin, check_output, working
 from aim_mlx.training.report import Silent, advancing
 
@@ -107,7 +106,7 @@ def test_a_finished_run_does_no_step_and_writes_its_records_again(tmp_path):
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
     loop.run(Doubling(steps=4), tmp_path)
-    kept = (tmp_path / NAME).read_bytes()
+    kept = (tmp_path / loop.CHECKPOINT).read_bytes()
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -115,7 +114,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path, monkeyp
     monkeypatch.setattr(loop, "save_state", full)
     with pytest.raises(OutputError, match="cannot write .*: No space left.*resumes"):
         loop.run(Doubling(steps=6), tmp_path)
-    assert (tmp_path / NAME).read_bytes() == kept
+    assert (tmp_path / loop.CHECKPOINT).read_bytes() == kept
 
 
 def test_the_work_before_the_first_step_ends_once_it_should_stop():

@@ -55,7 +55,7 @@ def freeze_trunk(model: LiTModel) -> None:
     model.image_encoder.head.unfreeze()
 
 
-def decays(name: str, _: object = None) -> bool:
+def decays(name: str) -> bool:
     """Whether weight decay pulls at a parameter: the matrices, no gain, bias, position or scale."""
     return name.endswith(".weight") and "norm" not in name
 

@@ -19,6 +19,7 @@ from aim_mlx.lit_training.features import Split
 from aim_mlx.lit_training.model import decays
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.pooling import normalized
+from aim_mlx.training.optimizer import adamw
 from aim_mlx.words.tokenizer import Tokenizer
 
 LARGEST_LOG_SCALE = math.log(100.0)
@@ -52,7 +53,7 @@ def no_counterexamples(images: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 _SHARE = 16  # pairs that a core has at least, where a batch is divided among them
-_BETAS = [0.9, 0.98]  # of CLIP: the second moment follows the falling loss sooner than 0.999
+_BETAS = 0.9, 0.98  # of CLIP: the second moment follows the falling loss sooner than 0.999
 
 
 _RECORDS, _EVALUATIONS = 200, 20  # at most, of a run
@@ -74,12 +75,7 @@ class Trainer:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self):
-        kinds = [
-            optim.AdamW(0.0, _BETAS, weight_decay=decay, bias_correction=True)
-            for decay in (self.config.weight_decay, 0.0)
-        ]
-        self._optimizer = optim.MultiOptimizer(kinds, [decays])
-        self._optimizer.init(self.model.trainable_parameters())
+        self._optimizer = adamw(self.model, self.config.weight_decay, decays, _BETAS)
         self._loss_and_gradient = nn.value_and_grad(self.model, self._loss)
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
@@ -149,12 +145,9 @@ class Trainer:
 
     def restore(self, state: dict[str, mx.array], step: int, history: list[dict[str, Any]]) -> None:
         """Takes up the state of another trainer of the same configuration."""
-        parts: dict[str, list[tuple[str, mx.array]]] = {"model": [], "optimizer": []}
-        for name, value in state.items():
-            part, _, rest = name.partition(".")
-            parts[part].append((rest, value))
-        self.model.load_weights(parts["model"], strict=False)
-        self._optimizer.state = tree_unflatten(parts["optimizer"])
+        parts: Any = tree_unflatten(list(state.items()))
+        self.model.update(parts["model"])
+        self._optimizer.state = parts["optimizer"]
         self.step, self.history = step, history
 
     def _loss(

@@ -20,6 +20,7 @@ from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
 from aim_mlx.probe.losses import loss_sum, targets_of, total_weight
 from aim_mlx.report.figures import measured
 from aim_mlx.tokens.source import TokenSource
+from aim_mlx.training.optimizer import adamw
 from aim_mlx.training.schedule import warm_cosine
 
 
@@ -88,7 +89,10 @@ class GridTrainer:
             new_head(head_config(config, point, dim, classes, heads), config.seed)
             for point in config.grid
         ]
-        self._optimizers = [_optimizer(h, p) for h, p in zip(self._heads, config.grid, strict=True)]
+        self._optimizers = [
+            adamw(head, point.weight_decay, _is_matrix)
+            for head, point in zip(self._heads, config.grid, strict=True)
+        ]
         self._alive = np.ones(len(self._heads), np.int32)
         self._losses = np.zeros(len(self._heads), np.float32)  # of this epoch, summed over steps
         self._kept = self._parameters(0)  # of the best head so far
@@ -184,18 +188,13 @@ class GridTrainer:
 
     def restore(self, state: dict[str, mx.array], step: int, history: list[dict[str, Any]]) -> None:
         """Takes up the state of another trainer of the same configuration."""
-        named: dict[str, list[tuple[str, mx.array]]] = {}
-        for name, value in state.items():
-            part, _, rest = name.partition(".")
-            named.setdefault(part, []).append((rest, value))
-        heads: Any = tree_unflatten(named["heads"])
-        optimizers: Any = tree_unflatten(named["optimizers"])
-        for head, parameters in zip(self._heads, heads, strict=True):
-            head.load_weights(list(flat(parameters).items()), strict=True)
-        for optimizer, values in zip(self._optimizers, optimizers, strict=True):
+        parts: Any = tree_unflatten(list(state.items()))
+        for head, parameters in zip(self._heads, parts["heads"], strict=True):
+            head.update(parameters)
+        for optimizer, values in zip(self._optimizers, parts["optimizers"], strict=True):
             optimizer.state = values
         self._alive, self._losses = np.array(state["alive"]), np.array(state["losses"])
-        self._kept = dict(named["kept"])
+        self._kept = flat(parts["kept"])
         self.step, self.history = step, history
 
     def _moments(
@@ -285,15 +284,8 @@ def epoch_rows(count: int, config: ProbeConfig, epoch: int) -> list[np.ndarray]:
     return np.array_split(order, -(-count // config.batch_size))
 
 
-def _optimizer(head: Head, point: GridPoint) -> optim.Optimizer:
-    kinds = [
-        optim.AdamW(point.learning_rate, [0.9, 0.999], weight_decay=decay, bias_correction=True)
-        for decay in (point.weight_decay, 0.0)
-    ]
-    # Weight decay pulls at the matrices, at no query or bias.
-    optimizer = optim.MultiOptimizer(kinds, [lambda name, _: name.endswith(".weight")])
-    optimizer.init(head.trainable_parameters())
-    return optimizer
+def _is_matrix(name: str) -> bool:
+    return name.endswith(".weight")  # no query or bias decays
 
 
 def _clip(
