@@ -144,7 +144,7 @@ def test_half_precision_attends_with_a_softmax_in_float32(dtype, monkeypatch):
     assert layers.attend(q, q, q).dtype == dtype
     assert seen == [mx.float32]
     monkeypatch.setattr(folded, "on_gpu", lambda: True)
-    _, weights = folded.attend(q[0], q[0, 0, :3])
+    _, weights = folded.attend_folded(q[0], q[0, 0, :3])
     assert weights.dtype == mx.float32
 
 

@@ -10,7 +10,7 @@ import safetensors.numpy
 from aim_mlx.backend import mx, nn
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models import query_attention as folded
-from aim_mlx.models.query_attention import attend, query_gradient
+from aim_mlx.models.query_attention import attend_folded, query_gradient
 from aim_mlx.probe.batch_norm import measure
 from aim_mlx.probe.head_files import load_head
 from aim_mlx.probe.heads import KINDS, HeadConfig, flat, new_head
@@ -60,7 +60,7 @@ def test_attention_has_a_gradient_for_tokens_and_weights_too():
     )
 
     def ours(tokens, queries):
-        means, weights = attend(tokens, queries)
+        means, weights = attend_folded(tokens, queries)
         return (means * of_means).sum() + (weights * of_weights).sum()
 
     def automatic(tokens, queries):
@@ -81,14 +81,14 @@ def test_products_divided_into_some_tokens_at_a_time_give_the_same(monkeypatch, 
     )
 
     def loss(tokens, queries):
-        means, weights = attend(tokens, queries)
+        means, weights = attend_folded(tokens, queries)
         parts = {"means": (means * of_means).sum(), "weights": (weights * of_weights).sum()}
         return sum(parts.values()) if of == "both" else parts[of]
 
     found = []
     for rows in (6, 2):
         monkeypatch.setattr(folded, "_rows_at_once", lambda shape, K, rows=rows: rows)
-        found.append([*attend(tokens, queries), *mx.grad(loss, (0, 1))(tokens, queries)])
+        found.append([*attend_folded(tokens, queries), *mx.grad(loss, (0, 1))(tokens, queries)])
         found[-1].append(query_gradient(tokens, found[-1][1], of_means))
     assert all(float(mx.abs(each).max()) > 0.1 for each in found[0])
     for one, other in zip(*found, strict=True):
@@ -104,7 +104,7 @@ def test_tokens_are_divided_evenly_and_never_into_crumbs(tokens, K):
 
 def test_large_scores_do_not_overflow():
     tokens = mx.array(noisy_tokens()).astype(mx.float32) * 1e4
-    means, weights = attend(tokens, mx.ones((2, 32)))
+    means, weights = attend_folded(tokens, mx.ones((2, 32)))
     assert np.isfinite(np.array(means)).all()
     assert_close(weights.sum(axis=1), np.ones((11, 2)))
 

@@ -2,7 +2,7 @@
 
 from aim_mlx.backend import mx, nn
 from aim_mlx.errors import UsageError
-from aim_mlx.models.query_attention import attend, folded_queries, project
+from aim_mlx.models.query_attention import attend_folded, folded_queries, project
 
 POOLINGS = ("mean", "max", "gem")
 _GEM_POWER = 3.0
@@ -61,7 +61,7 @@ class AttentionPool(nn.Module):
 
     def __call__(self, tokens: mx.array) -> mx.array:
         queries = folded_queries(self.cls_token[0], self.k.weight, self._heads)
-        averaged, _ = attend(tokens, queries)
+        averaged, _ = attend_folded(tokens, queries)
         return self.linear(project(averaged.swapaxes(0, 1), self.v.weight))
 
     def each(self, tokens: mx.array) -> mx.array:

@@ -34,7 +34,7 @@ def folded_queries(queries: mx.array, keys: mx.array, heads: int) -> mx.array:
     return folded.swapaxes(0, 1).reshape(Q * heads, D)
 
 
-def attend(tokens: mx.array, queries: mx.array) -> tuple[mx.array, mx.array]:
+def attend_folded(tokens: mx.array, queries: mx.array) -> tuple[mx.array, mx.array]:
     """Tokens (B, N, D), folded queries (K, D) -> weighted means (B, K, D) and weights (B, N, K).
 
     Scores and softmax run in float32; the weights of a query sum to one over the tokens.
@@ -64,9 +64,9 @@ def _attend_gradient(
 
 
 def query_gradient(tokens: mx.array, weights: mx.array, of_means: mx.array) -> mx.array:
-    """From the gradient of attend's means (B, K, D) to that of its queries (K, D).
+    """From the gradient of the means (B, K, D) to that of its queries (K, D).
 
-    `weights` are those that attend gave; for where tokens are not to be held until the gradient.
+    `weights` are those of `attend_folded`; for where tokens are not held until the gradient.
     """
     return _summed_over_images(tokens, _score_gradient(tokens, weights, of_means))
 

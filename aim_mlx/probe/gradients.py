@@ -14,7 +14,7 @@ import numpy as np
 
 from aim_mlx.backend import mx, tree_map, tree_unflatten
 from aim_mlx.models.pooling import pool
-from aim_mlx.models.query_attention import attend, query_gradient
+from aim_mlx.models.query_attention import attend_folded, query_gradient
 from aim_mlx.probe.batch_norm import ImageMoments, Moments, Normalisation, measure
 from aim_mlx.probe.chunks import Part, over_chunks, rounds
 from aim_mlx.probe.heads import Head, flat
@@ -134,7 +134,9 @@ def _average(parts: Sequence[Part], queries: mx.array, heads: int) -> list[_Read
     """Reads the tokens of parts: the means by all queries."""
     read = {part.lane: _Read(part) for part in parts}
     averaged: dict[int, list[mx.array]] = {part.lane: [] for part in parts}
-    for part, places, found in over_chunks(parts, lambda _, __, tokens: attend(tokens, queries)):
+    for part, places, found in over_chunks(
+        parts, lambda _, __, tokens: attend_folded(tokens, queries)
+    ):
         averaged[part.lane].append(found[0].swapaxes(0, 1))
         read[part.lane].weights[places.start] = found[1]
     for lane, each in read.items():

@@ -13,7 +13,7 @@ import numpy as np
 from aim_mlx.backend import check_not_forked, mx, nn, tree_flatten
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.pooling import pool
-from aim_mlx.models.query_attention import attend, folded_queries, project
+from aim_mlx.models.query_attention import attend_folded, folded_queries, project
 from aim_mlx.probe.batch_norm import MOMENTUM, Moments, Normalisation, measure
 from aim_mlx.probe.config import KINDS
 from aim_mlx.weights.initial import initial_tensor
@@ -129,7 +129,7 @@ class Head(nn.Module):
             norm = self.bn.normalisation
         if not self._config.attends:
             return self.classify(pool(tokens, self._config.kind), norm)
-        return self.classify(attend(tokens, self.queries(norm))[0].swapaxes(0, 1), norm)
+        return self.classify(attend_folded(tokens, self.queries(norm))[0].swapaxes(0, 1), norm)
 
     def queries(self, norm: Normalisation | None = None) -> mx.array:
         """(K, D) to weigh raw tokens with, normalisation folded in; K = queries * heads, or 0."""
@@ -162,7 +162,7 @@ class Head(nn.Module):
         if not self._config.attends:
             raise UsageError(f"a head of kind {self._config.kind!r} has no attention to show")
         queries = self.queries(self.bn.normalisation if self._config.batch_norm else None)
-        return attend(tokens.astype(mx.float32), queries)[1].swapaxes(1, 2)
+        return attend_folded(tokens.astype(mx.float32), queries)[1].swapaxes(1, 2)
 
 
 def normalised_input(config: HeadConfig, tokens: mx.array) -> mx.array:
