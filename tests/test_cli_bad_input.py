@@ -28,11 +28,11 @@ DECODING = """
 import os, sys, time
 import aim_mlx.images
 stream = sys.modules["aim_mlx.images.stream"]
-decode = stream._sample
+decode = stream._Work.sample
 def decode_with_hook(*arguments):
     {hook}
     return decode(*arguments)
-stream._sample = decode_with_hook
+stream._Work.sample = decode_with_hook
 """
 
 # There it waits for a file, so that an interrupt comes while an image is decoded, however long the
