@@ -47,14 +47,14 @@ def test_a_sound_store_ends_with_zero_and_its_account(capsys, work):
     ]
 
 
-def test_a_damaged_shard_is_one_line_and_embedding_again_mends_it(capsys, work):
+def test_a_damaged_shard_is_one_line_and_embedding_again_repairs_it(capsys, work):
     path = work / "store" / "rows-000000.parquet"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     code, _, err = run(capsys, "store", "--sample", "2")
     assert code == 5 and "rows-000000.parquet" in err[0] and "embed again" in err[0]
-    assert "mend the store first" in err[1] and err[2].startswith("1 fault: ")
+    assert "repair the store first" in err[1] and err[2].startswith("1 fault: ")
     assert cli._run(["embed", "photos", "-o", "store", "--model", "model"]) == 3
     capsys.readouterr()
     assert run(capsys, "store")[0] == 0

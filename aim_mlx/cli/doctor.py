@@ -3,17 +3,18 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow", "safetensors", "huggingface-hub")
+_PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow", "safetensors", "huggingface-hub")
 
 
 def doctor() -> None:
     """Report what this machine runs on.
 
-    Device, BLAS and versions, and what would make it faster.
+    Shows the device, BLAS and versions, and what would make it faster.
     """
-    print(f"system       {platform.system()} {platform.machine()}, Python {_python()}")
-    for package in PACKAGES:
-        print(f"{package:<12} {_installed(package)}")
+    python = platform.python_version()
+    print(f"system       {platform.system()} {platform.machine()}, Python {python}")
+    for package in _PACKAGES:
+        print(f"{package:<12} {_installed(package) or 'missing'}")
     from aim_mlx import backend  # reports a missing back end in one line
 
     print(f"device       {backend.device_name()}")
@@ -30,22 +31,19 @@ def _blas(blas, on_gpu: bool) -> str:
         return "not needed on this device"
     if blas.state == "missing":
         return f"{LIBRARY} is missing, so matrices multiply 17 to 35 times slower: {INSTALL}"
-    return "OpenBLAS came too late: import aim_mlx before mlx"
+    return "OpenBLAS was not loaded, because mlx was imported first: import aim_mlx before mlx"
 
 
 def _heif() -> str:
     if platform.system() == "Darwin":
         return "decoded by macOS"
-    missing = "not installed: pip install 'aim-mlx[heif]'"
-    return missing if _installed("pillow-heif") == "missing" else "pillow-heif"
+    if _installed("pillow-heif"):
+        return "pillow-heif"
+    return "not installed: pip install 'aim-mlx[heif]'"
 
 
-def _installed(package: str) -> str:
+def _installed(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "missing"
-
-
-def _python() -> str:
-    return platform.python_version()
+        return None

@@ -7,47 +7,46 @@ from typing import Annotated
 
 import typer
 
+from aim_mlx.cli.options import Overwrite, Store
+from aim_mlx.wording import counted, escaped
+
 
 def export(
-    store: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of a store.")],
+    store: Store,
     target: Annotated[
         Path,
         typer.Argument(metavar="FILE", help=".npz, .npy, .safetensors, .parquet or .jsonl."),
     ],
     thumbnails: Annotated[
         bool,
-        typer.Option("--thumbnails", help="With small pictures, for embedding-atlas (.parquet)."),
+        typer.Option("--thumbnails", help="Add small pictures, for embedding-atlas (.parquet)."),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the file if it is there.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the rows of a store to one file."""
-    from aim_mlx.cli.terminal import escaped
     from aim_mlx.errors import UsageError
     from aim_mlx.store.export import IllustratedRows, Rows, write_file
     from aim_mlx.store.reader import EmbeddingStore, reading
-    from aim_mlx.wording import counted
 
     if thumbnails and target.suffix != ".parquet":
         raise UsageError(f"--thumbnails needs a .parquet file, got {target.name!r}")
 
-    def written(opened: EmbeddingStore) -> tuple[EmbeddingStore, Rows]:
+    def written(opened: EmbeddingStore) -> list[str]:
         rows = IllustratedRows(opened) if thumbnails else Rows(opened)
         write_file(rows, target, overwrite)
-        return opened, rows
+        notes = [f"{counted(rows.shape[0], 'row')} of {rows.shape[1]:,} numbers: {target}"]
+        if not opened.finished:
+            note = "note: the last run into this store was not finished; these are the rows so far"
+            notes.insert(0, note)
+        if isinstance(rows, IllustratedRows):
+            if rows.missing:
+                gone = counted(rows.missing, "photo is", "photos are")
+                notes.append(f"{gone} gone or changed, so the image is null")
+            file = shlex.quote(str(target))
+            notes.append(
+                f"look at them with: embedding-atlas {file} --vector embedding --image image"
+            )
+        return notes
 
-    opened, rows = reading(store, written)
-    if not opened.finished:
-        _say("note: the last run into this store was not finished; these are the rows so far")
-    _say(f"{counted(rows.shape[0], 'row')} of {rows.shape[1]:,} numbers: {escaped(str(target))}")
-    if isinstance(rows, IllustratedRows):
-        if rows.missing:
-            gone = counted(rows.missing, "photo is", "photos are")
-            _say(f"{gone} gone or changed, with null as the image")
-        shown = escaped(shlex.quote(str(target)))
-        _say(f"to look at them: embedding-atlas {shown} --vector embedding --image image")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    for note in reading(store, written):
+        print(escaped(note), file=sys.stderr)

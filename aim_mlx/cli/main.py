@@ -45,6 +45,7 @@ from aim_mlx.errors import (
 )
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_INTERRUPTED = "interrupted"
 _LONGEST_LINE = 2000  # characters of a message, which may quote a checkpoint's text
 
 app = App(
@@ -109,43 +110,45 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    """The exit code of a command; with --debug its errors are raised."""
     if arguments in [[], *([group.name] for group in app.registered_groups)]:
         arguments = [*arguments, "--help"]
     try:
         result = app(args=arguments, prog_name="aim-mlx", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
-        if result == 130:  # typer's own way to end at Ctrl-C says nothing
-            return _fail("interrupted", 130)
-        return result if isinstance(result, int) else 0
-    except (KeyboardInterrupt, Abort):
-        return _fail("interrupted", 130)
-    except TyperException as error:
-        if "--debug" in arguments:
-            raise
-        return _fail(error.format_message(), 2)
-    except AimError as error:
-        if isinstance(error, BackendError) and is_interrupt(error):
-            return _fail("interrupted", 130)
-        if "--debug" in arguments:
-            raise
-        return _fail(str(error), error.exit_code)
     except BrokenPipeError:
         _give_up_stdout()
         return 1
-    except Exception as error:
-        if is_interrupt(error):
-            return _fail("interrupted", 130)
-        if "--debug" in arguments:
+    except (KeyboardInterrupt, Exception) as error:
+        message, code = _explained(error)
+        if "--debug" in arguments and message != _INTERRUPTED:
             raise
         if isinstance(error, OSError) and error.errno in _STORAGE:
             _give_up_stdout()
-            return _fail(f"cannot write: {error.strerror}: make room and run again", 5)
-        if isinstance(error, FileNotFoundError) and _is_working_folder_gone():
-            return _fail("the folder that this was started in is gone: go to another", 2)
-        if _is_out_of_memory(error):
-            return _fail("out of memory: close other programs, or raise the limit (ulimit -v)", 1)
-        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+        return _fail(message, code)
+    if result == 130:  # typer's own way to end at Ctrl-C says nothing
+        return _fail(_INTERRUPTED, 130)
+    return result if isinstance(result, int) else 0
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
+    """What went wrong in a line, and the exit code."""
+    if isinstance(error, TyperException):
+        return error.format_message(), 2
+    if isinstance(error, AimError) and not (
+        isinstance(error, BackendError) and is_interrupt(error)
+    ):
+        return str(error), error.exit_code
+    if isinstance(error, Abort) or is_interrupt(error):
+        return _INTERRUPTED, 130
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        return f"cannot write: {error.strerror}: make room and run again", 5
+    if isinstance(error, FileNotFoundError) and _is_working_folder_gone():
+        return "the folder that this was started in is gone: go to another", 2
+    if _is_out_of_memory(error):
+        return "out of memory: close other programs, or raise the limit (ulimit -v)", 1
+    return f"{type(error).__name__}: {error} (--debug shows where)", 1
 
 
 def _is_working_folder_gone() -> bool:
@@ -162,7 +165,7 @@ def _give_up_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Also where the system had no room for a thread's stack or for a library."""
     texts = ("can't start new thread", "failed to map segment", "cannot allocate memory")
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in texts)

@@ -44,7 +44,7 @@ MultiLabel = Annotated[
     typer.Option("--multi-label", help="An image may have several classes; in a table sky;sea."),
 ]
 AllowEmpty = Annotated[
-    bool, typer.Option("--allow-empty", help="Leave classes without images out.")
+    bool, typer.Option("--allow-empty", help="Leave out classes that have no images.")
 ]
 PathColumn = Annotated[str, typer.Option(help="In a table, the column with the images.")]
 LabelColumn = Annotated[str, typer.Option(help="In a table, the column with the classes.")]
@@ -52,9 +52,9 @@ SplitColumn = Annotated[
     str | None,
     typer.Option(help="In a table, the column with train, val and test.  [default: split]"),
 ]
-Gone = Annotated[bool, typer.Option("--gone", help="Also photos whose files are gone.")]
+Gone = Annotated[bool, typer.Option("--gone", help="Include photos whose files are gone.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Follow links to folders.")]
-Hidden = Annotated[bool, typer.Option("--hidden", help="Enter hidden folders (.name) too.")]
+Hidden = Annotated[bool, typer.Option("--hidden", help="Also enter hidden folders (.name).")]
 
 # What is written
 

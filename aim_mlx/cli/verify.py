@@ -2,137 +2,126 @@
 
 import json
 import sys
-from pathlib import Path
+from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aim_mlx.cli.options import Offline
-from aim_mlx.wording import counted
+from aim_mlx.cli.options import AsJson, Offline, Store
+from aim_mlx.wording import counted, escaped
 
 if TYPE_CHECKING:
     from aim_mlx.store.reader import EmbeddingStore
-    from aim_mlx.store.verify import Fault, Findings
-
-_UNFINISHED = 1
+    from aim_mlx.store.verify import Fault, Findings, SampledRow
 
 
 def verify(
-    store: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of a store.")],
+    store: Store,
     sample: Annotated[
         int, typer.Option(min=0, help="Embed this many of its photos again and compare.")
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Which photos --sample takes.")] = 0,
     offline: Offline = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Report on stdout, as JSON lines.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Check that a store is sound and complete.
 
-    Every byte, row and vector is read, and every listed file must have its row or its reason.
+    Reads every byte, row and vector. Every listed file must have a row, or a reason why it has
+    none. Changes nothing.
 
-    Ends with 0 if all is sound and complete, 5 if something is damaged or wrong, 4 if the model for
-    --sample cannot be had or is another, 1 if all there is is sound but the last run was not
-    finished. Nothing is changed.
+    Ends with 0 if the store is sound and complete, 1 if it is sound but the last run was not
+    finished, 5 if something is damaged or wrong, 4 if the model for --sample is missing or is not
+    the one that made the store.
     """
     from aim_mlx.store.reader import EmbeddingStore
     from aim_mlx.store.verify import verify as check
 
-    opened = EmbeddingStore(store)
+    report, opened = _Report(as_json), EmbeddingStore(store)
     findings = check(opened, sample, seed)
     for fault in findings.faults:
-        _tell_fault(fault, as_json)
-    outcomes: dict[str, int] = {}
-    if findings.sound and findings.sample:
-        outcomes = _recompute(opened, findings, seed, offline, as_json)
-    elif sample and not findings.sound:
-        _say("no photo was embedded again: mend the store first")
-    _summary(store, findings, outcomes, as_json)
+        report.fault(fault)
+    if sample and not findings.sound:
+        report.say("no photo was embedded again: repair the store first")
+    elif findings.sample:
+        findings.faults += report.recompute(opened, findings.sample, seed, offline)
+    report.summary(str(store), findings)
     if not findings.sound:
         return 5
-    return 0 if findings.complete else _UNFINISHED
+    return 0 if findings.complete else 1
 
 
-def _recompute(
-    store: "EmbeddingStore", findings: "Findings", seed: int, offline: bool, as_json: bool
-) -> dict[str, int]:
-    """Embeds the sample again; the number of rows by outcome. A row that differs is a fault."""
-    from collections import Counter
+class _Report:
+    """Says what was found on stderr, and with `as_json` on stdout too."""
 
-    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
+    def __init__(self, as_json: bool):
+        self._as_json = as_json
+        self._outcomes: Counter[str] = Counter()  # of rows that were computed again
 
-    from aim_mlx.cli.terminal import escaped
-    from aim_mlx.loading import load_encoder
-    from aim_mlx.store.verify import OVERWRITE, Fault, recompute
+    def say(self, line: str) -> None:
+        print(escaped(line), file=sys.stderr)
 
-    encoder = load_encoder(store, offline=offline, progress=tqdm)
-    outcomes: Counter[str] = Counter()
-    lowest = 1.0
-    for row in recompute(store, encoder, findings.sample):
-        outcomes[row.outcome] += 1
-        if as_json:
-            _emit("row", vars(row))
-        if row.cosine is None:
-            _say(f"{escaped(row.path)} was not compared: {row.outcome}: {escaped(row.detail)}")
-            continue
-        lowest = min(lowest, row.cosine)
-        if row.outcome == "differs":
-            what = f"embedded again its vector is another (cosine {row.cosine:.6f})"
-            fault = Fault(row.path, what, OVERWRITE)
-            findings.faults.append(fault)
-            _tell_fault(fault, as_json)
-    compared = outcomes["same"] + outcomes["differs"]
-    _say(
-        f"{compared:,} of {counted(len(findings.sample), 'photo')} (seed {seed}) embedded again, "
-        f"{outcomes['same']:,} gave the same vector"
-        + (f"; lowest cosine {lowest:.6f}" if compared else "")
-    )
-    return dict(outcomes)
+    def _emit(self, event: str, record: dict[str, Any]) -> None:
+        if self._as_json:
+            print(json.dumps({"event": event, **record}), flush=True)
 
+    def fault(self, fault: "Fault") -> None:
+        self._emit("fault", vars(fault))
+        self.say(f"fault: {fault}")
 
-def _summary(store: Path, findings: "Findings", outcomes: dict[str, int], as_json: bool) -> None:
-    from dataclasses import asdict
+    def recompute(
+        self, store: "EmbeddingStore", sample: list["SampledRow"], seed: int, offline: bool
+    ) -> list["Fault"]:
+        """Embeds the sample again; a fault for each row that differs."""
+        from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
-    account = findings.account
-    if as_json:
+        from aim_mlx.loading import load_encoder
+        from aim_mlx.store.verify import recompute
+
+        faults, cosines = [], []
+        encoder = load_encoder(store, offline=offline, progress=tqdm)
+        for row in recompute(store, encoder, sample):
+            self._outcomes[row.outcome] += 1
+            self._emit("row", vars(row))
+            if row.cosine is None:
+                self.say(f"{row.path} was not compared: {row.outcome}: {row.detail}")
+                continue
+            cosines.append(row.cosine)
+            if row.fault:
+                faults.append(row.fault)
+                self.fault(row.fault)
+        self.say(
+            f"{len(cosines):,} of {counted(len(sample), 'photo')} (seed {seed}) embedded again, "
+            f"{self._outcomes['same']:,} gave the same vector"
+            + (f"; lowest cosine {min(cosines):.6f}" if cosines else "")
+        )
+        return faults
+
+    def summary(self, store: str, findings: "Findings") -> None:
+        account = findings.account
         record = {
-            "store": str(store),
+            "store": store,
             "sound": findings.sound,
             "complete": findings.complete,
             "rows": findings.rows,
             "shards": findings.shards,
             "faults": len(findings.faults),
             **(asdict(account) if account else {}),
-            "recomputed": outcomes,
+            "recomputed": dict(self._outcomes),
         }
-        _emit("summary", record)
-    counts = f"{counted(findings.rows, 'row')} in {counted(findings.shards, 'shard')}"
-    if account is not None:
-        counts += (
-            f"; {counted(account.listed, 'file')} listed, {account.embedded:,} embedded, "
-            f"{account.skipped:,} skipped, {account.ignored:,} ignored"
-        )
-    if not findings.sound:
-        _say(f"{counted(len(findings.faults), 'fault')}: {counts}")
-    elif findings.complete:
-        _say(f"sound and complete: {counts}")
-    else:
-        waiting = f", {account.missing:,} still to come" if account else ""
-        _say(f"sound, but the last run was not finished: {counts}{waiting}: embed again to go on")
-
-
-def _tell_fault(fault: "Fault", as_json: bool) -> None:
-    from aim_mlx.cli.terminal import escaped
-
-    if as_json:
-        _emit("fault", vars(fault))
-    _say(f"fault: {escaped(str(fault))}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _emit(event: str, record: dict[str, Any]) -> None:
-    print(json.dumps({"event": event, **record}), flush=True)
+        self._emit("summary", record)
+        counts = f"{counted(findings.rows, 'row')} in {counted(findings.shards, 'shard')}"
+        if account:
+            counts += (
+                f"; {counted(account.listed, 'file')} listed, {account.embedded:,} embedded, "
+                f"{account.skipped:,} skipped, {account.ignored:,} ignored"
+            )
+        if not findings.sound:
+            self.say(f"{counted(len(findings.faults), 'fault')}: {counts}")
+        elif findings.complete:
+            self.say(f"sound and complete: {counts}")
+        else:
+            left = f", {account.missing:,} still to come" if account else ""
+            self.say(
+                f"sound, but the last run was not finished: {counts}{left}: embed again to go on"
+            )

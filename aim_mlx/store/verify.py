@@ -293,6 +293,14 @@ class Recomputed:
     cosine: float | None = None
     detail: str = ""
 
+    @property
+    def fault(self) -> Fault | None:
+        """What is wrong where the vectors differ."""
+        if self.outcome != "differs":
+            return None
+        what = f"embedded again it gives a different vector (cosine {self.cosine:.6f})"
+        return Fault(self.path, what, OVERWRITE)
+
 
 def recompute(
     store: EmbeddingStore, encoder: Encoder, rows: Sequence[SampledRow]
