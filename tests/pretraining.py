@@ -50,7 +50,7 @@ def data_of(
     pairs: Pairs, limit: int = 10**9, size: int = 56, captions: bool = True, **options
 ) -> PretrainingData:
     config = PretrainConfig(**{"batch_size": 4, **options})
-    files = [c.at(p) for p, c in zip(pairs.paths, pairs.contents, strict=True)]
+    files = {p: c.at(p) for p, c in zip(pairs.paths, pairs.contents, strict=True)}
     tokenizer = Tokenizer.train(pairs.captions, 600, 78) if captions else None
     preprocessing = PreprocessConfig.hub(size)
     return PretrainingData(

@@ -19,7 +19,8 @@ FLOORS = [
     ["store"],
     ["embedding", "words"],
     ["search", "loading"],
-    ["probe", "lit_training", "pretrain"],
+    ["probe", "lit_training"],
+    ["pretrain"],
     ["cli"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

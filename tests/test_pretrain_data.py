@@ -154,10 +154,10 @@ def test_large_pictures_are_kept_smaller_and_bounded(tmp_path):
         Image.fromarray(photo(i, 300, 400)).save(tmp_path / f"{i}.png")
         paths.append(str(tmp_path / f"{i}.png"))
     pairs = read(tmp_path)[0]
-    files = [c.at(p) for p, c in zip(pairs.paths, pairs.contents, strict=True)]
+    files = {p: c.at(p) for p, c in zip(pairs.paths, pairs.contents, strict=True)}
     one = 60 * 80 * 3
     pictures = Pictures(files, 60, 2 * one)
-    assert pictures[0].size == (80, 60)
+    assert pictures[paths[0]].size == (80, 60)
     assert not pictures.check(lambda *_: None)
     assert sum(pixels.nbytes for pixels in pictures._kept.values()) == 2 * one
 
@@ -167,9 +167,9 @@ def test_pictures_that_cannot_be_decoded_are_named(tmp_path):
     data = (tmp_path / "5.png").read_bytes()
     (tmp_path / "5.png").write_bytes(data[: len(data) // 2])
     pairs, _ = read(tmp_path)
-    files = [c.at(p) for p, c in zip(pairs.paths, pairs.contents, strict=True)]
+    files = {p: c.at(p) for p, c in zip(pairs.paths, pairs.contents, strict=True)}
     pictures = Pictures(files, 60, 0)
     failures = pictures.check(lambda *_: None)
-    assert [pairs.paths[i] for i in failures] == [str(tmp_path / "5.png")]
+    assert [skip.path for skip in failures] == [str(tmp_path / "5.png")]
     with pytest.raises(AimError, match="put it back"):
-        pictures.required(next(iter(failures)))
+        pictures.required(failures[0].path)

@@ -44,6 +44,10 @@ class Decoder(nn.Module):
         tokens = mx.concatenate([bos, self.text_embedding.weight[ids]], axis=1)
         return tokens + self.positional_embedding[: L + 1]
 
+    def embed_one(self, ids: mx.array, place: int) -> mx.array:
+        """Token `place` of each text, ids (B,) -> (B, 1, D)."""
+        return (self.text_embedding.weight[ids] + self.positional_embedding[place + 1])[:, None]
+
 
 class PretrainingModel(nn.Module):
     """Encoder, connector and decoder; source: apple/ml-l3m, configs/aimv2."""

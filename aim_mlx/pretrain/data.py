@@ -38,10 +38,7 @@ def read_source(
 
 
 class PretrainingData:
-    """The pictures of `pairs` with their captions' tokens.
-
-    `pictures` are numbered as in the pairs. Without a tokenizer captions have no say.
-    """
+    """The pictures of `pairs` with their captions; without a tokenizer these have no say."""
 
     def __init__(
         self,
@@ -56,7 +53,7 @@ class PretrainingData:
         if size is None:
             raise UsageError("pre-training needs a model of one image size, not a native one")
         self._size, self.patches = size, (size // patch) ** 2
-        self._preprocessing = preprocessing
+        self.preprocessing = preprocessing
         self._as_it_is = replace(preprocessing, shortest_edge=size)
         self.tokenizer = tokenizer
         # The captions of image i are _order[_starts[i] : _starts[i + 1]].
@@ -64,6 +61,7 @@ class PretrainingData:
         self._starts = np.searchsorted(
             pairs.images[self._order], np.arange(len(pairs.paths) + 1), side="left"
         )
+        self.cut = 0  # captions that are cut off
         if tokenizer is not None:
             texts = tokenizer.encode(pairs.captions)
             self.cut = len(texts.cut)
@@ -88,7 +86,7 @@ class PretrainingData:
             rng = np.random.default_rng([seed, 1, number])
             captions.append(self._caption(image, rng))
             view = augmented(
-                self.pictures.required(image),
+                self.pictures.required(self.pairs.paths[image]),
                 self._size,
                 rng,
                 self.config.smallest_crop,
@@ -106,7 +104,9 @@ class PretrainingData:
             rng = np.random.default_rng([self.config.seed, 3, int(image)])
             captions.append(self._caption(image, rng))
             drawn.append(sample_prefixes(rng, 1, self.patches)[0])
-            pixels.append(preprocess(self.pictures.required(image), self._preprocessing))
+            pixels.append(
+                preprocess(self.pictures.required(self.pairs.paths[image]), self.preprocessing)
+            )
         return self._batch(pixels, captions, np.array(drawn) if prefixes is None else prefixes)
 
     def _dealt(self, numbers: np.ndarray) -> np.ndarray:

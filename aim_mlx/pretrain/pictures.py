@@ -1,6 +1,6 @@
 """Decoded pictures, kept in memory as far as they fit: a small set is read many times."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,51 +14,53 @@ _THREADS = 2
 
 
 class Pictures:
-    """Pictures by number, their shorter edge at most `longest_short_edge` pixels.
+    """Pictures by path, their shorter edge at most `longest_short_edge` pixels.
 
     That is done whether or not they are kept, so that the memory decides nothing. Every thread may
     ask. `limit` bounds what is kept, in bytes.
     """
 
-    def __init__(self, files: Sequence[KnownFile], longest_short_edge: int, limit: int):
+    def __init__(self, files: Mapping[str, KnownFile], longest_short_edge: int, limit: int):
         self._files, self._side, self._room = files, longest_short_edge, limit
-        self._kept: dict[int, np.ndarray] = {}
+        self._kept: dict[str, np.ndarray] = {}
 
-    def __getitem__(self, index: int) -> Image.Image:
+    def __getitem__(self, path: str) -> Image.Image:
         """One of them, mode RGB; raises ImageError."""
-        if index in self._kept:
-            return Image.fromarray(self._kept[index])
-        with decoded(self._files[index]) as image:
+        if path in self._kept:
+            return Image.fromarray(self._kept[path])
+        with decoded(self._files[path]) as image:
             smaller = self._reduced(image)
         pixels = np.asarray(smaller)
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
-            self._kept[index] = pixels
+            self._kept[path] = pixels
         return smaller
 
-    def check(self, progress: Callable[[int, int], None]) -> dict[int, Skip]:
-        """Decodes all once; those that cannot be, by number."""
-        failures: dict[int, Skip] = {}
+    def check(self, progress: Callable[[int, int], None]) -> list[Skip]:
+        """Decodes all once; those that cannot be, with the reason."""
 
-        def look(index: int) -> None:
+        def look(path: str) -> Skip | None:
             try:
-                self[index]
+                self[path]
             except ImageError as error:
-                failures[index] = Skip(str(self._files[index].path), error.reason, error.detail)
+                return Skip(path, error.reason, error.detail)
+            return None
 
+        skips = []
         with ThreadPoolExecutor(_THREADS) as pool:
-            for done, _ in enumerate(pool.map(look, range(len(self._files))), 1):
+            for done, skip in enumerate(pool.map(look, self._files), 1):
+                skips += [skip] if skip else []
                 progress(done, len(self._files))
-        return dict(sorted(failures.items()))
+        return skips
 
-    def required(self, index: int) -> Image.Image:
-        """One that could be decoded before; raises AimError where it is no longer there."""
+    def required(self, path: str) -> Image.Image:
+        """One that could be decoded before; raises AimError where it no longer can be."""
         try:
-            return self[index]
+            return self[path]
         except ImageError as error:
             raise AimError(
-                f"{str(self._files[index].path)!r} could be read when the run began, and now "
-                f"cannot ({error}): put it back, and run the same command again"
+                f"{path!r} could be read when the run began, and now cannot ({error}): put it "
+                "back, and run the same command again"
             ) from error
 
     def _reduced(self, image: Image.Image) -> Image.Image:

@@ -29,23 +29,23 @@ svg text { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; fill: va
 
 @dataclass(frozen=True)
 class Curve:
-    """Values by epoch, from epoch 1; None where there is none."""
+    """Values by epoch or another count from 1; None where there is none."""
 
     name: str
     values: Sequence[float | None]
     best: bool = False
 
 
-def curves(lines: Sequence[Curve], title: str, percent: bool = False) -> str:
-    """Curves over the epochs, the best one in front with its last value marked."""
+def curves(lines: Sequence[Curve], title: str, percent: bool = False, across: str = "epoch") -> str:
+    """Curves over what `across` names, the best one in front with its last value marked."""
     values = [value for line in lines for value in line.values if value is not None]
     if not values:
         return ""
-    across = _ticks(1, max(2, *(len(line.values) for line in lines)), least=1)
+    places = _ticks(1, max(2, *(len(line.values) for line in lines)), least=1)
     up, number = _ticks(min(values), max(values)), "{:.3g}"
     if percent:  # with the digits that tell the ticks apart
         number = "{:.0%}" if up[1] - up[0] >= 0.0099 else "{:.1%}"
-    plot = _Plot(across, up, "epoch", "{:.0f}", number)
+    plot = _Plot(places, up, across, "{:.0f}", number)
     for line in sorted(lines, key=lambda line: line.best):
         points = [
             f"{plot.x(epoch):.1f},{plot.y(value):.1f}"

@@ -229,9 +229,9 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _is_half_written(folder: Path, names: set[str]) -> bool:
-    """Whether it is a training's folder, killed while its model came file by file."""
+    """Whether it is a training's folder, with its page or killed while its model was written."""
     trained = (folder / WORK_FOLDER / "run.json").is_file()
-    return trained and names <= {OUR_FILE, *EXTRA_FILES}
+    return trained and names <= {OUR_FILE, "report.html", *EXTRA_FILES}
 
 
 def _version(package: str) -> str | None:

@@ -32,6 +32,8 @@ SUFFIX = "</w>"  # of what ends a word
 # Each byte as the character that stands for it, then each once more as the end of a word, in the
 # order of CLIP's vocabulary. With all of them there is no unknown text.
 _CHARACTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256 + 68))]
+_PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves
+_BYTE_OF = dict(zip(_CHARACTERS, [*_PLAIN, *sorted({*range(256)} - {*_PLAIN})], strict=True))
 BYTES = (*_CHARACTERS, *(character + SUFFIX for character in _CHARACTERS))
 SMALLEST_VOCABULARY = len(BYTES) + 2
 _JSON, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
@@ -167,6 +169,16 @@ class Tokenizer:
     def files(self) -> dict[str, bytes]:
         """The tokenizer as the files of a model's folder: name -> content."""
         return {"tokenizer.json": self._tokenizer.to_str().encode()}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids: in lower case, with a blank behind each word and mark."""
+        data = bytearray()
+        for token in map(self._tokenizer.id_to_token, ids):
+            if token in (None, BOS, EOS):
+                continue
+            data += bytes(_BYTE_OF[character] for character in token.removesuffix(SUFFIX))
+            data += b" " * token.endswith(SUFFIX)
+        return data.decode("utf-8", "replace").strip()
 
     def encode(self, texts: Sequence[str]) -> TokenIds:
         """Texts -> ids, each with its start and end token.

@@ -1,0 +1,247 @@
+"""A whole pre-training in a folder: read, train, save; the same call resumes it.
+
+FOLDER/training/ holds run.json (what is trained on what, which later calls must match),
+tokenizer.json, checkpoint.safetensors, metrics.jsonl and at the end decoder.safetensors.
+FOLDER/report.html is renewed as it goes. The finished encoder is FOLDER itself.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aim_mlx.backend import dtype_named, nn, on_gpu, tree_flatten
+from aim_mlx.config import PreprocessConfig, to_dict
+from aim_mlx.data.pairs import Pairs, split
+from aim_mlx.data.splits import Data
+from aim_mlx.encoder.encoder import Encoder
+from aim_mlx.errors import UsageError
+from aim_mlx.models.decoder import PretrainingConfig
+from aim_mlx.pretrain.config import PretrainConfig
+from aim_mlx.pretrain.data import PretrainingData, read_source
+from aim_mlx.pretrain.measure import Measure
+from aim_mlx.pretrain.model import CONFIGS, CONTEXT_LENGTH, decoder_config, new_model, vision_config
+from aim_mlx.pretrain.page import write_page
+from aim_mlx.pretrain.pictures import Pictures
+from aim_mlx.pretrain.pretrained import save_decoder
+from aim_mlx.pretrain.trainer import Trainer
+from aim_mlx.training import loop
+from aim_mlx.training.folder import begin, check_output, working, write_lines
+from aim_mlx.training.report import Report, Silent, advancing, never
+from aim_mlx.weights.save import check_folder, provenance, save_checkpoint
+from aim_mlx.wording import counted
+from aim_mlx.words.tokenizer import Tokenizer
+
+METRICS, PAGE = "metrics.jsonl", "report.html"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to; `metrics` is its last record."""
+
+    output: str
+    images: int
+    captions: int
+    held_out: int
+    skipped: int
+    steps: int
+    metrics: dict[str, Any]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.skipped else 0
+
+
+def pretrain(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    config: PretrainConfig,
+    report: Report | None = None,
+    *,
+    columns: tuple[str, str] = ("path", "caption"),
+    init: Callable[[], Encoder] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    labelled: Data | None = None,
+    memory: int = 4 * 10**9,
+    dtype: str | None = None,
+    stop: Callable[[], bool] = never,
+) -> Result:
+    """Pre-trains an encoder on a table of pictures and captions, or on a folder of pictures.
+
+    `init` gives an encoder to go on from; its sizes then count, and those of the configuration for
+    the decoder alone. `tokenizer` is a folder that has one (default: learned from the captions).
+    With `labelled` the encoder's features are measured as it goes. `memory` bounds the decoded
+    pictures that are kept, in bytes. `dtype` None is float32 on a CPU and bfloat16 on a GPU. A run
+    ends early, with a checkpoint and Interrupted, once `stop` returns True. Interrupted or killed,
+    the same call goes on from the last checkpoint, to the same bits. Raises UsageError for bad
+    pairs or options, OutputError for a folder of another run or one in use, AimError where a loss
+    is not finite.
+    """
+    started = time.monotonic()
+    report, folder, source = report or Silent(), Path(folder), Path(source)
+    check_output(folder)
+    check_folder(folder, overwrite=True)
+    advanced = advancing(report, stop)
+    dtype = dtype or ("bfloat16" if on_gpu() else "float32")
+    precision = dtype_named(dtype)
+    pairs, skips = read_source(source, columns, partial(advanced, "reading images"))
+    config = _objective(config, pairs, report)
+    encoder = _checked(init()) if init else None
+    vision = encoder.model.config if encoder else vision_config(config.config)
+    preprocessing = encoder.preprocessing if encoder else PreprocessConfig.hub(vision.image_size)
+    measure = None
+    if labelled is not None:
+        reading = partial(advanced, "reading labelled images")
+        measure = Measure(labelled, preprocessing, config.seed, reading)
+    about = {
+        **{name.replace("_", " "): value for name, value in asdict(config).items()},
+        "dtype": dtype,
+        "pairs": pairs.digest(),
+        "init": encoder.weights_digest if encoder else None,
+        "encoder": to_dict(vision),
+        "preprocessing": to_dict(preprocessing),
+        "labelled": measure.digest if measure else None,
+    }
+    with working(folder, about) as work:
+        files = {p: c.at(p) for p, c in zip(pairs.paths, pairs.contents, strict=True)}
+        pictures = Pictures(files, 2 * (preprocessing.crop_size or 0), memory)
+        skips += pictures.check(partial(advanced, "decoding images"))
+        for skip in (*skips, *(measure.skips if measure else ())):
+            report.skipped(skip)
+        train, held_out = split(_without(pairs, skips), config.held_out, config.seed)
+        words = _tokenizer(work, tokenizer, train.captions, config)
+        data = [
+            PretrainingData(part, pictures, words, preprocessing, config) if part.paths else None
+            for part in (train, held_out)
+        ]
+        vocabulary = (words.vocab_size, words.eos_token_id) if words else (1, 0)
+        sizes = PretrainingConfig(vision, decoder_config(config.config, *vocabulary))
+        weights = dict(tree_flatten(encoder.model.parameters())) if encoder else None
+        model = new_model(sizes, config.seed, weights)
+        assert data[0] is not None  # split() leaves two images at least
+        trainer = Trainer(model, data[0], data[1], precision, measure)
+        if data[0].cut:
+            report.noted(f"{counted(data[0].cut, 'caption')} cut off after {CONTEXT_LENGTH} tokens")
+        begin(work, about, words.files() if words else None)
+        try:
+            loop.run(trainer, work, _Writing(report, trainer, folder, work), stop=stop)
+        finally:
+            trainer.close()
+        _write_records(trainer, folder, work)  # also where a kill came just before
+        save_decoder(work, model)
+        _save(folder, trainer, preprocessing, source.name, about, encoder)
+    return Result(
+        output=str(folder),
+        images=len(train.paths) + len(held_out.paths),
+        captions=len(train.captions) + len(held_out.captions),
+        held_out=len(held_out.paths),
+        skipped=len(skips),
+        steps=trainer.steps,
+        metrics=trainer.history[-1],
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+class _Writing(Report):
+    """Passes on what the training says, and writes down its records and its page."""
+
+    def __init__(self, report: Report, trainer: Trainer, folder: Path, work: Path):
+        self._report, self._trainer = report, trainer
+        self._folder, self._work = folder, work
+
+    def noted(self, note: str) -> None:
+        self._report.noted(note)
+
+    def advanced(self, what: str, done: int, total: int) -> None:
+        self._report.advanced(what, done, total)
+
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        self._report.recorded(record)
+        if any(name.startswith("val_") for name in record) or "knn" in record:
+            _write_records(self._trainer, self._folder, self._work)
+
+
+def _write_records(trainer: Trainer, folder: Path, work: Path) -> None:
+    write_lines(work / METRICS, map(json.dumps, trainer.history))
+    write_page(folder / PAGE, f"Pre-training of {folder.resolve().name}", trainer)
+
+
+def _objective(config: PretrainConfig, pairs: Pairs, report: Report) -> PretrainConfig:
+    """The configuration with an objective that the pairs can serve."""
+    if pairs.captions or config.objective == "pixels":
+        return config
+    if config.objective == "captions":
+        raise UsageError("no image has a caption: give a table with captions, or learn from pixels")
+    report.noted("no image has a caption: the pixels alone are learned")
+    return replace(config, objective="pixels")
+
+
+def _checked(encoder: Encoder) -> Encoder:
+    """The encoder to go on from; raises UsageError for one that cannot be trained here."""
+    if any(isinstance(each, nn.QuantizedLinear) for each in encoder.model.modules()):
+        raise UsageError("this model is quantised: train the one it was made from")
+    if encoder.preprocessing.crop_size is None:
+        raise UsageError(
+            "pre-training needs a model of one image size: choose one such as "
+            "aimv2-large-patch14-224"
+        )
+    return encoder
+
+
+def _without(pairs: Pairs, skips: list[Any]) -> Pairs:
+    bad = {skip.path for skip in skips}
+    return pairs.of([i for i, path in enumerate(pairs.paths) if path not in bad])
+
+
+def _tokenizer(
+    work: Path,
+    given: str | os.PathLike[str] | None,
+    captions: tuple[str, ...],
+    config: PretrainConfig,
+) -> Tokenizer | None:
+    """The run's tokenizer, as it was when the run began; None where captions have no say."""
+    if config.objective == "pixels":
+        return None
+    words = Tokenizer.load(work)
+    if words is None and given is not None:
+        words = Tokenizer.load(given)
+        if words is None:
+            raise UsageError(f"{os.fspath(given)!r} has no tokenizer.json: choose another folder")
+    longest = CONTEXT_LENGTH + 1  # with the start token, which BOS stands for here
+    if words is None:
+        size = config.vocab_size or CONFIGS[config.config].vocab_size
+        return Tokenizer.train(captions, size, longest)
+    words.context_length = longest
+    return words
+
+
+def _save(
+    folder: Path,
+    trainer: Trainer,
+    preprocessing: PreprocessConfig,
+    source: str,
+    about: Mapping[str, Any],
+    encoder: Encoder | None,
+) -> None:
+    """Writes the finished encoder."""
+    origin = {**encoder.identity, "sha256": about["init"]} if encoder else None
+    history = provenance(
+        source="aim-mlx pretrain",
+        init=origin,
+        pairs={"source": source, "sha256": about["pairs"], "images": len(trainer.train)},
+        training=asdict(trainer.config),
+        metrics=trainer.history[-1],
+    )
+    save_checkpoint(
+        folder,
+        dict(tree_flatten(trainer.model.encoder.parameters())),
+        trainer.model.config.vision,
+        preprocessing,
+        history,
+        overwrite=True,
+    )
