@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
     from aim_mlx.loading import load_lit as load_lit
     from aim_mlx.models.text import TextFeatures as TextFeatures
     from aim_mlx.models.vision import Features as Features
+    from aim_mlx.pretrain.pretrained import Pretrained as Pretrained
+    from aim_mlx.pretrain.pretrained import load_pretrained as load_pretrained
     from aim_mlx.probe.probe import AttentiveProbe as AttentiveProbe
     from aim_mlx.registry import MODELS as MODELS
     from aim_mlx.registry import ModelSpec as ModelSpec
@@ -56,6 +58,7 @@ _NAMES = {
     "images": ("ImageSource",),
     "words.lit": ("LiT",),
     "words.tokenizer": ("Tokenizer",),
+    "pretrain.pretrained": ("Pretrained", "load_pretrained"),
     "loading": ("load", "load_encoder", "load_lit"),
     "models.text": ("TextFeatures",),
     "models.vision": ("Features",),

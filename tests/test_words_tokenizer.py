@@ -294,3 +294,11 @@ def test_a_tokenizer_of_bytes_fits_any_text_tower_with_room_for_them(clip, tmp_p
     assert encoded.ids[0, 1] == clip.encode(["a"]).ids[0, 1]
     with pytest.raises(CheckpointError, match="id"):
         Tokenizer.of_bytes(text_config(vocab_size=100, eos_token_id=99))
+
+
+@pytest.mark.parametrize("text", ["a red circle", "größe 日本語 🙂", "ü" * 3, "it's 12 o'clock!"])
+def test_ids_become_their_text_again_with_blanks_between_words_and_marks(clip, text):
+    ids = clip.encode([text]).ids[0]
+    assert clip.decode(ids).replace(" ", "") == text.replace(" ", "")
+    assert clip.decode(clip.encode(["a red circle"]).ids[0]) == "a red circle"
+    assert clip.decode([]) == ""

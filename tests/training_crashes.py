@@ -23,6 +23,8 @@ from aim_mlx.data.splits import Data
 from aim_mlx.errors import AimError
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig
 from aim_mlx.lit_training.run import train_lit
+from aim_mlx.pretrain.config import CONFIGS, PretrainConfig, Sizes
+from aim_mlx.pretrain.run import pretrain
 from aim_mlx.probe.config import protocol
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, train_probe
@@ -66,11 +68,15 @@ def train(kind: str, data: Path, folder: Path) -> None:
         mock.patch.object(token_cache, "_SHARD_BYTES", 8 * _RECORD),
         mock.patch.object(loop, "CHECKPOINT_SECONDS", 0),
         mock.patch.dict(TEXT_SIZES, tiny=TextSize(32, 88, 1, 2, 8_192, 24)),
+        mock.patch.dict(CONFIGS, nano=Sizes((32, 88, 1, 2, 56), (32, 88, 1, 2), 8_192)),
         mock.patch.object(os, "fsync", lambda _: None),  # no power fails here
     ):
         if kind == "probe":
             plan = Plan(protocol("fast", epochs=2, batch_size=8, learning_rates=(0.01,)))
             train_probe(Data(str(data)), folder, encoder, plan)
+        elif kind == "pretrain":
+            config = PretrainConfig(epochs=2, batch_size=8, held_out=0.25, vocab_size=600)
+            pretrain(data / "pairs.csv", folder, config)
         else:
             config = TrainConfig(epochs=2, batch_size=8, held_out=0.25)
             train_lit(data / "pairs.csv", folder, encoder, config)
@@ -79,8 +85,8 @@ def train(kind: str, data: Path, folder: Path) -> None:
 def killed_trainings(job: dict[str, Any]) -> None:
     """Kills a run at operations and at random times, and runs the same again after each.
 
-    `job`: kind ("probe" or "lit"), data, into; every `every`-th operation and the `last` ones;
-    `random` times. Leaves into/whole, of a run that was not killed, and
+    `job`: kind ("probe", "lit", "pretrain"), data, into; every `every`-th operation and the `last`
+    ones; `random` times. Leaves into/whole, of a run that was not killed, and
     a folder for each other run; fails where what was left is neither sound nor refused. Prints how
     many operations there are.
     """

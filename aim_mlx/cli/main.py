@@ -27,6 +27,7 @@ from aim_mlx.cli import (
     lit,
     merge,
     models,
+    pretrain,
     probe,
     search,
     verify,
@@ -85,6 +86,9 @@ app.command("models")(models.models)
 app.command("download")(download.download)
 app.add_typer(lit.app, name="lit")
 app.add_typer(probe.app, name="probe")
+app.command("pretrain")(pretrain.pretrain)
+app.command("caption")(pretrain.caption)
+app.command("continue")(pretrain.continue_image)
 app.command("knn")(knn.knn)
 app.command("init")(init.init)
 app.command("inspect")(inspect.inspect)

@@ -5,14 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from aim_mlx.cli.options import AsJson, Offline, Overwrite, Revision
-from aim_mlx.cli.training_options import with_options_of
+from aim_mlx.cli.options import AsJson, Offline, Overwrite, Revision, options_of
 from aim_mlx.pretrain.config import PretrainConfig
 
 _Run = Annotated[Path, typer.Option(help="The folder that pretrain wrote.")]
 
 
-@with_options_of(PretrainConfig)
+@options_of(PretrainConfig)
 def pretrain(
     pairs: Annotated[
         Path,

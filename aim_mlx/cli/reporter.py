@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from aim_mlx.embedding.job import Summary
     from aim_mlx.embedding.plan import Plan
     from aim_mlx.lit_training.run import Result as TrainedLit
+    from aim_mlx.pretrain.run import Result as Pretrained
     from aim_mlx.probe.run import Result as TrainedProbe
 
 _SILENCE = 30.0  # seconds without a line, where no bar is drawn, before one says how far it is
@@ -249,6 +250,56 @@ class LiTReporter(Reporter):
             f"{done.seconds:.1f} s{recall}: {escaped(done.output)}",
             done,
         )
+
+
+class PretrainReporter(Reporter):
+    """A line for each record that was measured, and for others where there was none for long."""
+
+    def __init__(self, as_json: bool):
+        super().__init__(as_json)
+        self._started: tuple[int, float] | None = None  # a step, and when it was done
+        self._steps = 0
+
+    def advanced(self, what: str, done: int, total: int) -> None:
+        if what == "training":
+            self._steps = total
+            self._started = self._started or (done, time.monotonic())
+        super().advanced(what, done, total)
+
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        if record["measured"] or self.is_silent:
+            self.say(f"step {record['step']:,} of {self._steps:,}: {_losses(record)}{self._left()}")
+        self.emit("step", record)
+
+    def _left(self) -> str:
+        """The time left, by the steps of this call."""
+        task = self._bars.tasks[self._stages["training"]]
+        first, since = self._started or (0, 0.0)
+        done = task.completed - first
+        if not done or task.completed >= self._steps:
+            return ""
+        seconds = (time.monotonic() - since) / done * (self._steps - task.completed)
+        return f", {seconds / 60:,.0f} min left" if seconds >= 60 else f", {seconds:.0f} s left"
+
+    def summary(self, done: "Pretrained") -> None:
+        self.finished(
+            f"{counted(done.images, 'image')} with {counted(done.captions, 'caption')}, "
+            f"{done.held_out} of them held out, {done.skipped} skipped, "
+            f"{counted(done.steps, 'step')} in {done.seconds:.1f} s; {_losses(done.metrics)}: "
+            f"{escaped(done.output)} with its report.html",
+            done,
+        )
+
+
+def _losses(record: Mapping[str, Any]) -> str:
+    """Losses and figures of a record, validation's in brackets, and the rate."""
+    parts = []
+    for name in ("loss", "pixel_loss", "text_loss", "knn", "linear"):
+        if record.get(name) is not None:
+            validation = record.get(f"val_{name}")
+            beside = "" if validation is None else f" ({validation:.3f} on held-out images)"
+            parts.append(f"{name.replace('_', ' ')} {record[name]:.3f}{beside}")
+    return f"{', '.join(parts)}, rate {record['rate']:.2g}"
 
 
 def _recall(metrics: Mapping[str, float]) -> str:

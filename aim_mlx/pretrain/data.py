@@ -83,7 +83,7 @@ class PretrainingData:
         images = self._dealt(numbers)
         pixels, captions = [], []
         for number, image in zip(numbers, images, strict=True):
-            rng = np.random.default_rng([seed, 1, number])
+            rng = np.random.default_rng([seed, 1, int(number)])
             captions.append(self._caption(image, rng))
             view = augmented(
                 self.pictures.required(self.pairs.paths[image]),

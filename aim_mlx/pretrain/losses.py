@@ -11,7 +11,6 @@ import numpy as np
 from aim_mlx.backend import mx
 from aim_mlx.models.decoder import PretrainingModel
 
-ALPHA = 0.4  # what pixels weigh beside words; 0.2 to 0.6 are as good (table 5)
 _EPSILON = 1e-6  # added to a patch's variance
 
 

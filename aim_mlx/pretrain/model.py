@@ -1,51 +1,12 @@
-"""The sizes that can be pre-trained, and how their networks start."""
+"""How a network starts, and what of it weight decay pulls at."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from aim_mlx.backend import mx, tree_flatten
-from aim_mlx.config import TextConfig, VisionConfig
-from aim_mlx.errors import UsageError
 from aim_mlx.models.decoder import PretrainingConfig, PretrainingModel
 from aim_mlx.weights.initial import initial_tensor
-
-CONTEXT_LENGTH = 77
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of an encoder (D, F, blocks, heads, image side), of its decoder, and of the vocabulary."""
-
-    encoder: tuple[int, int, int, int, int]
-    decoder: tuple[int, int, int, int]
-    vocab_size: int
-
-
-# Large is as published, with the decoder of all published sizes; base is of the reference's code.
-# Nano and small keep large's proportions (F = 2.75 D) with heads of 64 channels: of 128, nano would
-# have one and a half. Nano's 8 x 8 patches take four blocks of decoder as well as twelve: the paper
-# finds that its depth hardly matters.
-CONFIGS = {
-    "nano": Sizes((192, 528, 6, 3, 112), (192, 528, 4, 3), 8_192),
-    "small": Sizes((384, 1056, 12, 6, 224), (384, 1056, 6, 6), 16_384),
-    "base": Sizes((768, 2048, 12, 6, 224), (1024, 2816, 12, 8), 32_000),
-    "large": Sizes((1024, 2816, 24, 8, 224), (1024, 2816, 12, 8), 32_000),
-}
-
-
-def vision_config(name: str) -> VisionConfig:
-    """The encoder of a configuration; raises UsageError for an unknown name."""
-    if name not in CONFIGS:
-        raise UsageError(f"config must be one of {', '.join(CONFIGS)}, got {name!r}")
-    *sizes, side = CONFIGS[name].encoder
-    return VisionConfig(*sizes, image_size=side)
-
-
-def decoder_config(name: str, vocab_size: int, eos_token_id: int) -> TextConfig:
-    """The decoder of a configuration."""
-    return TextConfig(*CONFIGS[name].decoder, vocab_size, CONTEXT_LENGTH, eos_token_id)
 
 
 def new_model(

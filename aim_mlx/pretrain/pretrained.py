@@ -117,12 +117,13 @@ def load_pretrained(folder: str | os.PathLike[str]) -> Pretrained:
     )
     with TensorReader(checked) as reader:
         weights = [(name, mx.array(reader.read(name))) for name in checked.tensors]
-    weights += [(f"encoder.{n}", v) for n, v in tree_flatten(encoder.model.parameters())]
+    of_encoder = dict(tree_flatten(encoder.model.parameters()))
+    weights += [(f"encoder.{name}", value) for name, value in of_encoder.items()]
     model.load_weights(weights, strict=True)
     mx.eval(model.parameters())
     return Pretrained(model, encoder.preprocessing, Tokenizer.load(path.parent))
 
 
 def _beside_encoder(model: PretrainingModel) -> dict[str, mx.array]:
-    tensors = tree_flatten(model.parameters())
-    return {name: value for name, value in tensors if not name.startswith("encoder.")}
+    tensors = dict(tree_flatten(model.parameters()))
+    return {name: value for name, value in tensors.items() if not name.startswith("encoder.")}

@@ -21,10 +21,16 @@ from aim_mlx.data.splits import Data
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import UsageError
 from aim_mlx.models.decoder import PretrainingConfig
-from aim_mlx.pretrain.config import PretrainConfig
+from aim_mlx.pretrain.config import (
+    CONFIGS,
+    CONTEXT_LENGTH,
+    PretrainConfig,
+    decoder_config,
+    vision_config,
+)
 from aim_mlx.pretrain.data import PretrainingData, read_source
 from aim_mlx.pretrain.measure import Measure
-from aim_mlx.pretrain.model import CONFIGS, CONTEXT_LENGTH, decoder_config, new_model, vision_config
+from aim_mlx.pretrain.model import new_model
 from aim_mlx.pretrain.page import write_page
 from aim_mlx.pretrain.pictures import Pictures
 from aim_mlx.pretrain.pretrained import save_decoder
@@ -32,7 +38,7 @@ from aim_mlx.pretrain.trainer import Trainer
 from aim_mlx.training import loop
 from aim_mlx.training.folder import begin, check_output, working, write_lines
 from aim_mlx.training.report import Report, Silent, advancing, never
-from aim_mlx.weights.save import check_folder, provenance, save_checkpoint
+from aim_mlx.weights.save import WORK_FOLDER, check_folder, provenance, save_checkpoint
 from aim_mlx.wording import counted
 from aim_mlx.words.tokenizer import Tokenizer
 
@@ -129,10 +135,11 @@ def pretrain(
             report.noted(f"{counted(data[0].cut, 'caption')} cut off after {CONTEXT_LENGTH} tokens")
         begin(work, about, words.files() if words else None)
         try:
-            loop.run(trainer, work, _Writing(report, trainer, folder, work), stop=stop)
+            writing = _Writing(report, trainer, folder, f"Pre-training on {source.name}")
+            loop.run(trainer, work, writing, stop=stop)
+            writing.write()  # also where a kill came just before
         finally:
             trainer.close()
-        _write_records(trainer, folder, work)  # also where a kill came just before
         save_decoder(work, model)
         _save(folder, trainer, preprocessing, source.name, about, encoder)
     return Result(
@@ -150,9 +157,10 @@ def pretrain(
 class _Writing(Report):
     """Passes on what the training says, and writes down its records and its page."""
 
-    def __init__(self, report: Report, trainer: Trainer, folder: Path, work: Path):
-        self._report, self._trainer = report, trainer
-        self._folder, self._work = folder, work
+    def __init__(self, report: Report, trainer: Trainer, folder: Path, title: str):
+        self._report, self._trainer, self._title = report, trainer, title
+        self._page = folder / PAGE
+        self._records = folder / WORK_FOLDER / METRICS
 
     def noted(self, note: str) -> None:
         self._report.noted(note)
@@ -162,13 +170,12 @@ class _Writing(Report):
 
     def recorded(self, record: Mapping[str, Any]) -> None:
         self._report.recorded(record)
-        if any(name.startswith("val_") for name in record) or "knn" in record:
-            _write_records(self._trainer, self._folder, self._work)
+        if record["measured"]:
+            self.write()
 
-
-def _write_records(trainer: Trainer, folder: Path, work: Path) -> None:
-    write_lines(work / METRICS, map(json.dumps, trainer.history))
-    write_page(folder / PAGE, f"Pre-training of {folder.resolve().name}", trainer)
+    def write(self) -> None:
+        write_lines(self._records, map(json.dumps, self._trainer.history))
+        write_page(self._page, self._title, self._trainer)
 
 
 def _objective(config: PretrainConfig, pairs: Pairs, report: Report) -> PretrainConfig:

@@ -143,7 +143,7 @@ class Trainer:
         sums, gradient = np.zeros(2), None
         parameters = self.model.trainable_parameters()
         try:
-            for rows in _shares(len(batch.pixels), self.config.parts):
+            for rows in _shares(len(batch.pixels), min(self.config.parts, len(batch.pixels))):
                 part = batch.part(rows)
                 with explained(len(part.pixels)):
                     of_part, of_weights = self._part_gradient(parameters, part, weights)
@@ -183,7 +183,7 @@ class Trainer:
         self.model.update(tree_map(lambda value: value.astype(self._dtype), parameters))
         pixels = pixels.astype(self._dtype)
         found = losses(self.model, pixels, prefix, ids, lengths, self.config.checkpointed)
-        return (weights * mx.stack(found)).sum(), *found
+        return (weights * mx.stack([*found])).sum(), *found
 
     def _record(self, rate: float, norm: float) -> dict[str, Any] | None:
         """What is written down of the steps since the last record, where one is due."""
@@ -201,6 +201,7 @@ class Trainer:
             "text_loss": text / count if self.config.objective != "pixels" else None,
             "rate": rate,
             "grad_norm": norm,
+            "measured": measured,
         }
         if measured:
             record |= self.validation_losses()

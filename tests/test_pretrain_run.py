@@ -1,0 +1,180 @@
+"""`aim-mlx pretrain`, `caption` and `continue` as a user meets them."""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import aim_mlx
+from aim_mlx.cli import main as cli
+from aim_mlx.pretrain.config import CONFIGS, Sizes
+from aim_mlx.pretrain.measure import least_squares
+from aim_mlx.pretrain.pretrained import load_pretrained
+from tests.pretraining import picture, write_pairs
+from tests.small import save
+
+TINY = Sizes((64, 176, 2, 2, 56), (48, 128, 2, 3), 600)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with mock.patch.dict(CONFIGS, nano=TINY):
+        yield
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data"), 24)
+
+
+@pytest.fixture(scope="module")
+def trained(table, tmp_path_factory) -> Path:
+    """A network that knows its pictures."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    options = ["--epochs", 150, "--batch-size", 24, "--learning-rate", 3e-3, "--no-flip"]
+    code = cli._run(list(map(str, ["pretrain", table, "-o", folder, *options, "--held-out", 0])))
+    assert code == 0
+    return folder
+
+
+def run(capsys, *given) -> tuple[int, str, str]:
+    code = cli._run([str(each) for each in given])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def arguments(source, out, *more) -> list[object]:
+    short = ["--epochs", 2, "--batch-size", 8, "--held-out", 0.25]
+    return ["pretrain", source, "-o", out, *short, *more]
+
+
+def test_pairs_become_a_model_that_other_commands_take(capsys, table, tmp_path):
+    out = tmp_path / "run"
+    labelled = tmp_path / "labelled"
+    for i in range(24):
+        folder = labelled / ("circle", "square")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture("red", folder.name, 50 + i).save(folder / f"{i}.png")
+    code, stdout, stderr = run(capsys, *arguments(table, out, "--labelled", labelled))
+    assert code == 0 and stdout == "", stderr
+    assert "24 images with 36 captions, 6 of them held out, 0 skipped, 5 steps" in stderr
+    lines = (out / "training" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
+    wanted = {"loss", "pixel_loss", "text_loss", "val_pixel_loss", "val_text_loss", "rate"}
+    assert wanted | {"knn", "linear"} <= set(records[-1])
+    code, _, stderr = run(capsys, "embed", table.parent, "-o", tmp_path / "v.npy", "--model", out)
+    assert code == 0 and "24 embedded" in stderr
+    assert np.load(tmp_path / "v.npy").shape == (24, 64)
+    assert aim_mlx.load(out).trained
+
+
+def test_the_page_shows_curves_and_pictures_beside_their_predictions(capsys, table, tmp_path):
+    assert run(capsys, *arguments(table, tmp_path / "run"))[0] == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<svg") == 4  # loss, pixels, captions, learning rate
+    assert page.count("data:image/jpeg") == 2 * 6
+    assert "<script" not in page
+
+
+def test_a_folder_of_pictures_is_learned_by_its_pixels(capsys, table, tmp_path):
+    pictures = tmp_path / "pictures"
+    write_pairs(pictures, 12)
+    (pictures / "pairs.jsonl").unlink()
+    (pictures / "3.png").write_bytes(b"no picture")
+    code, _, stderr = run(capsys, *arguments(pictures, tmp_path / "run"))
+    assert code == 3 and "the pixels alone are learned" in stderr and "3.png" in stderr
+    code, _, stderr = run(capsys, "caption", pictures / "0.png", "--model", tmp_path / "run")
+    assert code == 2 and "without captions" in stderr
+
+
+def test_training_goes_on_from_an_encoder_with_its_sizes(capsys, table, tmp_path):
+    start = save(tmp_path / "start")
+    out = tmp_path / "run"
+    options = ["--init", start, "--learning-rate", 0, "--weight-decay", 0]
+    assert run(capsys, *arguments(table, out, *options))[0] == 0
+    first, second = aim_mlx.load(start), aim_mlx.load(out)
+    assert first.weights_digest == second.weights_digest
+    history = json.loads((out / "config.json").read_text())["provenance"]
+    assert history["init"]["model"] == str(start)
+
+
+def test_a_trained_network_says_what_is_in_a_picture(capsys, table, trained):
+    pictures = [table.parent / f"{i}.png" for i in (0, 1, 2, 3)]
+    code, stdout, _ = run(capsys, "caption", *pictures, "--model", trained)
+    lines = [line.split("\t") for line in stdout.splitlines()]
+    assert code == 0 and [Path(path) for _, path in lines] == pictures
+    for (text, _), colour in zip(lines, ("red", "green", "blue"), strict=False):
+        assert colour in text and "circle" in text
+
+
+def test_drawn_captions_depend_on_the_seed_alone(trained, table):
+    network = load_pretrained(trained)
+    pictures = [table.parent / f"{i}.png" for i in range(8)]
+    first, again, other = (
+        network.caption(pictures, temperature=2.0, seed=seed, longest=6) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert network.caption(pictures[:1], longest=1)[0].count(" ") == 0
+
+
+def test_the_rest_of_a_picture_is_drawn_below_the_kept_rows(capsys, table, trained, tmp_path):
+    out = tmp_path / "continued.png"
+    source = table.parent / "4.png"
+    code, _, _ = run(capsys, "continue", source, "-o", out, "--model", trained, "--rows", 2)
+    assert code == 0
+    finished = np.asarray(Image.open(out)).astype(int)
+    network = load_pretrained(trained)
+    whole = network.preprocessing
+    original = np.asarray(Image.open(source).resize((56, 56), Image.Resampling.BICUBIC)).astype(int)
+    assert whole.crop_size == 56 and finished.shape == (56, 56, 3)
+    assert np.abs(finished[:28] - original[:28]).max() <= 1
+    # Better than going on with the mean colour of what was kept.
+    flat = np.abs(original[28:] - original[:28].mean(axis=(0, 1))).mean()
+    assert np.abs(finished[28:] - original[28:]).mean() < flat
+    changed = np.array(original, np.uint8)
+    changed[28:] = 7
+    assert np.abs(network.finish(changed, 2).astype(int) - finished).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "more, code, words",
+    [
+        (["--config", "huge"], 2, "config must be one of nano"),
+        (["--caption-column", "text"], 2, "no column 'text'"),
+        (["--memory-gb", "-1"], 2, "--memory-gb"),
+        (["--held-out", "0.01"], 2, "too few"),
+        (["--dtype", "int8"], 2, "dtype must be one of"),
+        (["--tokenizer", "."], 2, "no tokenizer.json"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(capsys, table, tmp_path, monkeypatch, more, code, words):
+    monkeypatch.chdir(tmp_path)
+    found, stdout, stderr = run(capsys, *arguments(table, tmp_path / "run", *more))
+    assert found == code and stdout == ""
+    line = stderr.strip().splitlines()[-1]
+    assert line.startswith("aim-mlx: error:") and words in line
+
+
+def test_words_need_a_folder_that_pretrain_wrote(capsys, table, tmp_path):
+    code, _, stderr = run(
+        capsys, "caption", table.parent / "0.png", "--model", save(tmp_path / "model")
+    )
+    assert code == 4 and "aim-mlx pretrain finished" in stderr
+
+
+def test_another_run_in_the_same_folder_is_refused(capsys, table, tmp_path):
+    assert run(capsys, *arguments(table, tmp_path / "run"))[0] == 0
+    code, _, stderr = run(capsys, *arguments(table, tmp_path / "run", "--seed", 1))
+    assert code == 5 and "another run (its seed: 0, not 1)" in stderr
+
+
+def test_least_squares_parts_what_a_line_parts():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 300)
+    vectors = rng.normal(0, 0.3, (300, 5)) + np.eye(5)[labels]
+    found = least_squares(vectors[:200], labels[:200], vectors[200:], 3)
+    assert (found == labels[200:]).mean() > 0.9
