@@ -46,10 +46,11 @@ def pretrain(
     as_json: AsJson = False,
     **options: Any,
 ) -> int:
-    """Train an encoder on your own pictures, from nothing or from a published one.
+    """Train an encoder on your own pictures and captions.
 
     PAIRS has the columns path and caption; a caption may be empty, and an image may have several.
-    The network learns to predict the next patch of an image, then the words.
+    The network learns to predict the next patch of an image, then the words. It starts from nothing
+    or, with --init, from a published encoder.
 
     The output is a model that every other command takes, with a report.html. The same command
     resumes an interrupted run.
@@ -129,7 +130,10 @@ def continue_image(
     ] = None,
     overwrite: Overwrite = False,
 ) -> int:
-    """Keep the first rows of an image, and let a model that pretrain made draw the rest."""
+    """Draw the rest of an image from its first rows.
+
+    MODEL is a folder that pretrain wrote.
+    """
     from PIL import Image
 
     from aim_mlx.cli.targets import check_target
