@@ -184,7 +184,7 @@ def bad_data(root: Path, kind: str) -> Path:
     ("kind", "line"),
     [
         ("empty class", "no images in '"),
-        ("one class", "at least two classes to tell apart"),
+        ("one class", "at least two classes, got"),
         ("flat folder", "expected a folder for each class"),
         ("too few", "class 'dog' has 2 images"),
         ("other classes in val", "train has no images of 'owl'"),

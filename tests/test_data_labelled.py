@@ -210,7 +210,7 @@ def test_an_empty_class_is_named(root):
 
 def test_one_class_is_refused(root):
     fill(root, cat=5)
-    refused("at least two classes to tell apart, got 1 \\('cat'\\)", root)
+    refused("at least two classes, got 1 \\('cat'\\)", root)
 
 
 def test_a_flat_folder_is_answered_with_the_layout_that_is_expected(root):

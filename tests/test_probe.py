@@ -181,7 +181,7 @@ def test_shuffled_labels_teach_nothing_about_new_pictures():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["a"] * 24, "expected 2 or more, got 1"),
+        (["a"] * 24, "2 classes or more, got 1"),
         (["a", ["b"]] * 12, "all be lists"),
         ([str(i) for i in range(24)], "no class has two images"),
     ],

@@ -87,11 +87,11 @@ def read_labelled(
     if source.is_dir():
         if columns not in (None, Columns()):
             raise UsageError(f"{str(source)!r} is a folder and has no columns: do not name any")
-        found = _from_folder(source, multi_label, allow_empty, follow, exclude)
+        labelled = _from_folder(source, multi_label, allow_empty, follow, exclude)
     else:
-        found = _from_table(source, columns or Columns(), multi_label)
-    _check_names(found.classes)
-    return found
+        labelled = _from_table(source, columns or Columns(), multi_label)
+    _check_names(labelled.classes)
+    return labelled
 
 
 def _from_folder(
@@ -141,32 +141,32 @@ def _folders(root: Path, exclude: Iterable[str | Path], notes: list[str]) -> lis
     """The folders that may be classes, sorted by bytes; hidden ones are noted."""
     passed = {os.path.realpath(path) for path in exclude}
     with disk_errors("read", root, kind=UsageError):
-        found = [
+        names = [
             entry.name
             for entry in os.scandir(root)
             if entry.is_dir() and os.path.realpath(entry.path) not in passed
         ]
-    hidden = [name for name in found if name.startswith(".") or name in ("__MACOSX", "@eaDir")]
+    hidden = [name for name in names if name.startswith(".") or name in ("__MACOSX", "@eaDir")]
     if hidden:
         notes.append(f"not taken for classes: {quoted(sorted(hidden))}")
-    return sorted(set(found) - set(hidden), key=os.fsencode)
+    return sorted(set(names) - set(hidden), key=os.fsencode)
 
 
 def _split_folders(root: Path, folders: Sequence[str], notes: list[str]) -> dict[str, Path]:
     """The folders of the splits, in the order of SPLITS; none where these are classes."""
-    found: dict[str, Path] = {}
+    splits: dict[str, Path] = {}
     for name in folders:
         split = _SPLIT_NAMES.get(name.casefold())
-        if split in found:
-            raise UsageError(f"{str(found[split])!r} and {name!r} are both {split}: keep one")
+        if split in splits:
+            raise UsageError(f"{str(splits[split])!r} and {name!r} are both {split}: keep one")
         if split is not None:
-            found[split] = root / name
-    if "train" not in found or len(found) == 1:
+            splits[split] = root / name
+    if "train" not in splits or len(splits) == 1:
         return {}
-    others = [name for name in folders if root / name not in found.values()]
+    others = [name for name in folders if root / name not in splits.values()]
     if others:
         notes.append(f"beside the splits, left out: {quoted(others)}")
-    return {split: found[split] for split in SPLITS if split in found}
+    return {split: splits[split] for split in SPLITS if split in splits}
 
 
 def _no_classes(folder: Path, loose: int) -> UsageError:

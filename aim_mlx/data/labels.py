@@ -27,12 +27,12 @@ def paired(images: Iterable[Any], labels: Iterable[Any]) -> tuple[list[Any], lis
 def classes_of(labels: Sequence[Any]) -> tuple[tuple[str, ...], bool]:
     """All names of paired() labels, sorted by bytes, and whether an image may have several.
 
-    Raises UsageError where there is nothing to tell apart.
+    Raises UsageError for too few of them.
     """
     multi_label = bool(labels) and not isinstance(labels[0], str)
     names = {name for each in labels for name in (each if multi_label else (each,))}
     if len(names) < (1 if multi_label else 2):
-        raise UsageError(f"a probe tells classes apart: expected 2 or more, got {len(names)}")
+        raise UsageError(f"a probe needs 2 classes or more, got {len(names)}")
     return tuple(sorted(names, key=os.fsencode)), multi_label
 
 

@@ -15,7 +15,7 @@ from aim_mlx.images import Content, Skip
 
 @dataclass(frozen=True)
 class Pairs:
-    """Captions (n,) and the image of each; images are told apart by their content.
+    """Captions (n,) and the image of each; images are the same where their content is.
 
     `paths` and `contents` have one entry for each image, `images` (n,) says which is a caption's:
     an image may have several captions, and none where whoever reads the pairs allows it.

@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]  # files done, files to do
 
 @dataclass(frozen=True)
 class Part:
-    """Images told apart by their content, sorted by path.
+    """Images of different contents, sorted by path.
 
     `labels` is int64 (n,), a class for each, or float32 (n, C) of 0 and 1 for several.
     """

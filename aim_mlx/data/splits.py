@@ -92,9 +92,9 @@ def divided(
         for name, group in parts.items()
         if group
     }
-    found = DataSet(labelled.classes, labelled.multi_label, built, skips, notes, (), allow_empty)
-    _check_present(found)
-    return replace(found, warnings=(*_leaks(found), *_imbalance(found)))
+    data_set = DataSet(labelled.classes, labelled.multi_label, built, skips, notes, (), allow_empty)
+    _check_present(data_set)
+    return replace(data_set, warnings=(*_leaks(data_set), *_imbalance(data_set)))
 
 
 def _cut(
@@ -142,31 +142,31 @@ def _rank(seed: int, image: Image) -> bytes:
 
 
 def _check_classes(labelled: Labelled) -> None:
-    """Raises UsageError where there is nothing to tell apart."""
+    """Raises UsageError for fewer than two classes."""
     if len(labelled.classes) > 1:
         return
     if labelled.multi_label and any(not item.labels for item in labelled.items):
         return
-    found = f"{len(labelled.classes)} ({quoted(labelled.classes)})" if labelled.classes else "none"
+    there = f"{len(labelled.classes)} ({quoted(labelled.classes)})" if labelled.classes else "none"
     raise UsageError(
-        f"expected at least two classes to tell apart, got {found}: put the images of each into a "
+        f"expected at least two classes, got {there}: put the images of each into a "
         "folder of its own"
     )
 
 
-def _check_present(found: DataSet) -> None:
+def _check_present(data_set: DataSet) -> None:
     """Raises UsageError where a split lacks a class."""
-    counts = {name: part.counts(len(found.classes)) for name, part in found.parts.items()}
+    counts = {name: part.counts(len(data_set.classes)) for name, part in data_set.parts.items()}
     for name in ("train", "val"):
         if name not in counts:
             raise UsageError(f"no image of {name} can be read: put some there")
     for name, numbers in counts.items():
-        lacking = [each for each, n in zip(found.classes, numbers, strict=True) if not n]
-        if lacking and not (found.allow_empty and name != "train"):
+        lacking = [each for each, n in zip(data_set.classes, numbers, strict=True) if not n]
+        if lacking and not (data_set.allow_empty and name != "train"):
             hint = "" if name == "train" else ", or allow that with --allow-empty"
             raise UsageError(
                 f"{name} has no images of {quoted(lacking)} that can be read: every split needs "
-                f"the same classes; add some{hint}{_left_out(found.skips)}"
+                f"the same classes; add some{hint}{_left_out(data_set.skips)}"
             )
 
 
@@ -177,9 +177,9 @@ def _left_out(skips: Sequence[Skip]) -> str:
     return f" ({len(skips)} cannot be used, the first {skips[0].path!r}: {skips[0].detail})"
 
 
-def _leaks(found: DataSet) -> list[str]:
+def _leaks(data_set: DataSet) -> list[str]:
     """A warning for each two splits that share contents."""
-    digests = {name: set(part.digests) for name, part in found.parts.items()}
+    digests = {name: set(part.digests) for name, part in data_set.parts.items()}
     return [
         f"leak: {counted(len(shared), 'image is', 'images are')} in {one} and in {other} with "
         f"the same content; figures of {other} are too good"
@@ -188,14 +188,14 @@ def _leaks(found: DataSet) -> list[str]:
     ]
 
 
-def _imbalance(found: DataSet) -> list[str]:
-    counts = found.parts["train"].counts(len(found.classes))
+def _imbalance(data_set: DataSet) -> list[str]:
+    counts = data_set.parts["train"].counts(len(data_set.classes))
     most, least = int(counts.argmax()), int(counts.argmin())
     if counts[most] <= _IMBALANCE * counts[least]:
         return []
     return [
-        f"imbalance: class {found.classes[most]!r} has {counts[most]:,} images to train on and "
-        f"{found.classes[least]!r} {counts[least]:,}: look at the balanced accuracy"
+        f"imbalance: class {data_set.classes[most]!r} has {counts[most]:,} images to train on and "
+        f"{data_set.classes[least]!r} {counts[least]:,}: look at the balanced accuracy"
     ]
 
 

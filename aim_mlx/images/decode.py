@@ -177,7 +177,7 @@ def _memory_bytes() -> int:
 
 
 def default_max_pixels() -> int:
-    """The largest image decoded unless told otherwise: 100 to 1000 megapixels, by the RAM.
+    """The largest image decoded by default: 100 to 1000 megapixels, by the RAM.
 
     A pixel costs up to 14 bytes while it is decoded (coefficients of a progressive JPEG, pixels,
     upright copy), so RAM / 64 keeps one such image below a quarter of the memory.
@@ -190,9 +190,6 @@ def _large() -> int:
     return max(_memory_bytes() // 256, 24_000_000)
 
 
-_QUALITY = 80
-
-
 def thumbnail(source: ImageSource, side: int) -> bytes:
     """An upright JPEG whose longer edge has at most `side` pixels. Raises ImageError."""
     image = decode(source, allow_truncated=True)
@@ -200,5 +197,5 @@ def thumbnail(source: ImageSource, side: int) -> bytes:
     data = io.BytesIO()
     # Without the profile and EXIF of the photograph, place included.
     image.info.clear()
-    image.save(data, "JPEG", quality=_QUALITY)
+    image.save(data, "JPEG", quality=80)
     return data.getvalue()

@@ -123,7 +123,7 @@ def discover(
     hidden folder (".name") is entered only if it is named itself, or with `hidden`.
     `exclude` names files and folders to pass by uncounted, such as the output.
 
-    The patterns are globs (see Patterns) for what is found in folders. A folder that matches stands
+    The patterns are globs (see Patterns) for what is in folders. A folder that matches stands
     for all that is in it; an excluded one is not entered and counts as one. Of the images those
     that match an include pattern, if there are any, and no exclude pattern are listed.
 
@@ -150,7 +150,7 @@ def is_under(path: str, source: str | Path) -> bool:
 
 class _Folder(NamedTuple):
     path: str
-    below: str = ""  # the path below the source it was found under, with a "/" at its end
+    below: str = ""  # the path below its source, with a "/" at its end
     included: bool = False  # with all that is in it
 
 

@@ -43,10 +43,10 @@ def opened(source: Any, max_pixels: int, allow_truncated: bool) -> Iterator["Enc
             f"got {type(source).__name__}",
         )
     path = source.path if isinstance(source, KnownFile) else os.fspath(source)
-    with contents_of(path) as (data, found):
+    with contents_of(path) as (data, status):
         if isinstance(source, KnownFile):
-            _check_known(data, found.st_size, source)
-        yield EncodedImage(data, found.st_size, max_pixels, allow_truncated)
+            _check_known(data, status.st_size, source)
+        yield EncodedImage(data, status.st_size, max_pixels, allow_truncated)
 
 
 def _check_known(data: io.BufferedReader | io.BytesIO, size: int, known: KnownFile) -> None:

@@ -64,7 +64,7 @@ def identify(head: bytes) -> str:
 
 
 def _base_media_format(head: bytes) -> str:
-    """AVIF and HEIF share one container; the brands after `ftyp` tell them apart."""
+    """AVIF and HEIF share one container; the brands after `ftyp` say which."""
     length = min(struct.unpack(">I", head[:4])[0], len(head))
     brands = [head[8:12]] + [head[i : i + 4] for i in range(16, length - 3, 4)]
     if any(brand in _AVIF_BRANDS for brand in brands):

@@ -49,15 +49,15 @@ def _check_unchanged(file: BinaryIO, before: os.stat_result) -> None:
         raise ImageError("changed", "the file changed while it was read")
 
 
-def identity(found: os.stat_result) -> tuple[int, ...]:
+def identity(status: os.stat_result) -> tuple[int, ...]:
     """What stays the same while nobody replaces or writes a file; its times alone can be set."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def size_and_time(found: os.stat_result) -> tuple[int, int]:
+def size_and_time(status: os.stat_result) -> tuple[int, int]:
     """Bytes and time of change in nanoseconds, the nearest that 64 bits hold."""
     earliest, latest = _TIMES
-    return found.st_size, min(max(found.st_mtime_ns, earliest), latest)
+    return status.st_size, min(max(status.st_mtime_ns, earliest), latest)
 
 
 def is_beyond_times(mtime_ns: int) -> bool:
@@ -75,26 +75,26 @@ def regular_file(path: Any) -> Iterator[tuple[io.BufferedReader, os.stat_result]
         raise unreadable(path, error) from error
     with os.fdopen(descriptor, "rb") as file:
         # Looked at again: what was opened may not be what was looked at before.
-        found = os.fstat(descriptor)
-        _check_mode(found)
-        if found.st_size == 0:
+        status = os.fstat(descriptor)
+        _check_mode(status)
+        if status.st_size == 0:
             raise ImageError("empty", "the file has 0 bytes")
-        yield file, found
+        yield file, status
 
 
 def check_regular(path: Any) -> None:
     """Raises ImageError for what is not a regular file, or no link to one; it is not opened."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
-    _check_mode(found)
+    _check_mode(status)
 
 
-def _check_mode(found: os.stat_result) -> None:
-    if stat.S_ISDIR(found.st_mode):
+def _check_mode(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
         raise ImageError("not_regular", "a folder, not a file")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise ImageError("not_regular", "a FIFO, socket or device, not a file")
 
 
