@@ -13,7 +13,7 @@ from aim_mlx.wording import counted, escaped
 
 if TYPE_CHECKING:
     from aim_mlx.store.reader import EmbeddingStore
-    from aim_mlx.store.verify import Fault, Findings, SampledRow
+    from aim_mlx.store.verify import Fault, Findings
 
 
 def verify(
@@ -44,7 +44,7 @@ def verify(
     if sample and not findings.sound:
         report.say("no photo was embedded again: repair the store first")
     elif findings.sample:
-        findings.faults += report.recompute(opened, findings.sample, seed, offline)
+        report.recompute(opened, findings, seed, offline)
     report.summary(str(store), findings)
     if not findings.sound:
         return 5
@@ -70,17 +70,17 @@ class _Report:
         self.say(f"fault: {fault}")
 
     def recompute(
-        self, store: "EmbeddingStore", sample: list["SampledRow"], seed: int, offline: bool
-    ) -> list["Fault"]:
-        """Embeds the sample again; a fault for each row that differs."""
+        self, store: "EmbeddingStore", findings: "Findings", seed: int, offline: bool
+    ) -> None:
+        """Embeds the sample again; each row that differs is a fault."""
         from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
         from aim_mlx.loading import load_encoder
         from aim_mlx.store.verify import recompute
 
-        faults, cosines = [], []
+        cosines = []
         encoder = load_encoder(store, offline=offline, progress=tqdm)
-        for row in recompute(store, encoder, sample):
+        for row in recompute(store, encoder, findings.sample):
             self._outcomes[row.outcome] += 1
             self._emit("row", vars(row))
             if row.cosine is None:
@@ -88,14 +88,14 @@ class _Report:
                 continue
             cosines.append(row.cosine)
             if row.fault:
-                faults.append(row.fault)
+                findings.faults.append(row.fault)
                 self.fault(row.fault)
+        photos = counted(len(findings.sample), "photo")
         self.say(
-            f"{len(cosines):,} of {counted(len(sample), 'photo')} (seed {seed}) embedded again, "
+            f"{len(cosines):,} of {photos} (seed {seed}) embedded again, "
             f"{self._outcomes['same']:,} gave the same vector"
             + (f"; lowest cosine {min(cosines):.6f}" if cosines else "")
         )
-        return faults
 
     def summary(self, store: str, findings: "Findings") -> None:
         account = findings.account

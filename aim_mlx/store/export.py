@@ -3,7 +3,6 @@
 Rows are read and written part by part, so memory does not grow with their number.
 """
 
-import io
 import json
 import os
 import zipfile
@@ -141,8 +140,13 @@ def _remove_if_done(store: Path, target: Path) -> None:
             remove(store)
 
 
+def _write_npy_header(file: Any, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    kind = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, kind)
+
+
 def _write_npy(rows: Rows, file: BinaryIO) -> None:
-    file.write(_npy_header(np.dtype(np.float32), rows.shape))
+    _write_npy_header(file, np.dtype(np.float32), rows.shape)
     for vectors in rows.vectors():
         file.write(vectors.data)
 
@@ -153,12 +157,13 @@ def _write_npz(rows: Rows, file: BinaryIO) -> None:
             _write_npy(rows, member)  # pyright: ignore[reportArgumentType]
         kind = np.dtype(f"<U{max(1, max(map(len, rows.paths), default=1))}")
         with archive.open("paths.npy", "w", force_zip64=True) as member:
-            member.write(_npy_header(kind, (len(rows.paths),)))
+            _write_npy_header(member, kind, (len(rows.paths),))
             for start in range(0, len(rows.paths), _PART_ROWS):
                 member.write(np.array(rows.paths[start : start + _PART_ROWS], kind).tobytes())
         text = np.array(json.dumps(rows.manifest))
         with archive.open("manifest.npy", "w") as member:  # without the time, unlike writestr()
-            member.write(_npy_header(text.dtype, ()) + text.tobytes())
+            _write_npy_header(member, text.dtype, ())
+            member.write(text.tobytes())
 
 
 def _write_safetensors(rows: Rows, file: BinaryIO) -> None:
@@ -228,13 +233,6 @@ def check_target(target: Path, overwrite: bool) -> None:
 def sidecar(target: Path) -> Path:
     """Where that goes which has no place in a .npy or .jsonl file."""
     return target.with_name(target.name + ".json")
-
-
-def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    header = io.BytesIO()
-    facts = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, facts)
-    return header.getvalue()
 
 
 SIDE = 256

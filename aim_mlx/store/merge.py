@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -121,25 +122,15 @@ def _is_empty(folder: Path) -> bool:
 
 def _check_division(shares: Sequence[_Share]) -> None:
     """Raises UsageError unless these are the shares 1 to n of n, each once."""
-    first = shares[0]
-    seen: dict[int, _Share] = {}
-    for share in shares:
-        if share.count != first.count:
-            raise UsageError(
-                f"{share.name} is a share of {share.count}, {first.name} of {first.count}: "
-                "give the shares of one division"
-            )
-        if share.number in seen:
-            raise UsageError(
-                f"share {share.number}/{share.count} is given twice: "
-                f"{seen[share.number].name} and {share.name}"
-            )
-        seen[share.number] = share
-    missing = [f"{i}/{first.count}" for i in range(1, first.count + 1) if i not in seen]
-    if missing:
+    count = shares[0].count
+    given = Counter((share.number, share.count) for share in shares)
+    expected = Counter((number, count) for number in range(1, count + 1))
+    wrong = [f"{n}/{of} is missing" for n, of in expected - given]
+    wrong += [f"{n}/{of} is one too many" for n, of in given - expected]
+    if wrong:
         raise UsageError(
-            f"{len(missing)} of {first.count} shares are missing: give the store of --shard "
-            f"{missing[0]} too"
+            f"expected the stores of --shard 1/{count} to {count}/{count}, each once: "
+            f"{', '.join(wrong[:5])}"
         )
 
 

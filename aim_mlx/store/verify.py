@@ -7,19 +7,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from aim_mlx.encoder.encoder import Embedded, Encoder
+from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import OutputError
 from aim_mlx.images import KnownFile, default_max_pixels
 from aim_mlx.store import journal, lists
 from aim_mlx.store.folder import damages, matrix_name
 from aim_mlx.store.reader import EmbeddingStore, mapped_matrix
-from aim_mlx.store.rows import COLUMNS, exact_paths, path_columns
+from aim_mlx.store.rows import COLUMNS, Row, exact_paths, path_columns
 from aim_mlx.store.shards import DIGEST, Shard, read_table, vectors_of
 
 AGAIN = "embed again: it recomputes what is wrong"
@@ -60,27 +59,19 @@ class Account:
     missing: int
 
 
-@dataclass(frozen=True)
-class SampledRow:
-    """A row as it was read, for comparison: vector float32 (D,)."""
-
-    path: str
-    digest: str
-    size: int
-    pixels: int
-    vector: np.ndarray
-
-
 @dataclass
 class Findings:
-    """The number of current rows, the account where it could be made, and all faults."""
+    """The number of current rows, the account where it could be made, all faults, some rows.
+
+    `sample` holds rows with their vectors, float32 (D,).
+    """
 
     rows: int = 0
     shards: int = 0
     finished: bool = False
     account: Account | None = None
     faults: list[Fault] = field(default_factory=list)
-    sample: list[SampledRow] = field(default_factory=list)
+    sample: list[tuple[Row, np.ndarray]] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
@@ -117,7 +108,8 @@ class _Verification:
         chosen = np.random.default_rng(seed).choice(count, min(sample, count), replace=False)
         self.chosen = np.sort(chosen)
         self.row_of: dict[str, int] = {}
-        self.matrix = _Matrix(self.folder / matrix_name(self.state), store)
+        self.wrong_matrix = ""  # what is wrong with the file that has all vectors in one
+        self.matrix = self._matrix()
 
     def run(self) -> Findings:
         damaged, start = damages(self.folder, self.state.shards, self.store.dim), 0
@@ -128,16 +120,36 @@ class _Verification:
                 self._check_shard(shard, start)
             start += shard.rows
         self.findings.rows = len(self.row_of)
-        self.findings.sample = [row for row in self.findings.sample if row.path in self.row_of]
         if self.findings.sound:
             try:
                 self._check_account()
             except OutputError as error:
                 self._fault("account", str(error), AGAIN)
-        if self.matrix.wrong:
+        if self.wrong_matrix:
             todo = "delete this file; it is made again from the shards"
-            self._fault(self.matrix.path.name, self.matrix.wrong, todo)
+            self._fault(matrix_name(self.state), self.wrong_matrix, todo)
         return self.findings
+
+    def _matrix(self) -> np.ndarray | None:
+        """The file with all vectors in one, if there is one."""
+        if not self.state.rows:
+            return None
+        path = self.folder / matrix_name(self.state)
+        try:  # of another size, as it is where rows no longer count, the reader replaces it
+            return mapped_matrix(path, (self.state.rows, self.store.dim))
+        except OSError as error:
+            self.wrong_matrix = error.strerror or str(error)
+            return None
+
+    def _check_matrix(self, vectors: np.ndarray, start: int) -> None:
+        """Compares its rows from `start` on with those of a shard, up to the first that differs."""
+        if self.matrix is None:
+            return
+        there = self.matrix[start : start + len(vectors)].view(np.uint32)
+        differ = (there != np.ascontiguousarray(vectors).view(np.uint32)).any(axis=1)
+        if differ.any():
+            self.wrong_matrix = f"row {start + int(np.argmax(differ))} is not that of the shards"
+            self.matrix = None
 
     def _fault(self, where: str, what: str, todo: str) -> None:
         self.findings.faults.append(Fault(where, what, todo))
@@ -155,8 +167,11 @@ class _Verification:
                 first = paths[int(np.argmax(rows))]
                 self._fault(shard.name, f"{count:,} rows, first {first!r}, {what}", OVERWRITE)
         self._add(shard, paths, start)
-        self._keep_chosen(table, paths, vectors, start)
-        self.matrix.compare(vectors, start)
+        low, high = np.searchsorted(self.chosen, [start, start + len(paths)])
+        for i in (self.chosen[low:high] - start).tolist():
+            columns = (table[name][i].as_py() for name in COLUMNS[2:])
+            self.findings.sample.append((Row(paths[i], *columns), vectors[i].copy()))
+        self._check_matrix(vectors, start)
 
     def _add(self, shard: Shard, paths: Sequence[str], start: int) -> None:
         before = len(self.row_of)
@@ -165,16 +180,6 @@ class _Verification:
         # A file that changed has a new row, and its old one until the run is finished.
         if twice and (self.store.finished or len(set(paths)) < len(paths)):
             self._fault(shard.name, f"{twice:,} paths have a row already", OVERWRITE)
-
-    def _keep_chosen(
-        self, table: pa.Table, paths: list[str], vectors: np.ndarray, start: int
-    ) -> None:
-        low, high = np.searchsorted(self.chosen, [start, start + len(paths)])
-        for i in (self.chosen[low:high] - start).tolist():
-            names = ("digest", "size", "width", "height")
-            digest, size, width, height = (table[name][i].as_py() for name in names)
-            row = SampledRow(paths[i], digest, size, width * height, vectors[i].copy())
-            self.findings.sample.append(row)
 
     def _check_account(self) -> None:
         """Every listed file is a row or a skip, and the counts of the run are those that are there.
@@ -258,28 +263,6 @@ def _wrong_vectors(
         yield "are not of length 1", finite & (np.abs(lengths - 1) > _UNIT)
 
 
-class _Matrix:
-    """The file with all vectors in one, if there is one; `wrong` says where it differs."""
-
-    def __init__(self, path: Path, store: EmbeddingStore):
-        self.path, self.wrong = path, None
-        self._vectors: np.ndarray | None = None
-        shape = store._state.rows, store.dim
-        try:  # of another size, as it is where rows no longer count, the reader replaces it
-            self._vectors = mapped_matrix(path, shape) if shape[0] else None
-        except OSError as error:
-            self.wrong = error.strerror or str(error)
-
-    def compare(self, vectors: np.ndarray, start: int) -> None:
-        """Compares the rows from `start` on with those of a shard."""
-        if self._vectors is None or self.wrong:
-            return
-        there = self._vectors[start : start + len(vectors)]
-        if there.tobytes() != np.ascontiguousarray(vectors).tobytes():
-            rows = (there.view(np.uint32) != vectors.view(np.uint32)).any(axis=1)
-            self.wrong = f"row {start + int(np.argmax(rows))} is not that of the shards"
-
-
 @dataclass(frozen=True)
 class Recomputed:
     """What became of one row: "same" or "differs" with the cosine of old and new vector.
@@ -303,24 +286,21 @@ class Recomputed:
 
 
 def recompute(
-    store: EmbeddingStore, encoder: Encoder, rows: Sequence[SampledRow]
+    store: EmbeddingStore, encoder: Encoder, sample: Sequence[tuple[Row, np.ndarray]]
 ) -> Iterator[Recomputed]:
-    """Embeds the photos of these rows and compares, in the order of the rows."""
-    photos = [KnownFile(str(store.locate_path(r.path)), r.digest, r.size) for r in rows]
+    """Embeds the photos of these rows and compares the vectors, in the order of the rows."""
+    photos = [
+        KnownFile(str(store.locate_path(row.path)), row.digest, row.size) for row, _ in sample
+    ]
     # Whatever was allowed then is allowed now; photos that are whole give the same pixels.
-    most = max([default_max_pixels(), *(row.pixels for row in rows)])
+    most = max([default_max_pixels(), *(row.width * row.height for row, _ in sample)])
     options = replace(store.options, allow_truncated=True, max_pixels=most)
     least = 1 - _MARGIN[store.manifest["dtype"]]
     with closing(encoder.embed_stream(photos, options)) as embedded:
-        for row, again in zip(rows, embedded, strict=True):
-            yield _compared(row, again, least)
-
-
-def _compared(row: SampledRow, again: Embedded, least: float) -> Recomputed:
-    failure = again.failure
-    if failure is not None:
-        return Recomputed(row.path, failure.reason, detail=failure.detail)
-    old, new = row.vector.astype(np.float64), again.vector.astype(np.float64)
-    cosine = float(old @ new / (np.linalg.norm(old) * np.linalg.norm(new) or 1.0))
-    outcome = "same" if cosine >= least else "differs"
-    return Recomputed(row.path, outcome, round(cosine, 6))
+        for (row, vector), again in zip(sample, embedded, strict=True):
+            if again.failure is not None:
+                yield Recomputed(row.path, again.failure.reason, detail=again.failure.detail)
+                continue
+            old, new = vector.astype(np.float64), again.vector.astype(np.float64)
+            cosine = float(old @ new / (np.linalg.norm(old) * np.linalg.norm(new) or 1.0))
+            yield Recomputed(row.path, "same" if cosine >= least else "differs", round(cosine, 6))
