@@ -214,7 +214,7 @@ def predict(
     else:
         choice = Choice(1 if top is None else top, threshold)
     stream, wanted = loaded.predict_stream(paths), report.wanted(choice)
-    rows = label_images(stream, paths, loaded.classes, lambda each: each, wanted, report.skipped)
+    rows = label_images(stream, loaded.classes, lambda each: each, wanted, report.skipped)
     report.run(rows, choice, Origin(loaded.model))
     return report.account(len(loaded.classes))
 

@@ -66,24 +66,22 @@ class Classified:
 
 def label_images(
     rows: Generator[Embedded, None, None],
-    paths: Sequence[str],
     classes: tuple[str, ...],
     scores: Callable[[np.ndarray], np.ndarray],
     choice: Choice,
     skipped: Callable[[Skip], None],
 ) -> Generator[Classified, None, None]:
-    """The labels of each image of a stream over `paths`, in order, by the scores of its vector.
+    """The labels of each file of a stream, in order, by the scores of its vector.
 
     What could not be embedded goes to `skipped`.
     """
     with closing(rows):
         for row in rows:
-            path = paths[row.index]
             if row.failure is not None:
-                skipped(Skip(path, row.failure.reason, row.failure.detail))
+                skipped(Skip(row.path, row.failure.reason, row.failure.detail))
             else:
                 labels = choice.of(classes, scores(row.vector))
-                yield Classified(path, labels, row.index, row.multi_frame)
+                yield Classified(row.path, labels, row.index, row.multi_frame)
 
 
 def label_photos(
@@ -103,8 +101,7 @@ def label_photos(
     def scores(vector: np.ndarray) -> np.ndarray:
         return head.scores(vector[None], choice.multi_label)[0]
 
-    stream = lit.embed_stream(paths, options)
-    return label_images(stream, paths, head.labels, scores, choice, skipped)
+    return label_images(lit.embed_stream(paths, options), head.labels, scores, choice, skipped)
 
 
 def label_rows(

@@ -77,16 +77,15 @@ def evaluate(
     Images that cannot be embedded go to `skipped` and do not count. Raises AimError where none can.
     """
     places = {name: index for index, name in enumerate(classes)}
-    paths = [item.path for item in items]
     scores, truth = [], []
-    with closing(lit.embed_stream(paths, options)) as rows:
+    with closing(lit.embed_stream([item.path for item in items], options)) as rows:
         for row in rows:
             if row.failure is not None:
-                skipped(Skip(paths[row.index], row.failure.reason, row.failure.detail))
+                skipped(Skip(row.path, row.failure.reason, row.failure.detail))
             else:
                 scores.append(head.scores(row.vector[None])[0])
                 truth.append(places[items[row.index].labels[0]])
-            done(paths[row.index])
+                done(row.path)
     if not truth:
         raise AimError(f"none of {len(items)} images could be read: nothing to evaluate")
     probabilities, known = np.stack(scores), np.array(truth)
