@@ -34,12 +34,11 @@ def duplicates(
     "reference" or how like the reference it is, pixels, bytes, the date of its file, path. Of
     copies the first stands for all among the near-duplicates, where each photo is in one group.
     """
-    from aim_mlx.cli.reports import note_missing, with_rows
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import UsageError
     from aim_mlx.search.duplicates import THRESHOLD, account, photo_groups
     from aim_mlx.search.pages import write_duplicates_page
-    from aim_mlx.store.reader import Photos
+    from aim_mlx.store.reader import Photos, reading
 
     if exact and threshold is not None:
         raise UsageError("--exact compares bytes: leave out --threshold")
@@ -53,9 +52,10 @@ def duplicates(
             write_duplicates_page(html, rows, groups, cosine)
         (_print_json if as_json else _print_lines)(groups, len(rows))
         print(account(groups, len(rows)), file=sys.stderr)
-        note_missing(photos, [photo.row for group in groups for photo in group.photos])
+        for note in photos.notes([photo.row for group in groups for photo in group.photos]):
+            print(f"note: {note}", file=sys.stderr)
 
-    with_rows(store, show)
+    reading(store, show)
 
 
 def _print_lines(groups: list["Group"], rows: int) -> None:

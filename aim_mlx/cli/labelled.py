@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 from aim_mlx.cli.reporter import Progress, Reporter
-from aim_mlx.cli.reports import note_missing
 from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import AimError, Interrupted
 from aim_mlx.images import Listing, discover
@@ -44,7 +43,8 @@ class LabelReport(Progress):
         """The rows of a store, each photo once, without those that are gone unless `gone`."""
         photos = Photos(store, gone)
         rows = photos.each_once(range(len(store)))
-        note_missing(photos, rows)
+        for note in photos.notes(rows):
+            self.noted(note)
         self.listed(Listing(tuple(store.paths[row] for row in rows), 0, (), ()))
         return rows
 

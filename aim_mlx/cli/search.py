@@ -1,6 +1,7 @@
 """`aim-mlx search`: the photos of a store that are most like others."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,13 +47,12 @@ def search(
     """
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
-    from aim_mlx.cli.reports import note_missing, with_rows
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import UsageError
     from aim_mlx.loading import load_encoder
     from aim_mlx.search import queries
     from aim_mlx.search.pages import write_search_page
-    from aim_mlx.store.reader import Photos
+    from aim_mlx.store.reader import Photos, reading
 
     like = queries.Query(image or [], text or [])
     unlike = queries.Query(minus or [], minus_text or [])
@@ -73,9 +73,10 @@ def search(
         if html is not None:
             write_search_page(html, rows, like, unlike, hits)
         _print(rows, hits, as_json, html)
-        note_missing(photos, [row for row, _ in hits])
+        for note in photos.notes([row for row, _ in hits]):
+            print(f"note: {note}", file=sys.stderr)
 
-    with_rows(store, show)
+    reading(store, show)
 
 
 def parse_weights(text: str) -> list[float] | None:

@@ -11,7 +11,7 @@ from datetime import datetime
 import numpy as np
 import pyarrow as pa
 
-from aim_mlx.errors import UsageError
+from aim_mlx.errors import AimError, UsageError
 from aim_mlx.search.nearest import MARGIN, cosines, inverse_norms
 from aim_mlx.store.reader import EmbeddingStore, Photos
 from aim_mlx.wording import counted
@@ -57,8 +57,10 @@ def photo_groups(store: EmbeddingStore, photos: Photos, threshold: float | None)
 
     With `threshold` None copies alone, for which no vector is read. Of copies one stands for all
     among the near-duplicates. A photo that has several rows counts once, one that is gone not at
-    all. Raises UsageError for a threshold outside (0, 1].
+    all. Raises UsageError for a threshold outside (0, 1], AimError for a store without rows.
     """
+    if not len(store):
+        raise AimError(f"{str(store.folder)!r} holds no rows: embed photos into it first")
     candidates = np.ones(len(store), bool)
     groups = []
     for rows in _same_content(store):

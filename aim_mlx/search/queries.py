@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aim_mlx.errors import UsageError
+from aim_mlx.errors import AimError, UsageError
 from aim_mlx.search.nearest import combine, top_k
 from aim_mlx.store.reader import EmbeddingStore, Photos, file_of
 from aim_mlx.words.classify import check_words
@@ -44,8 +44,10 @@ def search(
     the store's own encoder, and is called only for a query that is not among the store's photos.
     `weights` are one for each image and text to be like, then one for each to be unlike. Raises
     UsageError for an image that cannot be embedded, an empty text, and a store that words cannot be
-    compared with.
+    compared with, AimError for a store without rows.
     """
+    if not len(store):
+        raise AimError(f"{str(store.folder)!r} holds no rows: embed photos into it first")
     load = functools.cache(load)
     # Texts can be refused before a photo is embedded.
     texts = _text_vectors(store, [*like.texts, *unlike.texts], load)

@@ -23,6 +23,7 @@ from aim_mlx.store.folder import matrix_name
 from aim_mlx.store.lists import Places, read_header, started_in
 from aim_mlx.store.rows import COLUMNS, exact_paths, table_schema
 from aim_mlx.store.shards import Shard, damaged, read_table, vectors_of
+from aim_mlx.wording import counted
 
 T = TypeVar("T")
 _TRIES = 5  # each run changes a store but once in this way
@@ -241,6 +242,17 @@ class Photos:
     def left_out(self) -> int:
         """How many of the rows asked for are left out as their photos are gone."""
         return 0 if self._with_gone else len(self.gone)
+
+    def notes(self, shown: Iterable[int]) -> list[str]:
+        """What to say of photos left out as they are gone, and of rows shown that are not there."""
+        notes = []
+        if self.left_out:
+            what = counted(self.left_out, "photo that is gone was", "photos that are gone were")
+            notes.append(f"{what} left out: --gone shows them")
+        if away := len(self.away.intersection(shown)):
+            what = counted(away, "photo is", "photos are")
+            notes.append(f"{what} not there now: is their disk mounted?")
+        return notes
 
     def each_once(self, rows: Iterable[int], without: Collection[Hashable] = ()) -> list[int]:
         """The first row of each file, in order, but none of the files `without`."""
