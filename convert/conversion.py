@@ -6,14 +6,13 @@ from pathlib import Path
 
 from aim_mlx.backend import DTYPES, mx
 from aim_mlx.errors import OutputError, UsageError
-from aim_mlx.weights.checkpoint import DTYPE_NAMES, Checkpoint
+from aim_mlx.weights.checkpoint import Checkpoint
+from aim_mlx.weights.convert import stored_dtypes, tokenizer_files
 from aim_mlx.weights.layouts import Step
 from aim_mlx.weights.load import iter_weights
-from aim_mlx.weights.save import EXTRA_FILES, check_folder, provenance, save_checkpoint
-from aim_mlx.weights.strict_json import at, read_bytes
+from aim_mlx.weights.save import check_folder, provenance, save_checkpoint
+from aim_mlx.weights.strict_json import at
 from convert.source import Source, folder_of, open_source
-
-LARGEST_EXTRA = 32 * 2**20  # bytes of one of a tokenizer's files; CLIP's largest has 4 million
 
 
 def convert(path: Path, folder: Path, dtype: str | None = None, overwrite: bool = False) -> Path:
@@ -60,8 +59,8 @@ def write(
         checkpoint.config,
         checkpoint.preprocess,
         history,
-        dtype=_stored_dtypes(checkpoint) if dtype is None else DTYPES[dtype],
-        extra_files=_tokenizer_files(path) if checkpoint.kind == "lit" else {},
+        dtype=stored_dtypes(checkpoint) if dtype is None else DTYPES[dtype],
+        extra_files=tokenizer_files(folder_of(path)) if checkpoint.kind == "lit" else {},
         overwrite=overwrite,
     )
 
@@ -79,17 +78,3 @@ def only(checkpoint: Checkpoint, steps: list[Step]) -> Checkpoint:
         for file in checkpoint.files
     )
     return replace(checkpoint, files=files)
-
-
-def _stored_dtypes(checkpoint: Checkpoint) -> dict[str, mx.Dtype]:
-    """The stored dtype of each of our tensors."""
-    return {
-        step.ours: DTYPES[DTYPE_NAMES[checkpoint.tensors[step.sources[0]].dtype]]
-        for step in checkpoint.steps()
-    }
-
-
-def _tokenizer_files(path: Path) -> dict[str, bytes]:
-    """The files of a LiT model's tokenizer, as they lie beside its weights."""
-    paths = [folder_of(path) / name for name in EXTRA_FILES]
-    return {p.name: read_bytes(p, LARGEST_EXTRA) for p in paths if os.path.lexists(p)}

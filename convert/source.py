@@ -4,7 +4,6 @@ PyTorch files are rewritten, tensor by tensor and unchanged, as safetensors in a
 From there the package's own code opens them, so that layouts, strictness and safety are the same.
 """
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,11 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aim_mlx.errors import CheckpointError, OutputError, UsageError
+from aim_mlx.errors import CheckpointError, UsageError
+from aim_mlx.files import disk_errors
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
-from aim_mlx.weights.files import INDEX_FILE, OUR_FILE, WEIGHT_FILES, read_index
+from aim_mlx.weights.convert import sha256_of
+from aim_mlx.weights.files import (
+    INDEX_FILE,
+    OUR_FILE,
+    WEIGHT_FILES,
+    check_index,
+    read_index,
+    shard_paths,
+)
 from aim_mlx.weights.preprocess_json import PROCESSOR_FILES
-from aim_mlx.weights.safetensors_file import open_regular
 from aim_mlx.weights.strict_json import at, show
 from convert.tensors import (
     check_disjoint,
@@ -92,53 +99,25 @@ def torch_files(path: Path) -> list[Path] | None:
     if os.path.lexists(path / TORCH_FILE):
         return [path / TORCH_FILE]
     if os.path.lexists(path / TORCH_INDEX):
-        return [path / name for name in sorted(set(_weight_map(path).values()))]
+        return shard_paths(path, read_index(path / TORCH_INDEX, ".bin"))
     others = sorted(e.name for e in path.iterdir() if e.suffix.lower() in SUFFIXES)
-    found = f"; to convert {show(others[0])}, give the file itself" if others else ""
+    hint = f"; to convert {show(others[0])}, give the file itself" if others else ""
     raise UsageError(
         f"no weights in {at(path)}: expected {', '.join(WEIGHT_FILES)}, {TORCH_FILE} or an index "
-        f"of shards{found}"
+        f"of shards{hint}"
     )
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
-    """Tensors to shards; every shard is a plain .bin file name, no way out of the folder."""
-    weight_map = read_index(folder / TORCH_INDEX, ".bin")
-    for shard in set(weight_map.values()):
-        if not _stays(folder, folder / shard):
-            raise CheckpointError(
-                f"shard {show(shard)} is a link that leaves {at(folder)}: put the file itself there"
-            )
-        if not (folder / shard).exists():
-            raise CheckpointError(
-                f"missing shard {show(shard)} in {at(folder)}: download the checkpoint again"
-            )
-    return weight_map
-
-
-def _stays(folder: Path, path: Path) -> bool:
-    """Whether a link leads to the folder itself, or to the blobs of the Hub cache it is part of."""
-    home = folder.resolve()
-    allowed = [home]
-    if home.parent.name == "snapshots":  # models--owner--name/snapshots/<revision>/<file>
-        allowed.append(home.parent.parent / "blobs")
-    return any(path.resolve().is_relative_to(root) for root in allowed)
 
 
 def _stage(path: Path, files: list[Path], folder: Path, temporary: Path) -> dict[str, Any]:
     """Writes the tensors as safetensors beside links to the source's JSON files."""
     tensors: dict[str, torch.Tensor] = {}
-    owner: dict[str, str] = {}
+    pairs: list[tuple[str, str]] = []
     for file in files:
-        for name, tensor in read_torch_file(file).items():
-            if name in tensors:
-                raise CheckpointError(
-                    f"tensor {show(name)} is in two shards, {show(owner[name])} and "
-                    f"{show(file.name)}: expected in one; download the checkpoint again"
-                )
-            tensors[name], owner[name] = tensor, file.name
+        content = read_torch_file(file)
+        tensors |= content
+        pairs += [(name, file.name) for name in content]
     if path.is_dir() and files[0].name != TORCH_FILE:
-        _check_index(folder, owner)
+        check_index(folder / TORCH_INDEX, read_index(folder / TORCH_INDEX, ".bin"), pairs)
     check_disjoint(tensors)
     tensors, prefix = without_prefix(tensors)
     if all(name.startswith("head.") for name in tensors):
@@ -153,29 +132,14 @@ def _stage(path: Path, files: list[Path], folder: Path, temporary: Path) -> dict
     return {"prefix_removed": prefix} if prefix else {}
 
 
-def _check_index(folder: Path, owner: dict[str, str]) -> None:
-    """The index names each tensor of each shard, and no other."""
-    weight_map = _weight_map(folder)
-    for tensor in [*weight_map, *owner]:
-        stated, real = weight_map.get(tensor), owner.get(tensor)
-        if stated != real:
-            raise CheckpointError(
-                f"{at(folder / TORCH_INDEX)} puts tensor {show(tensor)} in {show(stated)}, it is "
-                f"in {show(real)}: download the checkpoint again"
-            )
-
-
 @contextmanager
 def temporary_folder(workplace: Path) -> Iterator[Path]:
     """A folder that is gone afterwards; a disk that fails meanwhile is an OutputError."""
-    try:
-        with tempfile.TemporaryDirectory(suffix=".convert.tmp", dir=workplace) as name:
-            yield Path(name)
-    except OSError as error:
-        raise OutputError(
-            f"{at(workplace)} cannot be written: {error.strerror or error}; "
-            "make room or choose another place"
-        ) from error
+    with (
+        disk_errors("write", workplace, "make room or choose another place"),
+        tempfile.TemporaryDirectory(suffix=".convert.tmp", dir=workplace) as name,
+    ):
+        yield Path(name)
 
 
 @contextmanager
@@ -190,15 +154,7 @@ def naming(temporary: Path, path: Path, folder: Path) -> Iterator[None]:
 
 def describe(files: list[Path]) -> list[dict[str, Any]]:
     """Name, size and digest of each file, for the record."""
-    return [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while chunk := file.read(2**22):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return [{"name": f.name, "bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in files]
 
 
 def check_unchanged(stamps: Mapping[Path, tuple[int, ...]]) -> None:

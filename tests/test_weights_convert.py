@@ -437,7 +437,7 @@ def test_what_the_command_cannot_do_is_a_usage_error(capsys, tmp_path, arguments
 def test_a_full_disk_ends_the_command_with_5_and_leaves_nothing(capsys, tmp_path: Path):
     with full_from(300_000):
         code, out, err = run(capsys, DATA / "vision_absolute" / "timm", tmp_path / "m")
-    assert (code, out) == (5, "") and "cannot be written" in err
+    assert (code, out) == (5, "") and "cannot write" in err
     assert not (tmp_path / "m").exists()
 
 

@@ -310,7 +310,7 @@ def test_a_missing_parent_or_a_file_in_the_way_is_an_output_error(tmp_path: Path
 
 
 def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path, weights):
-    with pytest.raises(OutputError, match="cannot be written"), full_from(300_000):
+    with pytest.raises(OutputError, match="cannot write"), full_from(300_000):
         save_checkpoint(tmp_path / "m", weights, CONFIG, PREPROCESS)
     assert not (tmp_path / "m").exists()
 

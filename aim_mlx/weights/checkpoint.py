@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from aim_mlx.backend import DTYPES
 from aim_mlx.config import HEAD_DIM, LiTConfig, PreprocessConfig, VisionConfig
 from aim_mlx.errors import AssumedHeadsWarning, CheckpointError, warn_of_untrained
 from aim_mlx.registry import MODELS
@@ -32,6 +33,7 @@ from aim_mlx.weights.sizes import check_shapes, config_from_tensors, expected_sh
 from aim_mlx.weights.strict_json import at, show
 
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+STORED = {kind: DTYPES[name] for kind, name in DTYPE_NAMES.items()}
 TRAINED_KEY = "aim_mlx_trained"
 
 _PACKED = {"U32", "U8"}

@@ -19,10 +19,11 @@ from aim_mlx.config import PreprocessConfig, VisionConfig
 from aim_mlx.errors import UsageError
 from aim_mlx.models.layers import Block
 from aim_mlx.models.vision import Preprocessor
-from aim_mlx.weights.checkpoint import DTYPE_NAMES, Checkpoint, ModelConfig, open_checkpoint
+from aim_mlx.weights.checkpoint import STORED, Checkpoint, open_checkpoint
+from aim_mlx.weights.config_json import ModelConfig
 from aim_mlx.weights.load import iter_weights
 from aim_mlx.weights.quantize import Quantization, quantized_names
-from aim_mlx.weights.safetensors_file import CheckedFile, open_regular
+from aim_mlx.weights.safetensors_file import open_regular
 from aim_mlx.weights.save import EXTRA_FILES, check_folder, provenance, save_checkpoint
 from aim_mlx.weights.sizes import IMAGE, expected_shapes
 from aim_mlx.weights.strict_json import at, read_bytes
@@ -148,15 +149,17 @@ def convert_checkpoint(
     before.warn()
     _check(before, Path(folder), dtype, quantization)
     check_folder(Path(folder), overwrite)
+    shapes = expected_shapes(before.config)
+    weights = iter_weights(before, None if dtype is None else DTYPES[dtype])
     save_checkpoint(
         folder,
-        _counted(before, dtype, progress),
+        _counted(weights, len(shapes), progress or (lambda done, total: None)),
         before.config,
         before.preprocess,
         _history(before, dtype, quantization),
-        dtype=_dtypes(before) if dtype is None else DTYPES[dtype],
+        dtype=stored_dtypes(before) if dtype is None else DTYPES[dtype],
         quantization=quantization,
-        extra_files=_tokenizer_files(before),
+        extra_files=tokenizer_files(before.folder) if before.kind == "lit" else {},
         overwrite=overwrite,
     )
     after = open_checkpoint(folder)
@@ -201,24 +204,17 @@ def _check(
 
 
 def _counted(
-    before: Checkpoint, dtype: str | None, progress: Callable[[int, int], None] | None
+    weights: Iterator[tuple[str, mx.array]], total: int, progress: Callable[[int, int], None]
 ) -> Iterator[tuple[str, mx.array]]:
-    """The tensors one at a time; a cast that overflows is found here, with what to do."""
-    total = len(expected_shapes(before.config))
-    weights = iter_weights(before, None if dtype is None else DTYPES[dtype])
     for done, pair in enumerate(weights, 1):
         yield pair
-        if progress is not None:
-            progress(done, total)
+        progress(done, total)
 
 
-def _dtypes(before: Checkpoint) -> dict[str, mx.Dtype]:
+def stored_dtypes(checkpoint: Checkpoint) -> dict[str, mx.Dtype]:
     """The stored dtype of each of our tensors; of a packed one that of its scales, or float32."""
-    stored = {}
-    for step in before.steps():
-        kind = before.tensors[step.sources[-1]].dtype
-        stored[step.ours] = DTYPES[DTYPE_NAMES.get(kind, "float32")]
-    return stored
+    kinds = {s.ours: checkpoint.tensors[s.sources[-1]].dtype for s in checkpoint.steps()}
+    return {name: STORED.get(kind, mx.float32) for name, kind in kinds.items()}
 
 
 def _history(
@@ -232,25 +228,20 @@ def _history(
         dtype=dtype or before.dtype,
         quantization=None if quantization is None else asdict(quantization),
         files=[
-            {"name": file.path.name, "bytes": file.size, "sha256": _digest(file)}
+            {"name": file.path.name, "bytes": file.size, "sha256": sha256_of(file.path)}
             for file in before.files
         ],
         earlier=before.provenance or None,
     )
 
 
-def _digest(file: CheckedFile) -> str:
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a whole file, in hexadecimal."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(2**20))
-    with open_regular(file.path) as stream:
-        while count := stream.readinto(block):  # type: ignore[attr-defined]
-            digest.update(block[:count])
-    return digest.hexdigest()
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _tokenizer_files(before: Checkpoint) -> dict[str, bytes]:
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
     """The files of a LiT model's tokenizer, as they are; raises CheckpointError for huge ones."""
-    if before.kind != "lit":
-        return {}
-    paths = [before.folder / name for name in EXTRA_FILES]
+    paths = [folder / name for name in EXTRA_FILES]
     return {p.name: read_bytes(p, LARGEST_EXTRA) for p in paths if os.path.lexists(p)}

@@ -1,6 +1,7 @@
 """Which files of a folder are its weights: one file, or the shards that an index names."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from aim_mlx.errors import CheckpointError
@@ -19,9 +20,9 @@ def weight_files(folder: Path, ours: bool = False) -> tuple[CheckedFile, ...]:
     Raises CheckpointError when there are none or one is unsound; there is no fallback to another.
     """
     for name in (OUR_FILE,) if ours else WEIGHT_FILES:
-        if _exists(folder / name):
+        if os.path.lexists(folder / name):  # even a broken link is not passed over
             return (check_file(folder / name),)
-    if not ours and _exists(folder / INDEX_FILE):
+    if not ours and os.path.lexists(folder / INDEX_FILE):
         return _shards(folder)
     try:
         names = sorted(entry.name for entry in folder.iterdir())
@@ -35,32 +36,12 @@ def weight_files(folder: Path, ours: bool = False) -> tuple[CheckedFile, ...]:
     )
 
 
-def _exists(path: Path) -> bool:
-    """Whether a name is there, even as a broken link: that is an error, not passed over."""
-    return path.is_symlink() or path.exists()
-
-
 def _shards(folder: Path) -> tuple[CheckedFile, ...]:
     """The shards of an index, which must name each tensor of each shard, and no other."""
     index = folder / INDEX_FILE
     weight_map = read_index(index)
-    files = tuple(_check_shard(folder, name) for name in sorted(set(weight_map.values())))
-    found: dict[str, str] = {}
-    for file in files:
-        for tensor in file.tensors:
-            if tensor in found:
-                raise CheckpointError(
-                    f"tensor {show(tensor)} is in two shards, {show(found[tensor])} and "
-                    f"{show(file.path.name)}: expected in one; download the checkpoint again"
-                )
-            found[tensor] = file.path.name
-    for tensor in [*weight_map, *found]:
-        stated, real = weight_map.get(tensor), found.get(tensor)
-        if stated != real:
-            raise CheckpointError(
-                f"{at(index)} puts tensor {show(tensor)} in {show(stated)}, it is in {show(real)}: "
-                "download the checkpoint again"
-            )
+    files = tuple(check_file(shard) for shard in shard_paths(folder, weight_map))
+    check_index(index, weight_map, [(t, file.path.name) for file in files for t in file.tensors])
     return files
 
 
@@ -82,21 +63,49 @@ def read_index(index: Path, ending: str = ".safetensors") -> dict[str, str]:
     return weight_map
 
 
-def _check_shard(folder: Path, name: str) -> CheckedFile:
-    """A shard, which may be a link only within the folder or into the Hub cache's own blobs."""
-    path = folder / name
-    if not _exists(path):
-        raise CheckpointError(
-            f"missing shard {show(name)} in {at(folder)}: download the checkpoint again"
-        )
+def shard_paths(folder: Path, weight_map: Mapping[str, str]) -> list[Path]:
+    """The files that an index names, in order of their names.
+
+    Each may be a link only within the folder or into the Hub cache's own blobs. Raises
+    CheckpointError.
+    """
     # Not Path.resolve, which raises RuntimeError where a link leads to itself.
-    home, target = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    home = Path(os.path.realpath(folder))
     allowed = [home]
     if home.parent.name == "snapshots":  # models--owner--name/snapshots/<revision>/<file>
         allowed.append(home.parents[1] / "blobs")
         allowed.append(home.parents[2] / "blobs")  # shared by all repos, where Xet stores files
-    if not any(target.is_relative_to(root) for root in allowed):
-        raise CheckpointError(
-            f"shard {show(name)} is a link that leaves {at(folder)}: put the file itself there"
-        )
-    return check_file(path)
+    paths = [folder / name for name in sorted(set(weight_map.values()))]
+    for path in paths:
+        if not os.path.lexists(path):
+            raise CheckpointError(
+                f"missing shard {show(path.name)} in {at(folder)}: download the checkpoint again"
+            )
+        target = Path(os.path.realpath(path))
+        if not any(target.is_relative_to(root) for root in allowed):
+            raise CheckpointError(
+                f"shard {show(path.name)} is a link that leaves {at(folder)}: put the file itself "
+                "there"
+            )
+    return paths
+
+
+def check_index(
+    index: Path, weight_map: Mapping[str, str], tensors: Iterable[tuple[str, str]]
+) -> None:
+    """Raises CheckpointError unless an index has exactly these pairs of tensor and shard."""
+    shards: dict[str, str] = {}
+    for tensor, shard in tensors:
+        if tensor in shards:
+            raise CheckpointError(
+                f"tensor {show(tensor)} is in two shards, {show(shards[tensor])} and "
+                f"{show(shard)}: expected in one; download the checkpoint again"
+            )
+        shards[tensor] = shard
+    for tensor in [*weight_map, *shards]:
+        stated, real = weight_map.get(tensor), shards.get(tensor)
+        if stated != real:
+            raise CheckpointError(
+                f"{at(index)} puts tensor {show(tensor)} in {show(stated)}, it is in {show(real)}: "
+                "download the checkpoint again"
+            )

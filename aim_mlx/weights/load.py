@@ -7,14 +7,14 @@ import numpy as np
 
 from aim_mlx.backend import mx, nn, on_gpu
 from aim_mlx.errors import CheckpointError
-from aim_mlx.weights.checkpoint import DTYPE_NAMES, Checkpoint
+from aim_mlx.weights.checkpoint import DTYPE_NAMES, STORED, Checkpoint
 from aim_mlx.weights.layouts import Step, to_ours
 from aim_mlx.weights.quantize import Quantization, multiplies_packed, quantize_modules, unpack
 from aim_mlx.weights.safetensors_file import CheckedFile, TensorReader, all_finite
 from aim_mlx.weights.sizes import expected_shapes
 from aim_mlx.weights.strict_json import at, show
 
-_STORED = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+_KINDS = {dtype: kind for kind, dtype in STORED.items()}
 _Owner = tuple[CheckedFile, TensorReader]
 
 
@@ -138,7 +138,7 @@ def _cast(step: Step, exact: mx.array, dtype: mx.Dtype) -> mx.array:
     mx.eval(cast)
     may_overflow = dtype != mx.float32 and exact.dtype not in (dtype, mx.float16)
     if may_overflow and not _is_finite(cast):
-        name = DTYPE_NAMES[_STORED[dtype]]
+        name = DTYPE_NAMES[_KINDS[dtype]]
         raise CheckpointError(
             f"tensor {show(step.sources[0])} overflows in {name}: expected finite weights after "
             "the cast; load it as float32 or bfloat16"
@@ -149,7 +149,7 @@ def _cast(step: Step, exact: mx.array, dtype: mx.Dtype) -> mx.array:
 def _is_finite(array: mx.array) -> bool:
     # The bits are compared in numpy: mx.isfinite of 16-bit values takes 30 to 80 times as long.
     bits = array.view(mx.uint32 if array.dtype == mx.float32 else mx.uint16)
-    return all_finite(np.asarray(bits), _STORED[array.dtype])
+    return all_finite(np.asarray(bits), _KINDS[array.dtype])
 
 
 def _read_finite(name: str, kind: str, file: CheckedFile, reader: TensorReader) -> np.ndarray:

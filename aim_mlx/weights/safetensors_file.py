@@ -6,6 +6,7 @@
   kills the process, a read that ends early is an error.
 """
 
+import io
 import math
 import os
 import stat
@@ -164,7 +165,7 @@ class TensorReader:
         try:
             self._file.seek(info.offset)
             while done < info.nbytes:
-                count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+                count = self._file.readinto(view[done:])
                 if not count:
                     raise CheckpointError(
                         f"{at(self.checked.path)} was cut short while tensor {show(name)} was "
@@ -184,7 +185,7 @@ def read_tensor(checked: CheckedFile, name: str) -> np.ndarray:
         return reader.read(name)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.FileIO:
     """Opens a regular file unbuffered; never a FIFO or device, whose opening could wait for ever.
 
     Raises CheckpointError.
@@ -192,7 +193,7 @@ def open_regular(path: Path) -> BinaryIO:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise CheckpointError(f"{at(path)} is not a regular file: expected a safetensors file")
-        return open(path, "rb", buffering=0)  # type: ignore[return-value]
+        return open(path, "rb", buffering=0)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{at(path)} cannot be opened: {reason}") from error

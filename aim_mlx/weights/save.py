@@ -6,8 +6,8 @@ to the disk and renamed, config.json last: a folder with a config.json of ours i
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -17,9 +17,9 @@ import numpy as np
 from aim_mlx.backend import mx
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError, OutputError
-from aim_mlx.files import TEMPORARY, publish
-from aim_mlx.weights.checkpoint import TRAINED_KEY, ModelConfig
-from aim_mlx.weights.config_json import FORMAT, our_values
+from aim_mlx.files import TEMPORARY, disk_errors, publish
+from aim_mlx.weights.checkpoint import STORED, TRAINED_KEY
+from aim_mlx.weights.config_json import FORMAT, ModelConfig, our_values
 from aim_mlx.weights.files import OUR_FILE
 from aim_mlx.weights.quantize import Quantization, Specs, pack, packed_specs, quantized_names
 from aim_mlx.weights.safetensors_file import all_finite
@@ -29,8 +29,8 @@ from aim_mlx.weights.writer import SafetensorsWriter
 
 Weights = Mapping[str, mx.array] | Iterable[tuple[str, mx.array]]
 
-_STORED = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 Content = Callable[[BinaryIO], Any]  # writes one file
+_ADVICE = "make room or choose another place"
 WORK_FOLDER = "training"  # beside the model: how it came about, and what training goes on from
 # What a LiT folder keeps of its tokenizer, beside the files that every folder has.
 EXTRA_FILES = (
@@ -46,8 +46,8 @@ def provenance(
     source: str | None = None, layout: str | None = None, trained: bool = True, **more: Any
 ) -> dict[str, Any]:
     """Where weights came from and what wrote them, for `save_checkpoint`; JSON values only."""
-    facts = {"source": source, "layout": layout, "trained": trained, **more}
-    return {"aim_mlx": _version("aim-mlx"), "mlx": _version("mlx"), **facts}
+    history = {"source": source, "layout": layout, "trained": trained, **more}
+    return {"aim_mlx": _version("aim-mlx"), "mlx": _version("mlx"), **history}
 
 
 def save_checkpoint(
@@ -77,20 +77,16 @@ def save_checkpoint(
     config_text = json.dumps(values, indent=1, allow_nan=False).encode() + b"\n"
     pairs: Iterable[tuple[str, mx.array]]
     shapes = expected_shapes(config)
+    kept: Mapping[str, mx.Dtype] = dict.fromkeys(shapes, mx.float32)
     if isinstance(weights, Mapping):
         arrays = dict(cast(Mapping[str, mx.array], weights))
         pairs = arrays.items()
         check_shapes({name: tuple(array.shape) for name, array in arrays.items()}, shapes)
         kept = {name: array.dtype for name, array in arrays.items()}
     else:
-        pairs, kept = weights, dict.fromkeys(shapes, mx.float32)
-    kept = (
-        kept
-        if dtype is None
-        else dtype
-        if isinstance(dtype, Mapping)
-        else dict.fromkeys(shapes, dtype)
-    )
+        pairs = weights
+    if dtype is not None:
+        kept = dtype if isinstance(dtype, Mapping) else dict.fromkeys(shapes, dtype)
     specs = {name: (_stored_name(kept[name]), shape) for name, shape in shapes.items()}
     trained = "false" if values["provenance"].get("trained") is False else "true"
     metadata = {"format": "mlx", TRAINED_KEY: trained}
@@ -109,7 +105,7 @@ def _writing(data: bytes) -> Content:
 
 
 def _stored_name(dtype: mx.Dtype) -> str:
-    for known, name in _STORED.items():
+    for name, known in STORED.items():
         if dtype == known:
             return name
     raise CheckpointError(f"weights are saved as float32, float16 or bfloat16, got {dtype}")
@@ -139,16 +135,17 @@ def _write_tensors(
             check_shapes({name: written[name]}, {name: shapes[name]} if name in shapes else {})
         parts = {name: array} if how is None or name not in packed else pack(name, array, how)
         for part, values in parts.items():
-            writer.write(part, _finite_bits(part, values, stored[part][0]))
+            writer.write(part, _bits(part, values, stored[part][0]))
     check_shapes(written, shapes)
     writer.finish()
 
 
-def _finite_bits(name: str, array: mx.array, stored: str) -> np.ndarray:
-    """The array in its stored form; CheckpointError where that is not finite."""
-    if stored in ("U32", "U8"):
+def _bits(name: str, array: mx.array, stored: str) -> np.ndarray:
+    """The array in its stored form, bfloat16 as uint16; CheckpointError where it is not finite."""
+    if stored not in STORED:  # packed
         return np.asarray(array)
-    bits = _bits(array, stored)
+    array = array.astype(STORED[stored])
+    bits = np.asarray(array.view(mx.uint16) if stored == "BF16" else array)
     if not all_finite(bits, stored):
         raise CheckpointError(
             f"tensor {show(name)} is not finite as {stored}: expected finite weights"
@@ -156,17 +153,9 @@ def _finite_bits(name: str, array: mx.array, stored: str) -> np.ndarray:
     return bits
 
 
-def _bits(array: mx.array, stored: str) -> np.ndarray:
-    """The array as numpy in a stored dtype, bfloat16 as uint16."""
-    for dtype, name in _STORED.items():
-        if name == stored:
-            array = array.astype(dtype)
-    return np.asarray(array.view(mx.uint16) if stored == "BF16" else array)
-
-
 def _publish(folder: Path, contents: Mapping[str, Content], overwrite: bool) -> None:
     """Writes named files into a folder, in order; on any failure it is left as it was."""
-    with _as_output_error(folder):
+    with disk_errors("write", folder, _ADVICE):
         created = _prepare(folder, overwrite)
         try:
             publish({folder / name: write for name, write in contents.items()})
@@ -179,25 +168,13 @@ def _publish(folder: Path, contents: Mapping[str, Content], overwrite: bool) -> 
             raise
 
 
-@contextmanager
-def _as_output_error(folder: Path) -> Iterator[None]:
-    """A failing disk becomes one line; errors of the weights pass as they are."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{at(folder)} cannot be written: {error.strerror or error}; "
-            "make room or choose another place"
-        ) from error
-
-
 def check_folder(folder: Path, overwrite: bool) -> bool:
     """Whether a folder exists; OutputError if it does and may not be written into."""
     if not os.path.lexists(folder):
         return False
     if not folder.is_dir():
         raise OutputError(f"{at(folder)} is not a folder: choose another name")
-    with _as_output_error(folder):
+    with disk_errors("write", folder, _ADVICE):
         names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY)}
     names -= {WORK_FOLDER}
     if names and not overwrite:
