@@ -103,10 +103,10 @@ def regular(path: Any, flags: int) -> int:
     return handle
 
 
-def _check_regular(found: os.stat_result, path: Any) -> None:
-    if stat.S_ISLNK(found.st_mode):
+def _check_regular(status: os.stat_result, path: Any) -> None:
+    if stat.S_ISLNK(status.st_mode):
         raise OSError(errno.ELOOP, "it is a link, which is not followed here", os.fspath(path))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
 
 
@@ -125,10 +125,10 @@ def remove_leftovers(target: Path) -> None:
 
 
 def leftovers(target: Path) -> list[Path]:
-    """The unfinished files and folders of a target whose processes are no more."""
+    """The unfinished files and folders of a target whose processes have ended."""
     unfinished = re.compile(rf"\.{re.escape(target.name)}\.(\d{{1,9}}){re.escape(TEMPORARY)}")
-    found = map(unfinished.fullmatch, os.listdir(target.parent))
-    return [target.parent / each[0] for each in found if each and not _is_running(int(each[1]))]
+    names = filter(None, map(unfinished.fullmatch, os.listdir(target.parent)))
+    return [target.parent / name[0] for name in names if not _is_running(int(name[1]))]
 
 
 def _is_running(process: int) -> bool:
@@ -164,10 +164,10 @@ def sync_folder(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder for the length of a block; a dead process's is taken over.
 
-    Raises OutputError, with the process's number, while another writes there; OSError where the
-    lock cannot be made.
+    Raises OutputError, with the process's number while another writes there.
     """
-    handle = regular(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    with disk_errors("write to", folder):
+        handle = regular(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,11 +10,6 @@ _BINS = 15  # of the calibration, as in Guo et al. (arXiv 1706.04599)
 _Z = 1.959963984540054  # of a two-sided interval of 95%
 
 
-def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """The share of right classes; both (n,)."""
-    return float((predicted == labels).mean())
-
-
 def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     """The mean recall of the classes that occur in `labels`; both (n,)."""
     counts = np.bincount(labels)
@@ -51,7 +46,9 @@ def measured(logits: np.ndarray, labels: np.ndarray, balanced: bool = False) -> 
     if labels.ndim == 2:
         return mean_average_precision(logits, labels)
     predicted = logits.argmax(axis=1)
-    return balanced_accuracy(predicted, labels) if balanced else accuracy(predicted, labels)
+    if balanced:
+        return balanced_accuracy(predicted, labels)
+    return float((predicted == labels).mean())
 
 
 def figures_of(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict:

@@ -23,7 +23,7 @@ from aim_mlx.images import KnownFile, thumbnail
 from aim_mlx.store import journal
 from aim_mlx.store.folder import hidden_beside, remove
 from aim_mlx.store.reader import EmbeddingStore
-from aim_mlx.store.rows import COLUMNS, exact_paths, table_schema
+from aim_mlx.store.rows import exact_paths, table_schema
 from aim_mlx.store.shards import PARQUET, Summed, vectors_of
 from aim_mlx.weights.writer import SafetensorsWriter
 
@@ -184,11 +184,9 @@ def _write_parquet(rows: Rows, file: BinaryIO) -> None:
 
 def _write_jsonl(rows: Rows, file: BinaryIO) -> None:
     for table in rows.tables():
-        names = [name for name in COLUMNS if name != "raw_path"]
-        columns = [table[name].to_pylist() for name in names]
-        for *facts, vector in zip(*columns, vectors_of(table).tolist(), strict=True):
-            record = dict(zip(names, facts, strict=True)) | {"embedding": vector}
-            file.write(json.dumps(record).encode() + b"\n")
+        records = table.drop_columns(["raw_path", "embedding"]).to_pylist()
+        for record, vector in zip(records, vectors_of(table).tolist(), strict=True):
+            file.write(json.dumps({**record, "embedding": vector}).encode() + b"\n")
 
 
 _WRITERS: Mapping[str, Callable[[Rows, BinaryIO], None]] = {

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from aim_mlx.errors import OutputError
@@ -53,9 +53,7 @@ def prepared(folder: Path, overwrite: bool) -> Iterator[None]:
         made = _made(folder)
         if not made and not os.path.lexists(folder / manifest.NAME):
             _check_ours(folder, overwrite)
-    with ExitStack() as stack:
-        with disk_errors("write to", folder):
-            stack.enter_context(locked(folder))
+    with locked(folder):
         try:
             yield
         finally:

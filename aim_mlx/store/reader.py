@@ -272,14 +272,14 @@ class Photos:
         # As EmbeddingStore.locate() does: from here if it is only there.
         for place in dict.fromkeys((self._places.locate(path), path)):
             try:
-                found = os.stat(place)
+                status = os.stat(place)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError:
                 return place  # in a folder that cannot be read now
-            if found.st_ino:  # some network file systems number nothing
-                self._inodes[row] = found.st_dev, found.st_ino
-            return file_of(place, found)
+            if status.st_ino:  # some network file systems number nothing
+                self._inodes[row] = status.st_dev, status.st_ino
+            return file_of(place, status)
         gone = self._is_folder_there(path)
         (self.gone if gone else self.away).add(row)
         return None if gone and not self._with_gone else self._places.locate(path)
@@ -303,12 +303,12 @@ class Photos:
         return [self._places.locate(source) for source in sources]
 
 
-def file_of(place: str | os.PathLike[str], found: os.stat_result | None = None) -> Hashable:
+def file_of(place: str | os.PathLike[str], status: os.stat_result | None = None) -> Hashable:
     """What is the same for all spellings of a path and links to it, and not for hard links.
 
-    `found` is what os.stat() says of it; raises OSError where it is not there.
+    `status` is what os.stat() says of it; raises OSError where it is not there.
     """
-    found = found or os.stat(place)
-    if found.st_nlink == 1 and found.st_ino:
-        return found.st_dev, found.st_ino
+    status = status or os.stat(place)
+    if status.st_nlink == 1 and status.st_ino:
+        return status.st_dev, status.st_ino
     return Places("").entry(os.path.realpath(place))
