@@ -404,6 +404,8 @@ def test_a_header_is_bounded_by_its_bytes_and_the_pixels_behind_it_are_not(monke
     monkeypatch.setattr(headers, "_MOST_BYTES", 20_000)
     pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8))
     profile = b"\xff\xe2\xff\xff" + bytes(65533)
+    layers = encoded(pixels, "TIFF", tiffinfo={37724: bytes(50_000)})
+    assert decode(layers).size == (99, 99)
     for format in ("PNG", "TIFF", "BMP", "PPM"):
         assert decode(encoded(pixels, format)).size == (99, 99)
     jpeg = encoded(pixels, "JPEG", quality=100)
@@ -507,6 +509,9 @@ def test_an_orientation_in_xmp_counts_where_exif_says_none(format):
     exif = Image.Exif()
     exif[0x0112] = 1
     assert decode(encoded(stored, format, xmp=xmp, exif=exif)).size == stored.size
+    for tags, expected in (({}, photo()), ({0x0112: 1}, stored)):
+        tiff = encoded(stored, "TIFF", tiffinfo={700: xmp, **tags})
+        assert decode(tiff).size == expected.size
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])

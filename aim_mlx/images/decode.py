@@ -127,7 +127,9 @@ def _upright_rgb(image: Image.Image, turned: int, multi_frame: bool) -> Image.Im
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, or that of XMP where EXIF says none; 1 where it is damaged."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = getattr(image, "tag_v2", {}).get(_ORIENTATION)
+        if value is None:
+            value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # metadata must not cost the image
         return 1
     return value if isinstance(value, int) else 1

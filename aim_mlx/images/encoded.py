@@ -124,9 +124,10 @@ class EncodedImage:
         self._scan: int | None = None  # where the pixel data of a JPEG begin
         self.multi_frame = False
         self._format = _format_of(self._file)
-        headers.check_unopened(self._format, file_size)
+        self._file.begin_header(self._format, file_size)
         if self._format == "TIFF":
             self._file = self._sound_tiff(file)
+            self._file.begin_header(self._format, file_size)
         with explained():
             self._image = self._open(self._file)
         self._file.end_header(self._format)
@@ -163,7 +164,6 @@ class EncodedImage:
         with explained():
             self.multi_frame = self._has_frames()
             if self._format == "TIFF":
-                self._image.getexif()  # remembered: Pillow lets go of the file when it has decoded
                 _make_canvas(self._image)
             try:
                 self._image.load()
@@ -177,6 +177,7 @@ class EncodedImage:
                 self._load_part()
             if self._format == "TIFF":
                 self._image._size = self._image.im.size  # as stored: Pillow has turned only that
+                self._image.info["exif"] = b""  # it is in the tags, which are not read again
             tiff.without_damaged_exif(self._image.info)
             return self._image
 

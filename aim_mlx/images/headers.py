@@ -4,6 +4,7 @@ No header of a photograph is near a limit, while decoders spend minutes on heade
 and hours on a sparse terabyte.
 """
 
+import math
 from typing import Any, BinaryIO
 
 from aim_mlx.errors import ImageError
@@ -11,17 +12,19 @@ from aim_mlx.errors import ImageError
 # Segments of a JPEG, chunks of a PNG, blocks of a GIF and tags of a TIFF cost two or three reads
 # each. Encoders fill them: blocks of a GIF, the smallest, make 128 bytes a read.
 _MOST_READS, _LEAST_BYTES = 10_000, 32
-_MOST_BYTES = 256 << 20
+_MOST_BYTES = 64 << 20  # of a header: depth maps and thumbnails in a JPEG take 10 MB
+_TAGS_BYTES = 1 << 30  # of a TIFF: Photoshop keeps its layers in one
+_AT_ONCE = 256 << 20  # of a file that Pillow reads whole to open it
+_READ_AT_ONCE = ("WEBP", "AVIF", "HEIF")
 
 # No format needs more than 8 bytes a pixel (four samples of 16 bits), and JPEG less. What else is
 # in a file is for others: previews, profiles, the film that a phone appends to its photograph. GIF,
 # TIFF, AVIF and HEIF hold many pages of which one is read; a TIFF that is no BigTIFF ends at 4 GiB.
-# Pillow reads all of a WebP, AVIF or HEIF to open it, and decodes 5 MB a second of a BMP in runs.
+# Pillow decodes 5 MB a second of a BMP in runs.
 _PIXEL_BYTES = 8
 _OTHER_BYTES = 64 << 20
 _RUN_BYTES = 16 << 20
-_READ_AT_ONCE = ("WEBP", "AVIF", "HEIF")
-_FILE_BYTES = {"TIFF": 4 << 30, "GIF": 1 << 30, "AVIF": _MOST_BYTES, "HEIF": _MOST_BYTES}
+_FILE_BYTES = {"TIFF": 4 << 30, "GIF": 1 << 30, "AVIF": _AT_ONCE, "HEIF": _AT_ONCE}
 
 
 class Metered:
@@ -30,14 +33,24 @@ class Metered:
     def __init__(self, file: BinaryIO):
         self._file = file
         self._reads = self._bytes = 0
-        self._in_header = self._in_parts = True
+        self._most_bytes: float = _MOST_BYTES
+        self._in_parts = True
+
+    def begin_header(self, format: str, file_size: int) -> None:
+        """Raises ImageError `too_large` for a file of which Pillow would read too much."""
+        if format == "TIFF":
+            self._most_bytes = _TAGS_BYTES
+        if format in _READ_AT_ONCE:
+            self._most_bytes = math.inf
+            if file_size > _AT_ONCE:
+                raise _too_large(f"an image of {format}", file_size, _AT_ONCE)
 
     def end_header(self, format: str) -> None:
         """From here on only formats whose pixels are in parts are metered.
 
         Decoders of others may read pixel by pixel.
         """
-        self._in_header = False
+        self._most_bytes = math.inf
         self._in_parts = format in ("PNG", "GIF")
 
     def read(self, size: int = -1) -> bytes:
@@ -47,18 +60,12 @@ class Metered:
         if self._reads > _MOST_READS and self._reads * _LEAST_BYTES > self._bytes:
             if self._in_parts:
                 raise ImageError("not_image", "it has too many small parts to be a photograph")
-        if self._bytes > _MOST_BYTES and self._in_header:
+        if self._bytes > self._most_bytes:
             raise ImageError("not_image", "its header is too long to be that of a photograph")
         return data
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
-
-
-def check_unopened(format: str, file_size: int) -> None:
-    """Raises ImageError `too_large` for a file of which Pillow would read too much to open it."""
-    if format in _READ_AT_ONCE and file_size > _MOST_BYTES:
-        raise _too_large(f"an image of {format}", file_size, _MOST_BYTES)
 
 
 def check_bytes(image: Any, format: str, file_size: int) -> None:
