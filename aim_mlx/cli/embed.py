@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from aim_mlx.cli.options import BatchSize, Dtype, Follow, Hidden, MeanLayers, Offline, Revision
+from aim_mlx.cli.options import (
+    BatchSize,
+    Dtype,
+    Follow,
+    Hidden,
+    MeanLayers,
+    Offline,
+    Revision,
+    numbers,
+)
 from aim_mlx.registry import DEFAULT_MODEL
 
 
@@ -93,7 +102,7 @@ def embed(
 
     options = EmbedOptions(
         pooling,
-        parse_layers(layers),
+        numbers("--layers", layers, int) if layers else (),
         normalize,
         batch_size,
         _pixels(max_megapixels),
@@ -138,16 +147,6 @@ def _listed(wanted: bool, null: bool) -> tuple[str, ...]:
     if sys.stdin is None:
         raise UsageError("expected a list of paths on stdin, but it is closed")
     return tuple(read_paths(sys.stdin.buffer, null))
-
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    """ "0,-1" -> (0, -1); raises UsageError for anything else."""
-    from aim_mlx.errors import UsageError
-
-    try:
-        return tuple(int(part) for part in text.split(",")) if text.strip() else ()
-    except ValueError:
-        raise UsageError(f"layers must be whole numbers such as 0,-1, got {text!r}") from None
 
 
 def _pixels(megapixels: float | None) -> int | None:

@@ -17,6 +17,7 @@ from aim_mlx.cli.options import (
     PathColumn,
     Revision,
     SplitColumn,
+    numbers,
 )
 from aim_mlx.registry import DEFAULT_MODEL
 
@@ -55,7 +56,6 @@ def knn(
     """
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
-    from aim_mlx.cli.embed import parse_layers
     from aim_mlx.cli.interrupt import gently
     from aim_mlx.cli.reporter import ProbeReporter
     from aim_mlx.data.labelled import Columns
@@ -72,8 +72,8 @@ def knn(
         found = nearest_neighbours(
             data,
             lambda: load(model, revision=revision, offline=offline, progress=tqdm),
-            EmbedOptions(pooling, parse_layers(layers)),
-            ks=_counts(ks),
+            EmbedOptions(pooling, numbers("--layers", layers, int) if layers else ()),
+            ks=tuple(dict.fromkeys(numbers("--k", ks, int))),
             temperature=temperature,
             seed=seed,
             advanced=report.advanced,
@@ -87,13 +87,3 @@ def knn(
     chosen = {"k": found.k, "val": {str(k): score for k, score in found.scores.items()}}
     report.figures(found.measured_on, found.figures, found.exit_code, chosen)
     return found.exit_code
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    """ "10,20" -> (10, 20); raises UsageError for anything else."""
-    from aim_mlx.errors import UsageError
-
-    try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise UsageError(f"--k must be whole numbers such as 10,20, got {text!r}") from None

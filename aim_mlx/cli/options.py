@@ -110,12 +110,13 @@ def _made_of(field: Field, defaults: bool) -> inspect.Parameter:
     return inspect.Parameter(field.name, where, default=default, annotation=annotation)
 
 
-def _numbers(flag: str, text: str) -> tuple[float, ...]:
+def numbers(flag: str, text: str, kind: type[int] | type[float] = float) -> tuple[Any, ...]:
     """ "1e-3,3e-3" -> (0.001, 0.003); raises UsageError for anything else."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{flag} must be numbers such as 1e-3,3e-3, got {text!r}") from None
+        example = "whole numbers such as 1,2" if kind is int else "numbers such as 1,0.5"
+        raise UsageError(f"{flag} must be {example}, got {text!r}") from None
 
 
 def _off_or_on(flag: str, text: str) -> tuple[bool, ...]:
@@ -126,6 +127,6 @@ def _off_or_on(flag: str, text: str) -> tuple[bool, ...]:
 
 
 _SEVERAL = {
-    tuple[float, ...]: (_numbers, "NUMBERS"),
+    tuple[float, ...]: (numbers, "NUMBERS"),
     tuple[bool, ...]: (_off_or_on, "off|on|both"),
 }

@@ -23,6 +23,7 @@ from aim_mlx.cli.options import (
     Revision,
     SplitColumn,
     Table,
+    numbers,
     options_of,
 )
 from aim_mlx.probe.config import ProbeConfig
@@ -84,7 +85,6 @@ def train(
     """
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
-    from aim_mlx.cli.embed import parse_layers
     from aim_mlx.cli.interrupt import gently
     from aim_mlx.cli.reporter import ProbeReporter
     from aim_mlx.data.labelled import Columns
@@ -104,7 +104,8 @@ def train(
         changes["patience"] = None
     config = configured(protocol, **changes)
     augmentation = Augmentation(config.seed, views) if augment else None
-    plan = Plan(config, parse_layers(layers), augmentation, cache, round(max_cache_gb * 1e9))
+    blocks = numbers("--layers", layers, int) if layers else ()
+    plan = Plan(config, blocks, augmentation, cache, round(max_cache_gb * 1e9))
     columns = Columns(path_column, label_column, split_column)
     data = Data(source, columns, multi_label, allow_empty, follow, val, test)
     report = ProbeReporter(as_json)

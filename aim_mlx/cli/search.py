@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aim_mlx.cli.options import AsJson, Gone, Html, Offline, Overwrite, Store
+from aim_mlx.cli.options import AsJson, Gone, Html, Offline, Overwrite, Store, numbers
 
 if TYPE_CHECKING:
     from aim_mlx.encoder.encoder import Encoder
@@ -60,7 +60,7 @@ def search(
         raise UsageError("expected something to search for: --image PHOTO, or --text WORDS")
     if k < 1:
         raise UsageError(f"-k must be at least 1, got {k}")
-    factors = parse_weights(weights)
+    factors = numbers("--weights", weights) if weights else None
     check_target(html, PAGES, overwrite)
 
     def show(rows: "EmbeddingStore") -> None:
@@ -77,16 +77,6 @@ def search(
             print(f"note: {note}", file=sys.stderr)
 
     reading(store, show)
-
-
-def parse_weights(text: str) -> list[float] | None:
-    """ "1,0.5" -> [1.0, 0.5]; "" -> None. Raises UsageError for anything else."""
-    from aim_mlx.errors import UsageError
-
-    try:
-        return [float(part) for part in text.split(",")] if text.strip() else None
-    except ValueError:
-        raise UsageError(f"weights must be numbers such as 1,0.5, got {text!r}") from None
 
 
 def _print(
