@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 
 from aim_mlx.backend import mx
-from aim_mlx.cli.terminal import escaped
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import DarkImageWarning
+from aim_mlx.wording import escaped
 from tests.bad_images import BAD, FILMS, GOOD, JPEG, PHOTO, PNG, encoded
 from tests.embed_runs import OUTPUTS, SAME, Run, embed, make, vectors_of
 from tests.small import NATIVE, save

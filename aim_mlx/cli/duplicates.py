@@ -59,7 +59,7 @@ def duplicates(
 
 
 def _print_lines(groups: list["Group"], rows: int) -> None:
-    from aim_mlx.cli.terminal import escaped
+    from aim_mlx.wording import escaped
 
     for number, group in enumerate(groups, 1):
         for each in group.photos:

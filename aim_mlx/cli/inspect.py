@@ -15,8 +15,8 @@ def inspect(
 
     Its layout, sizes, dtype and parameters, and which models it fits.
     """
-    from aim_mlx.cli.terminal import escaped
     from aim_mlx.weights.inspect import describe
+    from aim_mlx.wording import escaped
 
     facts = describe(path)
     if as_json:

@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from aim_mlx.cli.reporter import Progress, Reporter
-from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import AimError, Interrupted
 from aim_mlx.images import Listing, discover
 from aim_mlx.report.contact_sheet import Origin
 from aim_mlx.store.reader import EmbeddingStore, Photos
-from aim_mlx.wording import counted
+from aim_mlx.wording import counted, escaped
 from aim_mlx.words.classify import Choice, Classified
 from aim_mlx.words.label_files import ON_PAGE, record, write_page, write_table
 from aim_mlx.words.lit import LiT, warn_of_cut

@@ -35,7 +35,6 @@ from aim_mlx.cli import (
 )
 from aim_mlx.cli.help import App
 from aim_mlx.cli.start import is_interrupt
-from aim_mlx.cli.terminal import escaped
 from aim_mlx.errors import (
     AimError,
     AssumedHeadsWarning,
@@ -44,6 +43,7 @@ from aim_mlx.errors import (
     TruncatedTextWarning,
     UntrainedModelWarning,
 )
+from aim_mlx.wording import escaped
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _INTERRUPTED = "interrupted"

@@ -107,8 +107,8 @@ def caption(
     """
     import json
 
-    from aim_mlx.cli.terminal import escaped
     from aim_mlx.pretrain.pretrained import load_pretrained
+    from aim_mlx.wording import escaped
 
     written = load_pretrained(model).caption(
         images, longest=longest, temperature=temperature, seed=seed

@@ -21,10 +21,9 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from aim_mlx.cli.terminal import escaped, on_terminal
 from aim_mlx.images import Listing, Skip
 from aim_mlx.training.report import Report
-from aim_mlx.wording import counted
+from aim_mlx.wording import counted, escaped
 
 if TYPE_CHECKING:
     from aim_mlx.embedding.job import Summary
@@ -49,7 +48,7 @@ class Reporter(Report):
             disable=not console.is_terminal,
             transient=not columns,
             # Where the data goes to a file or pipe it must not be drawn above the bar instead.
-            redirect_stdout=on_terminal(sys.stdout),
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         )
         self._stages: dict[str, TaskID] = {}
         self._said = time.monotonic()

@@ -82,7 +82,7 @@ def search(
 def _print(
     store: "EmbeddingStore", hits: list[tuple[int, float]], as_json: bool, html: Path | None
 ) -> None:
-    from aim_mlx.cli.terminal import escaped
+    from aim_mlx.wording import escaped
 
     for rank, (row, score) in enumerate(hits, 1):
         path = store.paths[row]

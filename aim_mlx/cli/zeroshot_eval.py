@@ -89,7 +89,7 @@ def zeroshot_eval(
 
 
 def _print(result: "Evaluation") -> None:
-    from aim_mlx.cli.terminal import escaped
+    from aim_mlx.wording import escaped
 
     figures = result.figures
     low, high = figures["accuracy_interval"]
