@@ -25,7 +25,7 @@ from aim_mlx.data.labelled import read_labelled
 from aim_mlx.data.pairs import read_pairs
 from aim_mlx.data.tables import read_table
 from aim_mlx.errors import UsageError
-from aim_mlx.images.path_lists import read_paths
+from aim_mlx.images import read_paths
 from aim_mlx.words.prompts import as_labels, as_templates, read_labels
 
 Random = np.random.Generator

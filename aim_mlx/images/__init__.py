@@ -2,8 +2,15 @@
 
 from aim_mlx.images.contents import Content, Contents, changed
 from aim_mlx.images.decode import ImageSource, decode, default_max_pixels, thumbnail
-from aim_mlx.images.discover import Listing, Skip, discover, is_under
-from aim_mlx.images.path_lists import in_share, parse_share, read_paths
+from aim_mlx.images.discover import (
+    Listing,
+    Skip,
+    discover,
+    in_share,
+    is_under,
+    parse_share,
+    read_paths,
+)
 from aim_mlx.images.preprocess import plan_native, preprocess
 from aim_mlx.images.reading import KnownFile, is_beyond_times, size_and_time
 from aim_mlx.images.stream import Embedded, stream
