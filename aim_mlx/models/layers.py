@@ -161,7 +161,9 @@ def _attend_on_cpu(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None)
     scores = scores.astype(mx.float32)
     if mask is not None:
         scores = mx.where(mask, scores, -math.inf)
-    weights = power_on_cpu(math.e, scores - scores.max(axis=-1, keepdims=True))
+    # The weights do not depend on what is taken off, so that no gradient need go through it.
+    largest = mx.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = power_on_cpu(math.e, scores - largest)
     # Dividing after the product touches head_dim values a query instead of N.
     return ((weights.astype(v.dtype) @ v) / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 

@@ -4,13 +4,16 @@ Both losses are sums here, to be divided by what is counted in the whole batch: 
 computed in parts, and every part weighs what it holds.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from aim_mlx.backend import mx
+from aim_mlx.backend import mx, on_gpu
 from aim_mlx.models.decoder import PretrainingModel
+from aim_mlx.models.layers import power_on_cpu
 
+_PLACES = 64  # tokens of a batch are padded to a multiple
 _EPSILON = 1e-6  # added to a patch's variance
 
 
@@ -30,9 +33,17 @@ class Batch:
     lengths: np.ndarray
 
     def arrays(self) -> tuple[mx.array, mx.array, mx.array | None, mx.array]:
-        """In the order in which `losses` takes them."""
-        ids = None if self.ids is None else mx.array(self.ids)
-        return mx.array(self.pixels), mx.array(self.prefix), ids, mx.array(self.lengths)
+        """Pixels, prefix, ids, and the places of the captions' tokens in ids, int (T,).
+
+        Behind the places come -1 up to a multiple of _PLACES, so that few shapes occur.
+        """
+        pixels, prefix = mx.array(self.pixels), mx.array(self.prefix)
+        if self.ids is None:
+            return pixels, prefix, None, mx.array([], mx.int32)
+        places = np.flatnonzero(np.arange(self.ids.shape[1]) < self.lengths[:, None])
+        padded = np.full(-(-max(len(places), 1) // _PLACES) * _PLACES, -1, np.int32)
+        padded[: len(places)] = places
+        return pixels, prefix, mx.array(self.ids), mx.array(padded)
 
     def part(self, rows: slice) -> "Batch":
         ids = None if self.ids is None else self.ids[rows]
@@ -72,15 +83,11 @@ def pixel_loss(predictions: mx.array, targets: mx.array, prefix: mx.array) -> mx
     return ((error * error).mean(axis=-1) * counted).sum()
 
 
-def text_loss(logits: mx.array, ids: mx.array, lengths: mx.array) -> mx.array:
-    """The cross-entropy of the tokens of captions, the end token too, and their sum.
-
-    Logits (B, L, V), of which output i is for token i of ids (B, L); lengths (B,).
-    """
+def text_loss(logits: mx.array, ids: mx.array, counted: mx.array) -> mx.array:
+    """The summed cross-entropy of tokens: logits (T, V), ids (T,), and bool (T,) which count."""
     logits = logits.astype(mx.float32)
-    right = mx.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
-    counted = mx.arange(ids.shape[1]) < lengths[:, None]
-    return ((mx.logsumexp(logits, axis=-1) - right) * counted).sum()
+    right = mx.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
+    return ((_log_sum_exp(logits) - right) * counted).sum()
 
 
 def counts(batch: Batch, patches: int) -> tuple[int, int]:
@@ -93,7 +100,7 @@ def losses(
     pixels: mx.array,
     prefix: mx.array,
     ids: mx.array | None,
-    lengths: mx.array,
+    places: mx.array,
     checkpointed: bool = False,
 ) -> tuple[mx.array, mx.array]:
     """The sums of the pixel and the text loss over a batch's arrays, each ()."""
@@ -106,4 +113,16 @@ def losses(
     of_pixels = pixel_loss(model.decoder.pixel_head(image), targets, prefix)
     if text is None or ids is None:
         return of_pixels, mx.array(0.0)
-    return of_pixels, text_loss(model.decoder.text_head(text), ids, lengths)
+    # Logits of the padding would cost more than all the rest of a small network.
+    chosen = text.reshape(-1, text.shape[-1])[mx.maximum(places, 0)]
+    wanted = ids.reshape(-1)[mx.maximum(places, 0)]
+    return of_pixels, text_loss(model.decoder.text_head(chosen), wanted, places >= 0)
+
+
+def _log_sum_exp(logits: mx.array) -> mx.array:
+    """Over the last axis; on the CPU with the exponential that is fast there."""
+    if on_gpu():
+        return mx.logsumexp(logits, axis=-1)
+    largest = mx.stop_gradient(logits.max(axis=-1, keepdims=True))
+    total = power_on_cpu(math.e, logits - largest).sum(axis=-1)
+    return largest[..., 0] + mx.log(total)

@@ -177,12 +177,12 @@ class Trainer:
         pixels: mx.array,
         prefix: mx.array,
         ids: mx.array | None,
-        lengths: mx.array,
+        places: mx.array,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """What is minimised, and the sums of both losses."""
         self.model.update(tree_map(lambda value: value.astype(self._dtype), parameters))
         pixels = pixels.astype(self._dtype)
-        found = losses(self.model, pixels, prefix, ids, lengths, self.config.checkpointed)
+        found = losses(self.model, pixels, prefix, ids, places, self.config.checkpointed)
         return (weights * mx.stack([*found])).sum(), *found
 
     def _record(self, rate: float, norm: float) -> dict[str, Any] | None:
