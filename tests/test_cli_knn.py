@@ -9,7 +9,7 @@ import pytest
 from aim_mlx.data.labelled import read_labelled
 from aim_mlx.data.splits import Data, divided
 from aim_mlx.encoder.encoder import EmbedOptions
-from aim_mlx.probe import knn_run
+from aim_mlx.probe import knn
 from tests.digits import write_digits
 from tests.small import encoder, save
 from tests.test_cli_probe import run
@@ -48,9 +48,9 @@ def test_the_number_of_neighbours_is_chosen_on_val_and_test_has_no_say(monkeypat
         return {k: np.eye(classes)[(labels + (k != best[name])) % classes] for k in ks}
 
     monkeypatch.setattr(Data, "divided", lambda *_: data)
-    monkeypatch.setattr(knn_run, "_vectors", vectors)
-    monkeypatch.setattr(knn_run, "knn_scores", scores)
-    found = knn_run.nearest_neighbours(Data(str(digits)), encoder, EmbedOptions(), ks=(1, 7))
+    monkeypatch.setattr(knn, "_vectors", vectors)
+    monkeypatch.setattr(knn, "knn_scores", scores)
+    found = knn.nearest_neighbours(Data(str(digits)), encoder, EmbedOptions(), ks=(1, 7))
     assert found.scores == {1: 1.0, 7: 0.0} and found.k == 1
     assert found.measured_on == "test" and found.figures["accuracy"] == 0.0
 

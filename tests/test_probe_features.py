@@ -11,8 +11,13 @@ from aim_mlx.data.labelled import read_labelled
 from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.errors import UsageError
 from aim_mlx.images.augment import augmented, random_box
-from aim_mlx.probe.augment import Views, encoder_of_views, view_key
-from aim_mlx.probe.features import Augmentation, Features
+from aim_mlx.probe.features import (
+    Augmentation,
+    Features,
+    Views,
+    encoder_of_views,
+    view_key,
+)
 from aim_mlx.training.report import Silent
 from tests.small import assert_like_float16, encoder, photo, save
 

@@ -11,9 +11,8 @@ from aim_mlx.backend import mx, nn
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models import query_attention as folded
 from aim_mlx.models.query_attention import attend_folded, query_gradient
-from aim_mlx.probe.batch_norm import measure
 from aim_mlx.probe.head_files import load_head
-from aim_mlx.probe.heads import KINDS, HeadConfig, flat, new_head
+from aim_mlx.probe.heads import KINDS, HeadConfig, flat, measure, new_head
 from tests.probes import noisy_head, noisy_tokens, plain
 
 GOLDEN = Path(__file__).parent / "data" / "aimv1_probe"

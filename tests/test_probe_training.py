@@ -10,10 +10,8 @@ import pytest
 
 from aim_mlx.backend import mx, nn, optim, tree_map
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
-from aim_mlx.probe import batch_norm as image_moments
-from aim_mlx.probe import chunks as lanes
-from aim_mlx.probe.batch_norm import ImageMoments, measured
-from aim_mlx.probe.chunks import widen, widened
+from aim_mlx.probe import chunks
+from aim_mlx.probe.chunks import ImageMoments, measured, widen, widened
 from aim_mlx.probe.config import PROTOCOLS, GridPoint, ProbeConfig, protocol
 from aim_mlx.probe.gradients import batch_gradients, logits_of
 from aim_mlx.probe.heads import KINDS, flat
@@ -128,8 +126,8 @@ def test_label_smoothing_spreads_its_share_over_all_classes(several):
 @pytest.mark.parametrize("images", [100, 2], ids=["whole", "in_parts"])
 @pytest.mark.parametrize("several", [False, True], ids=["one_label", "several_labels"])
 def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch, images, several):
-    monkeypatch.setattr(lanes, "_IMAGES_IN_PART", images)
-    monkeypatch.setattr(lanes, "_CPU_CHUNK", images * 6 * 32 * 4)
+    monkeypatch.setattr(chunks, "_IMAGES_IN_PART", images)
+    monkeypatch.setattr(chunks, "_CPU_CHUNK", images * 6 * 32 * 4)
     heads = [noisy_head(seed, batch_norm=bool(seed % 2)) for seed in range(3)]
     rng = np.random.default_rng(0)
     labels = rng.random((11, 5)) < 0.4 if several else rng.integers(0, 5, 11)
@@ -174,9 +172,7 @@ def test_the_moments_of_batches_are_those_of_their_tokens_and_each_image_is_read
     tokens = noisy_tokens(count=9).astype(np.float32) + 100
     moments = ImageMoments(9, tokens.shape[1:])
     read = []
-    monkeypatch.setattr(
-        image_moments, "measured", lambda new: read.append(len(new)) or measured(new)
-    )
+    monkeypatch.setattr(chunks, "measured", lambda new: read.append(len(new)) or measured(new))
     for rows in ([4, 1, 7], [1, 2], [7, 4, 1, 2], list(range(9))):
         found = moments.of(np.array(rows), [tokens[row] for row in rows])
         assert found.count == 6 * len(rows)

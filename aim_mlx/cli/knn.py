@@ -62,7 +62,7 @@ def knn(
     from aim_mlx.data.splits import Data
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.loading import load
-    from aim_mlx.probe.knn_run import nearest_neighbours
+    from aim_mlx.probe.knn import nearest_neighbours
     from aim_mlx.training.report import pass_on
 
     columns = Columns(path_column, label_column, split_column)
@@ -73,10 +73,10 @@ def knn(
             data,
             lambda: load(model, revision=revision, offline=offline, progress=tqdm),
             EmbedOptions(pooling, numbers("--layers", layers, int) if layers else ()),
+            report,
             ks=tuple(dict.fromkeys(numbers("--k", ks, int))),
             temperature=temperature,
             seed=seed,
-            advanced=report.advanced,
             stop=stop,
         )
     pass_on(report, found.data.skips, found.data.notes, found.data.warnings)

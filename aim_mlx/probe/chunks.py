@@ -1,6 +1,7 @@
-"""A batch of tokens divided among the cores, one lane each, and there into parts and chunks.
+"""A batch of tokens divided among the cores, and there into parts and chunks.
 
-The tokens of a chunk go from float16 to float32 while the chunk before is used.
+The tokens of a chunk go from float16 to float32 while the chunk before is used. And what is
+measured of each image once, as its frozen tokens stay: their moments, for batch normalisation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
+from aim_mlx.probe.heads import Moments
 
 Chunk = Sequence[np.ndarray]  # the tokens of a few images as they are stored, (N, D) each
 
@@ -59,17 +61,17 @@ _CPU_CHUNK, _GPU_CHUNK = 6 << 20, 256 << 20  # bytes of a chunk's tokens in floa
 
 
 @dataclass(eq=False)
-class Part:
-    """Some images of a batch: their places in it, their chunks, and the lane that they are in.
+class BatchPart:
+    """Some images of a batch: their places in it, their chunks, and the core that computes them.
 
     Work on them belongs into `stream`.
     """
 
     rows: np.ndarray
     chunks: list[Chunk]
-    lane: int
+    core: int
     stream: mx.Stream
-    tokens: Iterator[mx.array] = iter(())  # of the lane's chunks, float32, by turns
+    tokens: Iterator[mx.array] = iter(())  # of the core's chunks, float32, by turns
 
     def places(self, number: int) -> slice:
         """Where in the part the images of a chunk are."""
@@ -78,16 +80,16 @@ class Part:
 
 
 @contextmanager
-def rounds(tokens: Sequence[np.ndarray], times: int = 1) -> Iterator[list[list[Part]]]:
-    """Divides images, (N, D) each, into parts, in lists of those to do together, one for each lane.
+def rounds(tokens: Sequence[np.ndarray], times: int = 1) -> Iterator[list[list[BatchPart]]]:
+    """Divides images, (N, D) each, into parts, in lists of those to do together, one for each core.
 
     The chunks are to be gone over in order, those of a part so many times before the next part.
     """
-    # One thread widens tokens for all lanes: several would wait for each other's interpreter lock.
+    # One thread widens tokens for all cores: several would wait for each other's interpreter lock.
     with cpu_streams(BLAS.threads) as streams, ThreadPoolExecutor(1) as pool:
         parts = _parts(tokens, streams)
-        for lane in range(len(streams)):
-            mine = [part for part in parts if part.lane == lane]
+        for core in range(len(streams)):
+            mine = [part for part in parts if part.core == core]
             plan = [chunk for part in mine for chunk in part.chunks * times]
             shared = widened(plan, pool)
             for part in mine:
@@ -96,8 +98,8 @@ def rounds(tokens: Sequence[np.ndarray], times: int = 1) -> Iterator[list[list[P
 
 
 def over_chunks(
-    parts: Sequence[Part], compute: Callable[[Part, slice, mx.array], Any]
-) -> Iterator[tuple[Part, slice, Any]]:
+    parts: Sequence[BatchPart], compute: Callable[[BatchPart, slice, mx.array], Any]
+) -> Iterator[tuple[BatchPart, slice, Any]]:
     """What `compute` makes of each chunk of parts that are done together, evaluated.
 
     It is given the part, the places of the chunk's images in it, and their tokens (b, N, D), which
@@ -113,7 +115,7 @@ def over_chunks(
             yield part, part.places(number), each
 
 
-def _parts(tokens: Sequence[np.ndarray], streams: Sequence[mx.Stream]) -> list[Part]:
+def _parts(tokens: Sequence[np.ndarray], streams: Sequence[mx.Stream]) -> list[BatchPart]:
     """Of nearly one size, as many for each stream."""
     B, (N, D) = len(tokens), tokens[0].shape
     count = min(B, -(-B // (_IMAGES_IN_PART * len(streams))) * len(streams))
@@ -122,6 +124,48 @@ def _parts(tokens: Sequence[np.ndarray], streams: Sequence[mx.Stream]) -> list[P
     for number, rows in enumerate(np.array_split(np.arange(B), count)):
         inside = np.array_split(rows, -(-len(rows) // size))
         chunks: list[Chunk] = [[tokens[row] for row in each] for each in inside]
-        lane = number % len(streams)
-        parts.append(Part(rows, chunks, lane, streams[lane]))
+        core = number % len(streams)
+        parts.append(BatchPart(rows, chunks, core, streams[core]))
     return parts
+
+
+class ImageMoments:
+    """Those of `count` images with tokens (N, D), each measured when it is first asked for.
+
+    They take 8 bytes x D an image.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, int]):
+        self._tokens, D = shape
+        self._measured = np.zeros(count, bool)
+        self._values = np.empty((2, count, D), np.float32)
+
+    def of(self, rows: np.ndarray, tokens: Sequence[np.ndarray]) -> Moments:
+        """The moments of a batch: images `rows`, whose tokens are (N, D) each."""
+        new = np.flatnonzero(~self._measured[rows])
+        if len(new):
+            self._values[:, rows[new]] = measured([tokens[int(place)] for place in new])
+            self._measured[rows] = True
+        means, variances = (mx.array(each) for each in self._values[:, rows])
+        mean = means.mean(axis=0)
+        apart = means - mean
+        # Those of equally many tokens each (Chan et al. 1979), without sums of squares that cancel.
+        moments = Moments(len(rows) * self._tokens, mean, (variances + apart * apart).mean(axis=0))
+        mx.eval(moments.mean, moments.variance)
+        return moments
+
+
+def measured(tokens: Sequence[np.ndarray]) -> np.ndarray:
+    """Means and biased variances, float32 (2, B, D), of images with tokens (N, D) each."""
+    values = np.empty((2, len(tokens), tokens[0].shape[1]), np.float32)
+    with rounds(tokens) as work:
+        for together in work:
+            for part, places, found in over_chunks(together, _of_chunk):
+                values[:, part.rows[places]] = np.array(found)
+    return values
+
+
+def _of_chunk(part: BatchPart, places: slice, tokens: mx.array) -> mx.array:
+    mean = tokens.mean(axis=1, keepdims=True)
+    apart = tokens - mean
+    return mx.stack([mean[:, 0], (apart * apart).mean(axis=1)])

@@ -1,21 +1,28 @@
 """Where the tokens of a data set come from: a cache as far as it may grow, else the images.
 
 The parts are cached whole or not at all: val and test before train, as they are read as often and
-are smaller. Random views of train are cached as so many fixed ones, or made anew in every epoch.
+are smaller. Of train there may be random views, as the probes of AIMv2 are trained, without
+RandAugment: so many that are cached, or new ones in every epoch. A view is a pure function of the
+image and a key, which stands for content, seed and number.
 """
 
+import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from aim_mlx.data.labelled import SPLITS
 from aim_mlx.data.parts import Part
 from aim_mlx.data.splits import DataSet
 from aim_mlx.encoder.encoder import Encoder
-from aim_mlx.errors import UsageError
+from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import Content, ImageSource, Skip
-from aim_mlx.probe.augment import Views, encoder_of_views, view_key
+from aim_mlx.images.augment import augmented
+from aim_mlx.images.decode import decoded
 from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.tokens.source import StreamedTokens, TokenSource, undecodable
 from aim_mlx.training.report import Advanced, Report
@@ -185,3 +192,39 @@ class Features:
 def gigabytes(count: int) -> str:
     """Bytes for a reader."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+def view_key(digest: str, seed: int, number: int) -> str:
+    """What view `number` of a content is known by, 64 hex digits."""
+    return hashlib.sha256(f"view {seed} {number} {digest}".encode()).hexdigest()
+
+
+class Views(Sequence[ImageSource]):
+    """One view of each file, made in the thread that asks; a file that cannot be decoded as it is.
+
+    Whoever decodes that file again finds the reason.
+    """
+
+    def __init__(self, files: Sequence[ImageSource], keys: Sequence[str], size: int):
+        self._files, self._keys, self._size = files, keys, size
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> ImageSource:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rng = np.random.default_rng(np.frombuffer(bytes.fromhex(self._keys[index]), np.uint32))
+        try:
+            with decoded(self._files[index]) as image:
+                return augmented(image, self._size, rng)
+        except ImageError:
+            return self._files[index]
+
+
+def encoder_of_views(encoder: Encoder) -> Encoder:
+    """The same encoder, taking images of its own size as they are."""
+    size = encoder.preprocessing.crop_size
+    if size is None:
+        raise UsageError("random views need a model of one image size")
+    viewing = copy.copy(encoder)
+    viewing.preprocessing = replace(encoder.preprocessing, shortest_edge=size)
+    return viewing

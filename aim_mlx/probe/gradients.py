@@ -15,9 +15,8 @@ import numpy as np
 from aim_mlx.backend import mx, tree_map, tree_unflatten
 from aim_mlx.models.pooling import pool
 from aim_mlx.models.query_attention import attend_folded, query_gradient
-from aim_mlx.probe.batch_norm import ImageMoments, Moments, Normalisation, measure
-from aim_mlx.probe.chunks import Part, over_chunks, rounds
-from aim_mlx.probe.heads import Head, flat
+from aim_mlx.probe.chunks import BatchPart, ImageMoments, over_chunks, rounds
+from aim_mlx.probe.heads import Head, Moments, Normalisation, flat, measure
 from aim_mlx.probe.losses import Targets, loss_sum, total_weight
 from aim_mlx.tokens.source import TokenSource
 
@@ -53,7 +52,7 @@ def batch_gradients(
         moments = ImageMoments(len(tokens), tokens[0].shape).of(np.arange(len(tokens)), tokens)
     norms = [_norm(head, moments) for head in heads]
     queries, total = _queries(heads, norms), total_weight(targets)
-    of_tails: list[dict[int, Any]] = [{} for _ in heads]  # by lane
+    of_tails: list[dict[int, Any]] = [{} for _ in heads]  # by core
     of_queries: dict[int, mx.array] = {}
     with rounds(tokens, times=2) as work:
         for together in work:
@@ -102,7 +101,7 @@ class _Read:
     made them, by where a chunk starts; `gradients` are those of `averaged`.
     """
 
-    part: Part
+    part: BatchPart
     weights: dict[int, mx.array] = field(default_factory=dict)
     averaged: list[mx.array] = field(default_factory=list)
     gradients: list[mx.array] = field(default_factory=list)
@@ -130,31 +129,31 @@ class _Read:
         return query_gradient(tokens, self.weights[places.start], averaged.swapaxes(0, 1))
 
 
-def _average(parts: Sequence[Part], queries: mx.array, heads: int) -> list[_Read]:
+def _average(parts: Sequence[BatchPart], queries: mx.array, heads: int) -> list[_Read]:
     """Reads the tokens of parts: the means by all queries."""
-    read = {part.lane: _Read(part) for part in parts}
-    averaged: dict[int, list[mx.array]] = {part.lane: [] for part in parts}
+    read = {part.core: _Read(part) for part in parts}
+    averaged: dict[int, list[mx.array]] = {part.core: [] for part in parts}
     for part, places, found in over_chunks(
         parts, lambda _, __, tokens: attend_folded(tokens, queries)
     ):
-        averaged[part.lane].append(found[0].swapaxes(0, 1))
-        read[part.lane].weights[places.start] = found[1]
-    for lane, each in read.items():
+        averaged[part.core].append(found[0].swapaxes(0, 1))
+        read[part.core].weights[places.start] = found[1]
+    for core, each in read.items():
         with mx.stream(each.part.stream):
-            each.averaged = list(mx.split(mx.concatenate(averaged[lane], axis=1), heads))
+            each.averaged = list(mx.split(mx.concatenate(averaged[core], axis=1), heads))
     mx.eval([each.averaged for each in read.values()])
     return list(read.values())
 
 
 def _go_back(read: Sequence[_Read], of_queries: dict[int, mx.array]) -> None:
-    """Adds the gradient of the queries by parts to that of their lanes."""
-    by_lane = {each.part.lane: each for each in read}
+    """Adds the gradient of the queries by parts to that of their cores."""
+    by_core = {each.part.core: each for each in read}
     for each in read:
         each.averaged.clear()
 
-    def more(part: Part, places: slice, tokens: mx.array) -> mx.array:
-        _add(of_queries, part, by_lane[part.lane].of_queries(places, tokens))
-        return of_queries[part.lane]
+    def more(part: BatchPart, places: slice, tokens: mx.array) -> mx.array:
+        _add(of_queries, part, by_core[part.core].of_queries(places, tokens))
+        return of_queries[part.core]
 
     for _ in over_chunks([each.part for each in read], more):
         pass
@@ -232,15 +231,15 @@ def _queries(heads: Sequence[Head], norms: Sequence[Normalisation | None]) -> mx
     return mx.concatenate([head.queries(norm) for head, norm in zip(heads, norms, strict=True)])
 
 
-def _add(sums: dict[int, Any], part: Part, more: Any) -> None:
-    """Adds a tree to the sum of its lane, leaf by leaf."""
+def _add(sums: dict[int, Any], part: BatchPart, more: Any) -> None:
+    """Adds a tree to the sum of its core, leaf by leaf."""
     with mx.stream(part.stream):
-        sums[part.lane] = _added(sums[part.lane], more) if part.lane in sums else more
+        sums[part.core] = _added(sums[part.core], more) if part.core in sums else more
 
 
 def _total(sums: dict[int, Any]) -> Any:
-    """The sum over the lanes, in their order."""
-    total, *others = (sums[lane] for lane in sorted(sums))
+    """The sum over the cores, in their order."""
+    total, *others = (sums[core] for core in sorted(sums))
     for each in others:
         total = _added(total, each)
     return total

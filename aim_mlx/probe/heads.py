@@ -14,10 +14,11 @@ from aim_mlx.backend import check_not_forked, mx, nn, tree_flatten
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.pooling import pool
 from aim_mlx.models.query_attention import attend_folded, folded_queries, project
-from aim_mlx.probe.batch_norm import MOMENTUM, Moments, Normalisation, measure
 from aim_mlx.probe.config import KINDS
 from aim_mlx.weights.initial import initial_tensor
 
+EPSILON = 1e-6
+MOMENTUM = 0.1  # the share of a new batch in the running moments, PyTorch's default
 _LARGEST = {"dim": 65_536, "classes": 1_000_000, "heads": 1_024, "queries": 1_024}
 
 
@@ -68,6 +69,42 @@ class HeadConfig:
             return cls(**values)
         except UsageError as error:
             raise CheckpointError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Subtract `mean` (D,), multiply by `inverse` (D,)."""
+
+    mean: mx.array
+    inverse: mx.array
+
+    @classmethod
+    def by(cls, mean: mx.array, variance: mx.array) -> "Normalisation":
+        return cls(mean, mx.rsqrt(variance + EPSILON))
+
+    def __call__(self, values: mx.array) -> mx.array:
+        return (values - self.mean) * self.inverse
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of `count` vectors: `mean` (D,) and biased `variance` (D,)."""
+
+    count: int
+    mean: mx.array
+    variance: mx.array
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation.by(self.mean, self.variance)
+
+
+def measure(vectors: mx.array) -> Moments:
+    """The moments of vectors (..., D)."""
+    vectors = vectors.reshape(-1, vectors.shape[-1])
+    mean = vectors.mean(axis=0)
+    apart = vectors - mean
+    return Moments(len(vectors), mean, (apart * apart).mean(axis=0))
 
 
 class BatchNorm(nn.Module):

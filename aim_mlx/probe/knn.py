@@ -4,13 +4,23 @@ The convention of arXiv 1805.01978, section 3.4: cosines, each of the k neighbou
 class with exp(cosine / temperature).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from aim_mlx.data.parts import Part
+from aim_mlx.data.splits import Data, DataSet
+from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import UsageError
+from aim_mlx.images import Skip
 from aim_mlx.probe.losses import check_labels
+from aim_mlx.report.figures import figures_of, measured
 from aim_mlx.search.nearest import top_k
+from aim_mlx.training.report import Report, Silent, advancing, never
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -36,42 +46,21 @@ def knn_scores(
         raise UsageError(
             f"expected a label for each of {len(vectors)} vectors, at least one, got {len(labels)}"
         )
-    check_neighbours(ks, temperature)
-    found = {k: np.empty((len(queries), classes), np.float32) for k in ks}
-    for rows, near, cosines in _neighbours(vectors, queries, max(ks)):
+    _check(ks, temperature)
+    scores = {k: np.empty((len(queries), classes), np.float32) for k in ks}
+    for start in range(0, len(queries), _AT_ONCE):
+        rows = slice(start, start + _AT_ONCE)
+        near, cosines = top_k(vectors, queries[rows], max(ks))
         # The best cosine is taken off: the shares stay, and no exponential is out of range.
         votes = np.exp((cosines - cosines[:, :1]) / temperature)
         for k in ks:
-            found[k][rows] = _shares(votes[:, :k], labels[near[:, :k]], classes)
-    return found
+            scores[k][rows] = _shares(votes[:, :k], labels[near[:, :k]], classes)
+    return scores
 
 
-def check_neighbours(ks: Sequence[int], temperature: float) -> None:
-    """Raises UsageError for a k or a temperature that cannot be."""
+def _check(ks: Sequence[int], temperature: float) -> None:
     if not ks or min(ks) < 1 or not temperature > 0:
         raise UsageError(f"k must be from 1 and the temperature above 0, got {ks}, {temperature}")
-
-
-def knn_predict(
-    vectors: np.ndarray,
-    labels: np.ndarray,
-    queries: np.ndarray,
-    classes: int,
-    ks: Sequence[int] = KS,
-    temperature: float = TEMPERATURE,
-) -> dict[int, np.ndarray]:
-    """The class of each query, int64 (q,), for each k; of equal scores the first class."""
-    scores = knn_scores(vectors, labels, queries, classes, ks, temperature)
-    return {k: each.argmax(axis=1) for k, each in scores.items()}
-
-
-def _neighbours(
-    vectors: np.ndarray, queries: np.ndarray, k: int
-) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    for start in range(0, len(queries), _AT_ONCE):
-        rows = slice(start, start + _AT_ONCE)
-        near, cosines = top_k(vectors, queries[rows], k)
-        yield rows, near, cosines
 
 
 def _shares(votes: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -82,3 +71,78 @@ def _shares(votes: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     places = np.arange(len(votes))[:, None] * classes + labels
     summed = np.bincount(places.ravel(), votes.ravel(), len(votes) * classes)
     return summed.reshape(len(votes), classes) / total
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The score of each k on val (accuracy, or mAP for several labels), the best k, and figures.
+
+    The figures are those of `measured_on`, "test" where there is one.
+    """
+
+    scores: dict[int, float]
+    k: int
+    measured_on: str
+    figures: dict[str, Any]
+    data: DataSet
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.data.skips else 0
+
+
+def nearest_neighbours(
+    data: Data,
+    load: Callable[[], Encoder],
+    options: EmbedOptions,
+    report: Report | None = None,
+    *,
+    ks: Sequence[int] = KS,
+    temperature: float = TEMPERATURE,
+    seed: int = 0,
+    stop: Callable[[], bool] = never,
+) -> Neighbours:
+    """Classifies val and test by the images of train that are nearest to them.
+
+    k is chosen on val. Vectors are held in memory, float32 (n, D). Raises UsageError for bad data
+    or options, Interrupted once `stop` returns True.
+    """
+    _check(ks, temperature)
+    advanced = advancing(report or Silent(), stop, "interrupted: nothing is kept")
+    parts = data.divided(seed, partial(advanced, "reading images"))
+    encoder = load()
+    encoder.check(options)
+    vectors: dict[str, np.ndarray] = {}
+    skips: list[Skip] = []
+    for name, part in parts.parts.items():
+        progress = partial(advanced, f"embedding {name}")
+        vectors[name], failed = _vectors(encoder, part, options, progress)
+        skips += failed
+    parts = parts.without(skips)
+    labels = {name: part.labels for name, part in parts.parts.items()}
+
+    def scores(name: str, ks: Sequence[int]) -> dict[int, np.ndarray]:
+        count = len(parts.classes)
+        return knn_scores(vectors["train"], labels["train"], vectors[name], count, ks, temperature)
+
+    on_val = {k: measured(each, labels["val"]) for k, each in scores("val", ks).items()}
+    best = max(on_val, key=lambda k: (on_val[k], -k))
+    name = "test" if "test" in labels else "val"
+    figures = figures_of(scores(name, [best])[best], labels[name], parts.classes)
+    return Neighbours(on_val, best, name, figures, parts)
+
+
+def _vectors(
+    encoder: Encoder, part: Part, options: EmbedOptions, progress: Callable[[int, int], None]
+) -> tuple[np.ndarray, list[Skip]]:
+    """The vectors of the images that can be decoded, in order, and the others."""
+    vectors, skips = [], []
+    with closing(encoder.embed_stream(part.paths, options)) as rows:
+        for row in rows:
+            if row.failure is not None:
+                path = part.paths[row.index]
+                skips.append(Skip(path, row.failure.reason, row.failure.detail))
+            else:
+                vectors.append(row.vector)
+            progress(row.index + 1, len(part))
+    return np.array(vectors, np.float32).reshape(len(vectors), encoder.dim(options)), skips

@@ -13,10 +13,10 @@ import numpy as np
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, optim, tree_unflatten
 from aim_mlx.errors import AimError, UsageError
-from aim_mlx.probe.batch_norm import ImageMoments, Moments
+from aim_mlx.probe.chunks import ImageMoments
 from aim_mlx.probe.config import FINAL_RATE, GridPoint, ProbeConfig
 from aim_mlx.probe.gradients import batch_gradients, logits_of
-from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
+from aim_mlx.probe.heads import Head, HeadConfig, Moments, flat, new_head
 from aim_mlx.probe.losses import loss_sum, targets_of, total_weight
 from aim_mlx.report.figures import measured
 from aim_mlx.tokens.source import TokenSource

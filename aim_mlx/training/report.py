@@ -47,18 +47,15 @@ def pass_on(
         report.warned(warning)
 
 
-def advancing(report: Report, stop: Callable[[], bool]) -> Advanced:
-    """The report's `advanced` for the work before the first step.
+_BEFORE = "interrupted before the training; what is finished is kept: the same command resumes"
 
-    It raises Interrupted once `stop` returns True.
-    """
+
+def advancing(report: Report, stop: Callable[[], bool], message: str = _BEFORE) -> Advanced:
+    """The report's `advanced`, which raises Interrupted once `stop` returns True."""
 
     def advanced(what: str, done: int, total: int) -> None:
         report.advanced(what, done, total)
         if stop():
-            raise Interrupted(
-                "interrupted before the training; what is finished is kept: the same command "
-                "resumes"
-            )
+            raise Interrupted(message)
 
     return advanced
