@@ -9,7 +9,7 @@ from aim_mlx.config import PreprocessConfig
 from aim_mlx.data.splits import Data
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.models.decoder import PretrainingModel
-from aim_mlx.probe.knn import knn_predict
+from aim_mlx.probe.knn import knn_scores
 
 _NEIGHBOURS = 10
 _RIDGE = 1e-3  # of the mean eigenvalue of the features' covariance
@@ -39,7 +39,7 @@ class Measure:
         encoder = Encoder(model.encoder, self._preprocessing)
         train, test = (encoder.embed(part.paths) for part in (self._train, self._test))
         labels, k = self._train.labels, _NEIGHBOURS
-        nearest = knn_predict(train, labels, test, self._classes, [k])[k]
+        nearest = knn_scores(train, labels, test, self._classes, [k])[k].argmax(axis=1)
         linear = least_squares(train, labels, test, self._classes)
         right = self._test.labels
         return {"knn": float((nearest == right).mean()), "linear": float((linear == right).mean())}
