@@ -8,7 +8,7 @@ from aim_mlx.backend import DTYPES, mx
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.weights.checkpoint import Checkpoint
 from aim_mlx.weights.convert import stored_dtypes, tokenizer_files
-from aim_mlx.weights.layouts import Step
+from aim_mlx.weights.layouts import Rule
 from aim_mlx.weights.load import iter_weights
 from aim_mlx.weights.save import check_folder, provenance, save_checkpoint
 from aim_mlx.weights.strict_json import at
@@ -65,12 +65,12 @@ def write(
     )
 
 
-def load_one(checkpoint: Checkpoint, step: Step, dtype: mx.Dtype | None) -> mx.array:
+def load_one(checkpoint: Checkpoint, step: Rule, dtype: mx.Dtype | None) -> mx.array:
     """One of our tensors, loaded as all of them are; `dtype` None keeps the stored one."""
     return dict(iter_weights(only(checkpoint, [step]), dtype))[step.ours]
 
 
-def only(checkpoint: Checkpoint, steps: list[Step]) -> Checkpoint:
+def only(checkpoint: Checkpoint, steps: list[Rule]) -> Checkpoint:
     """The checkpoint as if it held no more than what these steps need."""
     wanted = {name for step in steps for name in step.sources}
     files = tuple(

@@ -96,7 +96,7 @@ def test_bfloat16_bits_pass_through_the_table():
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: f"{x.name}-{x.kind}")
 def test_a_layout_names_each_source_and_each_tensor_of_ours_once(layout: Layout):
-    sources = [name for rule in layout.rules for name in rule.theirs]
+    sources = [name for rule in layout.rules for name in rule.sources]
     ours = [rule.ours for rule in layout.rules]
     assert len(set(sources)) == len(sources) and len(set(ours)) == len(ours)
     first = next(x for x in LAYOUTS if x.kind == layout.kind)

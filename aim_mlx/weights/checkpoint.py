@@ -20,7 +20,7 @@ from aim_mlx.weights.files import weight_files
 from aim_mlx.weights.layouts import (
     KEEP,
     Layout,
-    Step,
+    Rule,
     detect_layout,
     layout_named,
     plan,
@@ -112,7 +112,7 @@ class Checkpoint:
         """The names, ours, of the weights that are stored packed."""
         return quantized_names(expected_shapes(self.config), self.quantization)
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[Rule]:
         """How each of our tensors is made from those in the files, in the order of the files.
 
         The sources of a quantised weight are the tensors that hold it.
@@ -121,7 +121,7 @@ class Checkpoint:
             return plan(layout_named(self.layout, self.kind), self.tensors)
         parts = {name: packed_names(name, self.quantization) for name in self.quantized}
         rest = {part for names in parts.values() for part in names[1:]}
-        return [Step(n, parts.get(n, (n,)), KEEP) for n in self.tensors if n not in rest]
+        return [Rule(n, parts.get(n, (n,)), KEEP) for n in self.tensors if n not in rest]
 
 
 def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = None) -> Checkpoint:

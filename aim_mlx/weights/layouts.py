@@ -13,6 +13,7 @@ closed set, each with its inverse:
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -37,11 +38,16 @@ _RELATIVES = {
 
 @dataclass(frozen=True)
 class Rule:
-    """One row: the tensors `theirs` become our tensor `ours` by `operation`."""
+    """One row: the tensors `sources` of a layout become our tensor `ours` by `operation`."""
 
     ours: str
-    theirs: tuple[str, ...]
+    sources: tuple[str, ...]
     operation: str = KEEP
+
+    def in_block(self, index: str) -> "Rule":
+        """The row with a block's number in place of `{i}`."""
+        sources = tuple(name.replace("{i}", index) for name in self.sources)
+        return Rule(self.ours.replace("{i}", index), sources, self.operation)
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,34 @@ class Layout:
     rules: tuple[Rule, ...]
 
     def rule_for(self, key: str) -> Rule | None:
-        """The one rule that a source key matches."""
-        return _BY_SOURCE[self.name, self.kind].get(split(key)[0])
+        """The one rule that a source key matches, for its block."""
+        return _in_block(self._by_source, key)
 
     def rule_of(self, ours: str) -> Rule | None:
-        """The rule that makes our tensor."""
-        return _BY_OURS[self.name, self.kind].get(split(ours)[0])
+        """The rule that makes our tensor, for its block."""
+        return _in_block(self._by_ours, ours)
 
     def source_names(self, ours: str) -> tuple[str, ...]:
         """The names that our tensor has in this layout, () for a name that is not ours."""
         rule = self.rule_of(ours)
-        return () if rule is None else tuple(fill(name, split(ours)[1]) for name in rule.theirs)
+        return () if rule is None else rule.sources
+
+    @cached_property
+    def _by_source(self) -> dict[str, Rule]:
+        return {name: rule for rule in self.rules for name in rule.sources}
+
+    @cached_property
+    def _by_ours(self) -> dict[str, Rule]:
+        return {rule.ours: rule for rule in self.rules}
+
+
+def _in_block(rules: Mapping[str, Rule], key: str) -> Rule | None:
+    """The rule of a key's pattern: trunk.blocks.7.norm is trunk.blocks.{i}.norm with 7."""
+    if "{" in key:  # a literal "{i}" in a file must not pass for a pattern
+        return None
+    match = _BLOCK.fullmatch(key)
+    rule = rules.get(f"{match[1]}.{{i}}.{match[3]}" if match else key)
+    return rule and rule.in_block(match[2] if match else "")
 
 
 def detect_layout(tensors: Mapping[str, TensorInfo]) -> Layout:
@@ -133,18 +156,6 @@ def _oriented(layout: Layout, tensors: Mapping[str, TensorInfo]) -> Layout:
     return layout if last else layout_named("ml-aim-torch", layout.kind)
 
 
-def split(key: str) -> tuple[str, str]:
-    """A key as its pattern and block: trunk.blocks.7.norm -> trunk.blocks.{i}.norm, "7" (or "")."""
-    if "{" in key:  # a literal "{i}" in a file must not pass for a pattern
-        return "", ""
-    match = _BLOCK.fullmatch(key)
-    return (f"{match[1]}.{{i}}.{match[3]}", match[2]) if match else (key, "")
-
-
-def fill(template: str, index: str) -> str:
-    return template.replace("{i}", index)
-
-
 def unexpected(layout: Layout, keys: list[str]) -> CheckpointError:
     """The error for keys that no rule of a layout knows."""
     owner = "head" if layout.kind == "head" else "encoder"
@@ -168,7 +179,7 @@ def _ml_aim(rules: Iterable[Rule], conv: str) -> tuple[Rule, ...]:
 def _within(ours: str, theirs: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
     """The rules with prefixes, for a tower of a larger model."""
     return tuple(
-        Rule(ours + r.ours, tuple(theirs + name for name in r.theirs), r.operation) for r in rules
+        Rule(ours + r.ours, tuple(theirs + name for name in r.sources), r.operation) for r in rules
     )
 
 
@@ -271,55 +282,30 @@ HEAD = Layout(
         )
     ),
 )  # fmt: skip
-_BY_SOURCE = {
-    (layout.name, layout.kind): {name: rule for rule in layout.rules for name in rule.theirs}
-    for layout in (*LAYOUTS, HEAD)
-}
-_BY_OURS = {
-    (layout.name, layout.kind): {rule.ours: rule for rule in layout.rules}
-    for layout in (*LAYOUTS, HEAD)
-}
 
 
-@dataclass(frozen=True)
-class Step:
-    """One tensor of ours and where it comes from: tensors `sources` put together by `operation`."""
-
-    ours: str
-    sources: tuple[str, ...]
-    operation: str
-
-
-def plan(layout: Layout, keys: Iterable[str]) -> list[Step]:
-    """The steps that use every source key exactly once, in the keys' order.
+def plan(layout: Layout, keys: Iterable[str]) -> list[Rule]:
+    """The rules, each for one block, that use every source key exactly once, in the keys' order.
 
     Raises CheckpointError naming the keys that no rule knows, or that a joined tensor lacks.
     """
-    keys = list(keys)
-    present = set(keys)
-    unknown = [key for key in keys if layout.rule_for(key) is None]
-    if unknown:
+    rules = {key: layout.rule_for(key) for key in keys}
+    if unknown := [key for key, rule in rules.items() if rule is None]:
         raise unexpected(layout, unknown)
-    steps: dict[str, Step] = {}
-    for key in keys:
-        rule = layout.rule_for(key)
-        if rule is None:
+    steps: dict[str, Rule] = {}
+    for key, rule in rules.items():
+        if rule is None or rule.ours in steps:
             continue
-        index = split(key)[1]
-        ours = fill(rule.ours, index)
-        if ours in steps:
-            continue
-        sources = tuple(fill(name, index) for name in rule.theirs)
-        if missing := [name for name in sources if name not in present]:
+        if missing := [name for name in rule.sources if name not in rules]:
             raise CheckpointError(
                 f"missing tensor {show(missing[0])}{others(missing)}: expected beside {show(key)} "
                 f"in the {layout.name} layout; download the checkpoint again"
             )
-        steps[ours] = Step(ours, sources, rule.operation)
+        steps[rule.ours] = rule
     return list(steps.values())
 
 
-def shape_in_ours(step: Step, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+def shape_in_ours(step: Rule, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of our tensor from those of its sources; CheckpointError if they do not fit."""
     shape = shapes[0]
     if step.operation == CONV and len(shape) == 4:
@@ -337,7 +323,7 @@ def shape_in_ours(step: Step, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     )
 
 
-def to_ours(step: Step, arrays: list[np.ndarray]) -> np.ndarray:
+def to_ours(step: Rule, arrays: list[np.ndarray]) -> np.ndarray:
     """Our tensor from its sources' arrays, of any dtype, bit for bit."""
     if step.operation == CONV:
         return np.ascontiguousarray(arrays[0].transpose(0, 2, 3, 1))
@@ -354,13 +340,12 @@ def from_ours(layout: Layout, name: str, array: np.ndarray) -> dict[str, np.ndar
     rule = layout.rule_of(name)
     if rule is None:
         raise CheckpointError(f"the {layout.name} layout ({layout.kind}) has no {show(name)}")
-    names = layout.source_names(name)
     if rule.operation == CONV:
         parts = [np.ascontiguousarray(array.transpose(0, 3, 1, 2))]
     elif rule.operation == JOIN:
-        parts = np.split(array, len(names))
+        parts = np.split(array, len(rule.sources))
     elif rule.operation == AXIS:
         parts = [array[0]]
     else:
         parts = [array]
-    return dict(zip(names, parts, strict=True))
+    return dict(zip(rule.sources, parts, strict=True))

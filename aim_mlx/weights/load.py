@@ -8,7 +8,7 @@ import numpy as np
 from aim_mlx.backend import mx, nn, on_gpu
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.checkpoint import DTYPE_NAMES, STORED, Checkpoint
-from aim_mlx.weights.layouts import Step, to_ours
+from aim_mlx.weights.layouts import Rule, to_ours
 from aim_mlx.weights.quantize import Quantization, multiplies_packed, quantize_modules, unpack
 from aim_mlx.weights.safetensors_file import CheckedFile, TensorReader, all_finite
 from aim_mlx.weights.sizes import expected_shapes
@@ -76,7 +76,7 @@ def iter_weights(
                 yield step.ours, _load_step(step, owners, dtype)
 
 
-def _load_step(step: Step, owners: dict[str, _Owner], dtype: mx.Dtype | None) -> mx.array:
+def _load_step(step: Rule, owners: dict[str, _Owner], dtype: mx.Dtype | None) -> mx.array:
     """One of our tensors; whatever was read for it is released on return."""
     stored = {owners[name][0].tensors[name].dtype for name in step.sources}
     if len(stored) > 1:
@@ -92,7 +92,7 @@ def _load_step(step: Step, owners: dict[str, _Owner], dtype: mx.Dtype | None) ->
 
 
 def _load_packed(
-    step: Step,
+    step: Rule,
     owners: dict[str, _Owner],
     dtype: mx.Dtype | None,
     how: Quantization,
@@ -132,7 +132,7 @@ def _as_mx(array: np.ndarray, kind: str) -> mx.array:
     return exact
 
 
-def _cast(step: Step, exact: mx.array, dtype: mx.Dtype) -> mx.array:
+def _cast(step: Rule, exact: mx.array, dtype: mx.Dtype) -> mx.array:
     """Raises CheckpointError for a value too large for the dtype that the user asked for."""
     cast = exact.astype(dtype)
     mx.eval(cast)

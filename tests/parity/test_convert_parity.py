@@ -14,7 +14,7 @@ import pytest
 from aim_mlx.errors import CheckpointError
 from aim_mlx.models import layers
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
-from aim_mlx.weights.layouts import Step
+from aim_mlx.weights.layouts import Rule
 from convert.__main__ import run
 from convert.conversion import convert
 from convert.source import open_source
@@ -368,10 +368,10 @@ def swapped(name: str) -> str:
 def test_verify_finds_gate_and_up_swapped_in_the_layout_table(tmp_path, capsys, monkeypatch):
     steps = Checkpoint.steps
 
-    def wrong(self: Checkpoint) -> list[Step]:
+    def wrong(self: Checkpoint) -> list[Rule]:
         if self.layout != "transformers":
             return steps(self)
-        return [Step(swapped(s.ours), s.sources, s.operation) for s in steps(self)]
+        return [Rule(swapped(s.ours), s.sources, s.operation) for s in steps(self)]
 
     monkeypatch.setattr(Checkpoint, "steps", wrong)
     path = source(tmp_path, state_dict())
