@@ -15,9 +15,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_ROUNDINGS = ("floor", "half_even")
 
 # Far above any published size, far below what could exhaust a machine before a tensor is read.
-_LARGEST = {"embed_dim": 65_536, "mlp_hidden_dim": 262_144, "num_blocks": 1_024, "num_heads": 1_024}
-_LARGEST |= {"patch_size": 256, "image_size": 8_192}
-_LARGEST |= {"vocab_size": 2**24, "context_length": 65_536, "projection_dim": 65_536}
+_LARGEST = {
+    "embed_dim": 65_536,
+    "mlp_hidden_dim": 262_144,
+    "num_blocks": 1_024,
+    "num_heads": 1_024,
+    "patch_size": 256,
+    "image_size": 8_192,
+    "vocab_size": 2**24,
+    "context_length": 65_536,
+    "projection_dim": 65_536,
+    "shortest_edge": 16_384,
+    "crop_size": 16_384,
+}
+_OPTIONAL = {"image_size", "shortest_edge", "crop_size"}  # None for native resolution
 
 
 @dataclass(frozen=True)
@@ -36,9 +47,7 @@ class VisionConfig:
     rms_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        _check_sizes(self, ("embed_dim", "mlp_hidden_dim", "num_blocks", "num_heads", "patch_size"))
-        if self.image_size is not None:
-            _check_sizes(self, ("image_size",))
+        _check_sizes(self)
         _check_trunk(self)
         if self.embed_dim % 4 and self.image_size is None:
             raise CheckpointError(
@@ -85,8 +94,7 @@ class TextConfig:
     rms_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        _check_sizes(self, ("embed_dim", "mlp_hidden_dim", "num_blocks", "num_heads"))
-        _check_sizes(self, ("vocab_size", "context_length"))
+        _check_sizes(self)
         _check_trunk(self)
         if type(self.eos_token_id) is not int or not 0 <= self.eos_token_id < self.vocab_size:
             raise CheckpointError(
@@ -108,7 +116,7 @@ class LiTConfig:
     max_logit_scale: float = 100.0
 
     def __post_init__(self):
-        _check_sizes(self, ("projection_dim",))
+        _check_sizes(self)
         if not is_real(self.max_logit_scale) or not 1 <= self.max_logit_scale <= 1e4:
             raise CheckpointError(
                 f"max_logit_scale must be from 1 to 10000, got {self.max_logit_scale!r:.80}: "
@@ -139,31 +147,20 @@ class PreprocessConfig:
                 "shortest_edge and crop_size must both be given (fixed size) or both be absent "
                 f"(native), got {self.shortest_edge!r:.80} and {self.crop_size!r:.80}"
             )
-        for name in ("shortest_edge", "crop_size"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or not 1 <= value <= 16_384):
-                raise CheckpointError(
-                    f"{name} must be a whole number from 1 to 16384, got {value!r:.80}"
-                )
-        if self.shortest_edge is not None and self.crop_size is not None:
-            if self.crop_size > self.shortest_edge:
-                raise CheckpointError(
-                    f"crop_size {self.crop_size} is larger than shortest_edge {self.shortest_edge}"
-                )
+        _check_sizes(self)
+        if (self.crop_size or 0) > (self.shortest_edge or 0):
+            raise CheckpointError(
+                f"crop_size {self.crop_size} is larger than shortest_edge {self.shortest_edge}"
+            )
         if self.crop_rounding not in CROP_ROUNDINGS:
             raise CheckpointError(
                 f"crop_rounding must be one of {', '.join(CROP_ROUNDINGS)}, "
                 f"got {self.crop_rounding!r:.80}"
             )
-        if type(self.patch_size) is not int or not 1 <= self.patch_size <= 256:
-            raise CheckpointError(f"patch_size must be from 1 to 256, got {self.patch_size!r:.80}")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if (
-                not isinstance(values, (tuple, list))
-                or len(values) != 3
-                or not all(is_real(v) for v in values)
-            ):
+            listed = isinstance(values, (tuple, list)) and len(values) == 3
+            if not listed or not all(map(is_real, values)):
                 raise CheckpointError(f"{name} must be three finite numbers, got {values!r:.80}")
             object.__setattr__(self, name, tuple(float(v) for v in values))
         if any(not 1e-6 <= v <= 1e6 for v in self.std):  # smaller ones vanish in float32
@@ -221,13 +218,15 @@ def from_dict(kind: type[Config], values: Any) -> Config:
         raise CheckpointError(f"{kind.__name__}: {error}") from error
 
 
-def _check_sizes(config: Any, names: tuple[str, ...]) -> None:
-    for name in names:
+def _check_sizes(config: Any) -> None:
+    for name in [f.name for f in fields(config) if f.name in _LARGEST]:
         value, largest = getattr(config, name), _LARGEST[name]
+        if value is None and name in _OPTIONAL:
+            continue
         if type(value) is not int or not 1 <= value <= largest:
             raise CheckpointError(
                 f"{name} must be a whole number from 1 to {largest}, got {value!r:.80}: "
-                "correct config.json"
+                "correct the configuration"
             )
 
 

@@ -78,7 +78,7 @@ def load_encoder(
         )
     except UsageError as error:  # what was a folder is now an unknown name
         raise CheckpointError(
-            f"the model that made {str(store.folder)!r} is no more at {str(path)!r}: restore "
+            f"the model that made {str(store.folder)!r} is missing from {str(path)!r}: restore "
             "it, or embed again"
         ) from error
     _check_encoder(store, encoder)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aim_mlx.cli import main as cli
-from aim_mlx.cli.models import facts, markdown_table
+from aim_mlx.cli.models import described, markdown_table
 from aim_mlx.registry import MODELS
 
 PAGE = Path(__file__).parent.parent / "docs/checkpoints.md"
@@ -33,8 +33,8 @@ def test_json_gives_one_object_a_model(capsys):
 
 
 def test_memory_is_that_of_the_published_files():
-    assert facts("aimv2-3B-patch14-224")["float32"] == "10.88 GB"
-    assert facts("aimv2-large-patch14-224")["float16"] == "0.62 GB"
+    assert described("aimv2-3B-patch14-224")["float32"] == "10.88 GB"
+    assert described("aimv2-large-patch14-224")["float16"] == "0.62 GB"
 
 
 def test_the_table_on_the_page_of_checkpoints_is_the_one_that_the_command_prints(capsys):

@@ -12,7 +12,7 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint folder or file.")],
     folder: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16; as stored if absent.")
+        str | None, typer.Option(help="float32, float16 or bfloat16.  [default: as stored]")
     ] = None,
     quantize: Annotated[
         bool, typer.Option("-q", "--quantize", help="Quantise the trunk's weights.")

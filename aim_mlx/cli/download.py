@@ -28,7 +28,7 @@ def download(
         raise Interrupted("interrupted: finished files are kept, run again for the rest") from None
     if as_json:
         files = {path.name: path.stat().st_size for path in sorted(folder.glob("[!.]*"))}
-        facts = {"model": model, "path": str(folder), "commit": folder.name, "files": files}
-        print(json.dumps(facts))
+        values = {"model": model, "path": str(folder), "commit": folder.name, "files": files}
+        print(json.dumps(values))
     else:
         print(folder)

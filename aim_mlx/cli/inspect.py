@@ -13,17 +13,17 @@ def inspect(
 ) -> None:
     """Print what is in a checkpoint.
 
-    Its layout, sizes, dtype and parameters, and which models it fits.
+    Its layout, sizes, dtype and parameters, and the published models of these sizes.
     """
     from aim_mlx.weights.inspect import describe
     from aim_mlx.wording import escaped
 
-    facts = describe(path)
+    values = describe(path)
     if as_json:
-        print(json.dumps(facts))
+        print(json.dumps(values))
         return
-    width = max(map(len, facts))
-    for name, value in facts.items():
+    width = max(map(len, values))
+    for name, value in values.items():
         print(f"{name:<{width}}  {escaped(_readable(value))}")
 
 

@@ -31,7 +31,7 @@ def models(
     from aim_mlx.weights.hub import cached
 
     for name, spec in MODELS.items():
-        row = facts(name)
+        row = described(name)
         row["on disk"] = "yes" if spec.repo and cached(spec.repo, spec.revision) else "no"
         if as_json:
             print(json.dumps(row))
@@ -41,7 +41,7 @@ def models(
         print(_line(row))
 
 
-def facts(name: str) -> dict[str, Any]:
+def described(name: str) -> dict[str, Any]:
     """What is known of a model without its weights; memory in gigabytes."""
     from aim_mlx.registry import MODELS
     from aim_mlx.weights.sizes import expected_shapes
@@ -75,7 +75,7 @@ def markdown_table() -> str:
     """The table of docs/checkpoints.md."""
     from aim_mlx.registry import MODELS
 
-    rows = [facts(name) for name in MODELS]
+    rows = [described(name) for name in MODELS]
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     return "\n".join(lines + ["| " + " | ".join(map(str, row.values())) + " |" for row in rows])
 
