@@ -6,20 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import ArrayLike
 
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.files import disk_errors, sync_folder
 from aim_mlx.store import lists, manifest
-from aim_mlx.store.folder import hidden_beside, remove
+from aim_mlx.store.folder import hidden_beside, load_rows, remove
 from aim_mlx.store.reader import EmbeddingStore
-from aim_mlx.store.rows import COLUMNS, Row, exact_paths
-from aim_mlx.store.shards import read_rows, read_table, vectors_of
+from aim_mlx.store.rows import Catalog
+from aim_mlx.store.shards import Shard, read_table, vectors_of
 from aim_mlx.store.verify import verify
 from aim_mlx.store.writer import StoreWriter, writing
 
@@ -191,48 +188,40 @@ def _appearing(target: Path) -> Iterator[StoreWriter]:
 
 def _copy(shares: Sequence[_Share], writer: StoreWriter) -> None:
     """All rows into one store, sorted by the bytes of their paths."""
-    index = _Index(shares)
+    catalog, shards = Catalog(), []
+    for share in shares:
+        load_rows(share.store.folder, share.store._state.shards, catalog)
+        shards += [(share.store.folder, shard) for shard in share.store._state.shards]
+    _check_unique(catalog, [folder for folder, _ in shards])
+    order = sorted(range(len(catalog)), key=lambda row: os.fsencode(catalog.path(row)))
     frames = {path for share in shares for path in share.store._state.first_frames}
-    part = max(1, min(_PART_ROWS, _PART_BYTES // (4 * shares[0].store.dim)))
-    for start in range(0, len(index.order), part):
-        table = index.table(index.order[start : start + part])
-        columns = zip(*(table[name].to_pylist() for name in COLUMNS[2:]), strict=True)
-        for path, row, vector in zip(exact_paths(table), columns, vectors_of(table), strict=True):
-            writer.add(Row(path, *row), vector, path in frames)
+    dim = shares[0].store.dim
+    part = max(1, min(_PART_ROWS, _PART_BYTES // (4 * dim)))
+    for start in range(0, len(order), part):
+        rows = order[start : start + part]
+        for row, vector in zip(rows, _vectors(rows, catalog, shards, dim), strict=True):
+            writer.add(catalog.row(row), vector, catalog.path(row) in frames)
             writer.end_block()
 
 
-class _Index:
-    """Where the rows of all shares are; `order` has their numbers sorted by path."""
+def _check_unique(catalog: Catalog, folders: Sequence[Path]) -> None:
+    """Raises OutputError for a path with two rows; `folders` are those of the shards."""
+    for row in range(len(catalog)):
+        if (other := catalog.find(path := catalog.path(row))) not in (row, None):
+            a, b = (repr(str(folders[catalog.place(each)[0]])) for each in (row, other))
+            raise OutputError(
+                f"{path!r} has a row in {a} and in {b}: embed the shares again into new folders"
+            )
 
-    def __init__(self, shares: Sequence[_Share]):
-        self.shards = [
-            (share.store.folder, shard) for share in shares for shard in share.store._state.shards
-        ]
-        self._starts = np.cumsum([0, *(shard.rows for _, shard in self.shards)])
-        paths: list[bytes] = []
-        for folder, shard in self.shards:
-            paths.extend(map(os.fsencode, read_rows(folder, shard)[0]))
-        self.order = np.array(sorted(range(len(paths)), key=paths.__getitem__), np.int64)
-        for before, after in pairwise(self.order):
-            if paths[before] == paths[after]:
-                a, b = (repr(str(self.shards[i][0])) for i in self._shard_of([before, after]))
-                raise OutputError(
-                    f"{os.fsdecode(paths[after])!r} has a row in {a} and in {b}: embed the shares "
-                    "again into new folders"
-                )
 
-    def _shard_of(self, rows: ArrayLike) -> np.ndarray:
-        return np.searchsorted(self._starts, rows, side="right") - 1
-
-    def table(self, rows: np.ndarray) -> pa.Table:
-        """These rows, with all columns; each shard they are in is read once."""
-        shard_of = self._shard_of(rows)
-        tables, taken = [], []
-        for number in np.unique(shard_of):
-            folder, shard = self.shards[number]
-            mine = np.flatnonzero(shard_of == number)
-            table = read_table(folder, shard, [*COLUMNS, "embedding"])
-            tables.append(table.take(pa.array(rows[mine] - self._starts[number])))
-            taken.append(mine)
-        return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(taken))))
+def _vectors(
+    rows: Sequence[int], catalog: Catalog, shards: Sequence[tuple[Path, Shard]], dim: int
+) -> np.ndarray:
+    """The vectors of these rows, float32 (n, D); each shard they are in is read once."""
+    vectors = np.empty((len(rows), dim), np.float32)
+    shard_of, place = np.array([catalog.place(row) for row in rows]).T
+    for number in np.unique(shard_of):
+        mine = shard_of == number
+        folder, shard = shards[number]
+        vectors[mine] = vectors_of(read_table(folder, shard, ["embedding"]))[place[mine]]
+    return vectors
