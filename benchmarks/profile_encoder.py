@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from aim_mlx.backend import BLAS, mx, tree_flatten
 from aim_mlx.config import VisionConfig
-from aim_mlx.models.layers import Block, silu
+from aim_mlx.models.layers import Block, gated
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.registry import DEFAULT_MODEL, MODELS, find_model
 
@@ -75,8 +75,7 @@ def block_operations(config: VisionConfig, N: int) -> list[tuple[str, Operation]
         ("softmax: exponential", lambda _: mx.power(e, scores)),
         ("softmax: sum", lambda _: scores.sum(axis=-1, keepdims=True)),
         ("softmax: quotient", lambda _: q / sums),
-        ("silu", lambda _: silu(hidden)),
-        ("gate times up", lambda _: hidden * up),
+        ("silu of the gate, times up", lambda _: gated(hidden, up)),
         ("norm 1", lambda block: block.norm_1(x)),
         ("norm 2", lambda block: block.norm_2(x)),
         ("addition 1", lambda _: x + out),

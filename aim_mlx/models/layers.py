@@ -19,8 +19,7 @@ TrunkConfig = VisionConfig | TextConfig
 # need 64 MB a head group rather than half a gigabyte.
 _QUERIES_AT_ONCE = 512
 
-# Below it silu is zero to 33 digits, and e to its negative would pass the range of float32: the
-# value would still be right, but the gradient infinity times zero.
+# Below it silu is zero to 33 digits, and e to its negative would pass the range of float32.
 _SILU_FLOOR = -80.0
 
 
@@ -68,7 +67,7 @@ class SwiGLU(nn.Module):
         self.fc3 = nn.Linear(config.embed_dim, config.mlp_hidden_dim, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(silu(self.fc1(x)) * self.fc3(x))
+        return self.fc2(gated(self.fc1(x), self.fc3(x)))
 
 
 class Block(nn.Module):
@@ -148,11 +147,34 @@ def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) 
     return mx.concatenate(outputs, axis=2)
 
 
-def silu(x: mx.array) -> mx.array:
-    """x * sigmoid(x), elementwise."""
+def gated(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) * up, elementwise, where silu(x) is x * sigmoid(x)."""
     if on_gpu():
-        return nn.silu(x)
-    return x / (1 + power_on_cpu(1 / math.e, mx.maximum(x, _SILU_FLOOR)))
+        return nn.silu(gate) * up
+    return _gated_on_cpu(gate, up)[0]
+
+
+@mx.custom_function
+def _gated_on_cpu(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
+    """The product, and the sigmoid, which the gradient takes from here.
+
+    Derived from the product, the gradient goes through the exponential once more and makes a sixth
+    of a block's time.
+    """
+    sigmoid = 1 / (1 + power_on_cpu(1 / math.e, mx.maximum(gate, _SILU_FLOOR)))
+    return gate * sigmoid * up, sigmoid
+
+
+@_gated_on_cpu.vjp
+def _gated_gradient(
+    inputs: tuple[mx.array, mx.array],
+    of_outputs: tuple[mx.array, mx.array],
+    outputs: tuple[mx.array, mx.array],
+) -> tuple[mx.array, mx.array]:
+    (gate, up), (of_product, _), (_, sigmoid) = inputs, of_outputs, outputs
+    of_silu = of_product * sigmoid
+    of_up = of_silu * gate
+    return up * (of_silu + of_up * (1 - sigmoid)), of_up
 
 
 def _attend_on_cpu(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:

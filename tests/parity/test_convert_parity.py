@@ -383,7 +383,7 @@ def test_verify_finds_gate_and_up_swapped_in_the_layout_table(tmp_path, capsys, 
 
 def test_verify_finds_gate_and_up_swapped_in_the_network(tmp_path, capsys, monkeypatch):
     def wrong(self, x):
-        return self.fc2(layers.silu(self.fc3(x)) * self.fc1(x))
+        return self.fc2(layers.gated(self.fc3(x), self.fc1(x)))
 
     monkeypatch.setattr(layers.SwiGLU, "__call__", wrong)
     path = source(tmp_path, state_dict("vision_absolute/timm"), case="vision_absolute/timm")
