@@ -169,16 +169,22 @@ def locked(folder: Path) -> Iterator[None]:
     with disk_errors("write to", folder):
         handle = regular(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise OutputError(
-                f"process {owner} is writing to {str(folder)!r}: wait for it, or stop it"
-            ) from error
-        if os.fstat(handle).st_nlink == 1:  # no file of somebody else under this name too
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        with disk_errors("write to", folder):
+            _take(handle, folder)
         yield
     finally:
         os.close(handle)
+
+
+def _take(handle: int, folder: Path) -> None:
+    """Locks an open file and writes our number into it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        raise OutputError(
+            f"process {owner} is writing to {str(folder)!r}: wait for it, or stop it"
+        ) from error
+    if os.fstat(handle).st_nlink == 1:  # no file of somebody else under this name too
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)

@@ -1,4 +1,4 @@
-"""Help pages in words: what to give stands as PATH or NUMBER, not as <path> or list[str]."""
+"""Help pages in words: they ask for PATH or NUMBER, not for <path> or list[str]."""
 
 import re
 from typing import Any
@@ -32,7 +32,7 @@ class Command(TyperCommand):
 
 
 class App(typer.Typer):
-    """A Typer whose commands are of that kind."""
+    """A Typer whose commands have such help pages."""
 
     def command(self, name: str | None = None, **options: Any):
         return super().command(name, cls=Command, **options)

@@ -48,7 +48,7 @@ def _raise_once(*_: object) -> None:
 
 
 def _unraisable(problem: "sys.UnraisableHookArgs") -> None:
-    """Ends the process where Ctrl-C came in a finalizer, on which Python would only remark."""
+    """Ends the process where Ctrl-C came in a finalizer, which Python would only print."""
     if isinstance(problem.exc_value, KeyboardInterrupt):
         _stop_now()
     sys.__unraisablehook__(problem)
@@ -67,10 +67,10 @@ def _count(reader: int) -> None:
 
 
 def _stop_now() -> None:
-    """Ends the process without a word to its threads, of which some may be in a decoder.
+    """Ends the process without waiting for its threads, of which some may be in a decoder.
 
-    Whatever the commands write may be killed at any time. An exception would come where it likes,
-    also amid the ending of threads, which then crash the process.
+    Whatever the commands write may be killed at any time. An exception could come anywhere, also
+    while threads end, which would crash the process.
     """
     with suppress(OSError):
         if os.isatty(2):

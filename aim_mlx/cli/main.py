@@ -149,7 +149,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in _STORAGE:
         return f"cannot write: {error.strerror}: make room and run again", 5
     if isinstance(error, FileNotFoundError) and _is_working_folder_gone():
-        return "the folder that this was started in is gone: go to another", 2
+        return "the folder that this was started in is gone: change to another folder", 2
     if _is_out_of_memory(error):
         return "out of memory: close other programs, or raise the limit (ulimit -v)", 1
     return f"{type(error).__name__}: {error} (--debug shows where)", 1

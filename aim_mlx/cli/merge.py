@@ -21,7 +21,7 @@ def merge(
 ) -> int:
     """Join the stores that several machines made.
 
-    They are those of `embed --shard 1/n` to `embed --shard n/n`.
+    Give the stores of `embed --shard 1/n` to `embed --shard n/n`, in any order.
 
     Everything is checked first: each share must be there once, finished and sound, and made with
     the same model, options and list of files. The rows come out as one machine would have written

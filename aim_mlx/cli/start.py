@@ -1,4 +1,4 @@
-"""The door to the command line: what holds before anything is loaded, and the way out."""
+"""Where `aim-mlx` starts: prepares the process, loads the commands, and ends it."""
 
 import os
 import sys
@@ -55,9 +55,9 @@ def _open_standard_streams() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends the process without Python's way out, on which OpenBLAS waits for its threads.
+    """Ends the process at once: as Python shuts down, OpenBLAS waits for its threads.
 
-    After an interrupt one of them may never come; and a Ctrl-C on that way gives a traceback.
+    After an interrupt one of them may never end; and a Ctrl-C meanwhile gives a traceback.
     """
     try:
         for stream in (sys.stdout, sys.stderr):
