@@ -17,7 +17,7 @@ from pathlib import Path
 from digits import write_digits, write_encoder  # of this folder
 
 import aim_mlx
-from aim_mlx.data.splits import Data
+from aim_mlx.data.labelled import Data
 from aim_mlx.probe.config import protocol
 from aim_mlx.probe.run import Plan, train_probe
 

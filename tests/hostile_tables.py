@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aim_mlx.data.labelled import read_labelled
+from aim_mlx.data.labelled import Data
 from aim_mlx.data.pairs import read_pairs
 from aim_mlx.data.tables import read_table
 from aim_mlx.errors import UsageError
@@ -246,8 +246,8 @@ def read(path: Path, way: int) -> str:
             read_paths(file, null=False)
 
     ways: list[Callable[[], object]] = [
-        lambda: read_labelled(path),
-        lambda: read_labelled(path, multi_label=True),
+        lambda: Data(path).labelled(),
+        lambda: Data(path, multi_label=True).labelled(),
         lambda: read_pairs(path),
         lambda: read_table(path, ("class", "label")),
     ]

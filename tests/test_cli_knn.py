@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aim_mlx.data.labelled import read_labelled
-from aim_mlx.data.splits import Data, divided
+from aim_mlx.data.labelled import Data
+from aim_mlx.data.splits import divided
 from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.probe import knn
 from tests.digits import write_digits
@@ -35,7 +35,7 @@ def test_neighbours_tell_digits_apart_and_the_best_number_on_val_is_taken(capsys
 
 def test_the_number_of_neighbours_is_chosen_on_val_and_test_has_no_say(monkeypatch, digits):
     """One neighbour is always right on val and never on test, seven the other way round."""
-    data = Data(str(digits)).divided(0)
+    data = divided(Data(str(digits)))
     names, best = list(data.parts), {"val": 1, "test": 7}
 
     def vectors(_encoder, part, *_):
@@ -47,7 +47,7 @@ def test_the_number_of_neighbours_is_chosen_on_val_and_test_has_no_say(monkeypat
         labels = data.parts[name].labels
         return {k: np.eye(classes)[(labels + (k != best[name])) % classes] for k in ks}
 
-    monkeypatch.setattr(Data, "divided", lambda *_: data)
+    monkeypatch.setattr(knn, "divided", lambda *_: data)
     monkeypatch.setattr(knn, "_vectors", vectors)
     monkeypatch.setattr(knn, "knn_scores", scores)
     found = knn.nearest_neighbours(Data(str(digits)), encoder, EmbedOptions(), ks=(1, 7))
@@ -58,7 +58,7 @@ def test_the_number_of_neighbours_is_chosen_on_val_and_test_has_no_say(monkeypat
 def test_the_figures_are_those_of_the_vectors_themselves(capsys, digits, model):
     code, lines, _ = run(capsys, "knn", digits, "--model", model, "--k", "1", "--json")
     summary = json.loads(lines.splitlines()[-1])
-    data, embed = divided(read_labelled(digits)), encoder().embed
+    data, embed = divided(Data(digits)), encoder().embed
     train, test = (data.parts[name] for name in ("train", "test"))
     nearest = (embed(test.paths) @ embed(train.paths).T).argmax(axis=1)
     right = (train.labels[nearest] == test.labels).mean()

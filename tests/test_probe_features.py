@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aim_mlx.data.labelled import read_labelled
+from aim_mlx.data.labelled import Data
 from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.errors import UsageError
 from aim_mlx.images.augment import augmented, random_box
@@ -45,7 +45,7 @@ def data(tmp_path) -> DataSet:
         folder = tmp_path / "data" / ("cat" if seed < 10 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo(seed)).save(folder / f"{seed}.png")
-    return divided(read_labelled(tmp_path / "data"), val=0.2, test=0.1)
+    return divided(Data(tmp_path / "data", val=0.2, test=0.1))
 
 
 def size(folder) -> int:
@@ -96,7 +96,7 @@ def test_images_that_cannot_be_decoded_leave_the_data_cached_or_not(tmp_path, da
     for number, path in enumerate(bad):
         with open(path, "wb") as file:
             file.write(b"%d" % number)  # no image, and no copy of the other
-    spoilt = divided(read_labelled(tmp_path / "data"), val=0.2, test=0.1)
+    spoilt = divided(Data(tmp_path / "data", val=0.2, test=0.1))
     for limit in (10**9, 0):
         features = Features(encoder(), tmp_path / f"cache {limit}", limit)
         rest = features.prepare(spoilt, Listener(), lambda *_: None)
@@ -158,14 +158,14 @@ _PREPARE = """
 import sys
 import aim_mlx
 from aim_mlx.tokens import cache as token_cache
-from aim_mlx.data.labelled import read_labelled
+from aim_mlx.data.labelled import Data
 from aim_mlx.probe.features import Features
 from aim_mlx.data.splits import divided
 from aim_mlx.training.report import Silent
 token_cache._SHARD_BYTES = 1
 token_cache.block_size = lambda *_: 1
 advanced = lambda what, done, total: print(what, done, flush=True)
-data = divided(read_labelled(sys.argv[1]))
+data = divided(Data(sys.argv[1]))
 features = Features(aim_mlx.load(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
 features.prepare(data, Silent(), advanced)
 """

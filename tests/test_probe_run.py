@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aim_mlx.data.splits import Data
+from aim_mlx.data.labelled import Data
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.files import TEMPORARY

@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from aim_mlx.data.splits import Data
+from aim_mlx.data.labelled import Data
 from aim_mlx.errors import AimError
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig
 from aim_mlx.lit_training.run import train_lit

@@ -58,8 +58,7 @@ def knn(
 
     from aim_mlx.cli.interrupt import gently
     from aim_mlx.cli.reporter import ProbeReporter
-    from aim_mlx.data.labelled import Columns
-    from aim_mlx.data.splits import Data
+    from aim_mlx.data.labelled import Columns, Data
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.loading import load
     from aim_mlx.probe.knn import nearest_neighbours

@@ -59,7 +59,7 @@ def pretrain(
 
     from aim_mlx.cli.interrupt import gently
     from aim_mlx.cli.reporter import PretrainReporter
-    from aim_mlx.data.splits import Data
+    from aim_mlx.data.labelled import Data
     from aim_mlx.errors import UsageError
     from aim_mlx.loading import load
     from aim_mlx.pretrain.run import pretrain as run

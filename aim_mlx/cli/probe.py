@@ -87,8 +87,7 @@ def train(
 
     from aim_mlx.cli.interrupt import gently
     from aim_mlx.cli.reporter import ProbeReporter
-    from aim_mlx.data.labelled import Columns
-    from aim_mlx.data.splits import Data
+    from aim_mlx.data.labelled import Columns, Data
     from aim_mlx.errors import UsageError
     from aim_mlx.loading import load
     from aim_mlx.probe.config import protocol as configured
@@ -146,8 +145,7 @@ def evaluate(
     """
     from aim_mlx.cli.reporter import ProbeReporter
     from aim_mlx.cli.targets import PAGES, check_target
-    from aim_mlx.data.labelled import Columns
-    from aim_mlx.data.splits import Data
+    from aim_mlx.data.labelled import Columns, Data
     from aim_mlx.errors import Interrupted
     from aim_mlx.probe.evaluation import evaluate_probe
     from aim_mlx.probe.summary import made_report

@@ -56,7 +56,7 @@ def zeroshot_eval(
 
     from aim_mlx.cli.labelled import build_head
     from aim_mlx.cli.reporter import Progress
-    from aim_mlx.data.labelled import Columns, read_labelled
+    from aim_mlx.data.labelled import Columns, Data
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.images import Listing
     from aim_mlx.loading import load_lit
@@ -66,7 +66,8 @@ def zeroshot_eval(
 
     sentences = as_templates(templates)
     options = EmbedOptions("attention", batch_size=batch_size)
-    found = read_labelled(data, columns=Columns(path_column, label_column), allow_empty=allow_empty)
+    columns = Columns(path_column, label_column)
+    found = Data(data, columns, allow_empty=allow_empty).labelled()
     items = chosen_split(found, split)
     labels = as_labels(labels_of(found.classes, class_names))
     report = Progress(as_json)

@@ -9,7 +9,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aim_mlx.data.labels import quoted
@@ -62,42 +62,52 @@ class Columns:
     split: str | None = None
 
 
-def read_labelled(
-    source: str | os.PathLike[str],
-    *,
-    columns: Columns | None = None,
-    multi_label: bool = False,
-    allow_empty: bool = False,
-    follow: bool = False,
-    exclude: Sequence[str | Path] = (),
-) -> Labelled:
-    """The labelled images of a folder or table, sorted by path; none of them is opened.
+@dataclass(frozen=True)
+class Data:
+    """A folder or table of labelled images, and how it is read and divided.
 
     With `multi_label` an image may have any number of classes: in a table a list, or text with ";"
-    between them, in folders by being in several. `allow_empty` leaves classes without images out.
-    Raises UsageError for what is neither, no images, an empty class, missing columns, and
-    names that differ only by case or Unicode form.
+    between them, in folders by being in several. `allow_empty` leaves classes without images out,
+    `follow` goes through links to folders. `val` is the part of each class to choose by, `test` the
+    part for the figures at the end, where the images have no splits of their own.
     """
-    source = Path(source)
-    if not os.path.lexists(source):
-        raise UsageError(
-            f"expected a folder of class folders, or a table, but {str(source)!r} cannot be found: "
-            "check the path"
-        )
-    if source.is_dir():
-        if columns not in (None, Columns()):
+
+    source: str | os.PathLike[str]
+    columns: Columns = field(default_factory=Columns)
+    multi_label: bool = False
+    allow_empty: bool = False
+    follow: bool = False
+    val: float = 0.15
+    test: float = 0.15
+
+    @property
+    def name(self) -> str:
+        return Path(self.source).resolve().name
+
+    def labelled(self, *exclude: str | Path) -> Labelled:
+        """The images and their labels, sorted by path, without those below some folders.
+
+        None is opened. Raises UsageError for what is neither folder nor table, no images, an empty
+        class, missing columns, and names that differ only by case or Unicode form.
+        """
+        source = Path(self.source)
+        if not os.path.lexists(source):
+            raise UsageError(
+                f"expected a folder of class folders, or a table, but {str(source)!r} cannot be "
+                "found: check the path"
+            )
+        if not source.is_dir():
+            labelled = _from_table(source, self.columns, self.multi_label)
+        elif self.columns != Columns():
             raise UsageError(f"{str(source)!r} is a folder and has no columns: do not name any")
-        labelled = _from_folder(source, multi_label, allow_empty, follow, exclude)
-    else:
-        labelled = _from_table(source, columns or Columns(), multi_label)
-    _check_names(labelled.classes)
-    return labelled
+        else:
+            labelled = _from_folder(source, self, exclude)
+        _check_names(labelled.classes)
+        return labelled
 
 
-def _from_folder(
-    root: Path, multi_label: bool, allow_empty: bool, follow: bool, exclude: Sequence[str | Path]
-) -> Labelled:
-    listing = discover([root], follow=follow, exclude=exclude)
+def _from_folder(root: Path, data: Data, exclude: Sequence[str | Path]) -> Labelled:
+    listing = discover([root], follow=data.follow, exclude=exclude)
     notes = list(listing.notes)
     top = _folders(root, exclude, notes)
     splits = _split_folders(root, top, notes)
@@ -116,13 +126,13 @@ def _from_folder(
             )
         empty += [str(folder / name) for name in names if not grouped[*place, name]]
         items += [Item(path, (name,), split) for name in names for path in grouped[*place, name]]
-    if empty and not allow_empty:
-        linked = not follow and any(map(os.path.islink, empty))
+    if empty and not data.allow_empty:
+        linked = not data.follow and any(map(os.path.islink, empty))
         raise UsageError(
             f"no images in {quoted(empty)}: every folder is a class; fill it, remove it, "
             f"{'follow links with --follow, ' * linked}or leave it out with --allow-empty"
         )
-    return _labelled(items, multi_label, listing.skipped, notes)
+    return _labelled(items, data.multi_label, listing.skipped, notes)
 
 
 def _grouped(

@@ -7,14 +7,14 @@ import hashlib
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from aim_mlx.data.labelled import SPLITS, Columns, Labelled, read_labelled
+from aim_mlx.data.labelled import SPLITS, Data, Labelled
 from aim_mlx.data.labels import quoted
 from aim_mlx.data.parts import Image, Part, Progress, as_part, read_images
 from aim_mlx.errors import UsageError
@@ -57,21 +57,16 @@ class DataSet:
 
 
 def divided(
-    labelled: Labelled,
-    *,
-    val: float = 0.15,
-    test: float = 0.15,
-    seed: int = 0,
-    allow_empty: bool = False,
-    progress: Progress | None = None,
+    data: Data, seed: int = 0, progress: Progress | None = None, *exclude: str | Path
 ) -> DataSet:
     """Reads every file and divides the images: by their own splits, or by class, content and seed.
 
-    Without splits of their own, of each class the part `val` is for choosing and `test` for the
-    figures at the end, at least one image each; with splits but no val, val is cut from train.
-    Raises UsageError for fewer than two classes, too few images, and splits whose classes differ
-    (with `allow_empty`, val and test may lack some).
+    Without splits of their own at least one image of each class is for choosing and one for the
+    figures at the end; with splits but no val, val is cut from train. Nothing below `exclude`
+    counts. Raises UsageError for fewer than two classes, too few images, and splits whose classes
+    differ (with `allow_empty`, val and test may lack some).
     """
+    labelled, val, test = data.labelled(*exclude), data.val, data.test
     for name, value, least in (("val", val, 0.001), ("test", test, 0.0)):
         if not least <= value <= 0.8 or not math.isfinite(value):
             raise UsageError(f"--{name} must be from {least:g} to 0.8, got {value!r}")
@@ -92,7 +87,9 @@ def divided(
         for name, group in parts.items()
         if group
     }
-    data_set = DataSet(labelled.classes, labelled.multi_label, built, skips, notes, (), allow_empty)
+    data_set = DataSet(
+        labelled.classes, labelled.multi_label, built, skips, notes, (), data.allow_empty
+    )
     _check_present(data_set)
     return replace(data_set, warnings=(*_leaks(data_set), *_imbalance(data_set)))
 
@@ -197,44 +194,3 @@ def _imbalance(data_set: DataSet) -> list[str]:
         f"imbalance: class {data_set.classes[most]!r} has {counts[most]:,} images to train on and "
         f"{data_set.classes[least]!r} {counts[least]:,}: look at the balanced accuracy"
     ]
-
-
-@dataclass(frozen=True)
-class Data:
-    """A folder or table of labelled images; see read_labelled() and divided() for the fields."""
-
-    source: str
-    columns: Columns = field(default_factory=Columns)
-    multi_label: bool = False
-    allow_empty: bool = False
-    follow: bool = False
-    val: float = 0.15
-    test: float = 0.15
-
-    @property
-    def name(self) -> str:
-        return Path(self.source).resolve().name
-
-    def labelled(self, *exclude: Path) -> Labelled:
-        """The images and their labels, without those below some folders; none is opened."""
-        return read_labelled(
-            self.source,
-            columns=self.columns,
-            multi_label=self.multi_label,
-            allow_empty=self.allow_empty,
-            follow=self.follow,
-            exclude=exclude,
-        )
-
-    def divided(
-        self, seed: int, progress: Callable[[int, int], None] | None = None, *exclude: Path
-    ) -> DataSet:
-        """The parts to train on, choose by and test with, every file read."""
-        return divided(
-            self.labelled(*exclude),
-            val=self.val,
-            test=self.test,
-            seed=seed,
-            allow_empty=self.allow_empty,
-            progress=progress,
-        )

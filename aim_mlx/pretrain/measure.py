@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.data.splits import Data
+from aim_mlx.data.labelled import Data
+from aim_mlx.data.splits import divided
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.models.decoder import PretrainingModel
 from aim_mlx.probe.knn import knn_scores
@@ -29,7 +30,7 @@ class Measure:
         seed: int,
         progress: Callable[[int, int], None],
     ):
-        found = data.divided(seed, progress)
+        found = divided(data, seed, progress)
         self.skips, self.digest = found.skips, found.digest()
         self._preprocessing, self._classes = preprocessing, len(found.classes)
         self._train = found.parts["train"]

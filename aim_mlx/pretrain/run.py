@@ -16,8 +16,8 @@ from typing import Any
 
 from aim_mlx.backend import dtype_named, nn, on_gpu, tree_flatten
 from aim_mlx.config import PreprocessConfig, to_dict
+from aim_mlx.data.labelled import Data
 from aim_mlx.data.pairs import Pairs, split
-from aim_mlx.data.splits import Data
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import UsageError
 from aim_mlx.models.decoder import PretrainingConfig

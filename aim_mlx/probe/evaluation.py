@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aim_mlx.data.labelled import SPLITS, Labelled
+from aim_mlx.data.labelled import SPLITS, Data, Labelled
 from aim_mlx.data.parts import Image, Part, Progress, as_part, read_images
-from aim_mlx.data.splits import Data
 from aim_mlx.errors import AimError, OutputError, UsageError
 from aim_mlx.images import Skip
 from aim_mlx.probe.probe import AttentiveProbe

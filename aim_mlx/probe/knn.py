@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from aim_mlx.data.labelled import Data
 from aim_mlx.data.parts import Part
-from aim_mlx.data.splits import Data, DataSet
+from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Skip
@@ -109,7 +110,7 @@ def nearest_neighbours(
     """
     _check(ks, temperature)
     advanced = advancing(report or Silent(), stop, "interrupted: nothing is kept")
-    parts = data.divided(seed, partial(advanced, "reading images"))
+    parts = divided(data, seed, partial(advanced, "reading images"))
     encoder = load()
     encoder.check(options)
     vectors: dict[str, np.ndarray] = {}

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.config import to_dict
-from aim_mlx.data.splits import Data, DataSet
+from aim_mlx.data.labelled import Data
+from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import AimError, Interrupted, OutputError
 from aim_mlx.probe.config import ProbeConfig
@@ -91,7 +92,7 @@ def train_probe(
     report, folder = report or Silent(), Path(folder)
     check_output(folder)
     advanced = advancing(report, stop)
-    found = data.divided(plan.config.seed, partial(advanced, "reading images"), folder)
+    found = divided(data, plan.config.seed, partial(advanced, "reading images"), folder)
     encoder = load()
     encoder.check(EmbedOptions(layers=plan.layers))
     token_shape(encoder)  # a native-resolution model is refused before anything is written
