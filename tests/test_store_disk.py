@@ -105,7 +105,7 @@ def disk(tmp_path):
 def test_a_run_goes_on_when_there_is_room_again_on_a_full_disk(photos, disk, tmp_path, kilobytes):
     run(photos, tmp_path / "whole")
     folder = disk(f"size={kilobytes}k")
-    with pytest.raises(OutputError, match="No space left on device; [0-9]+ rows are kept: mend"):
+    with pytest.raises(OutputError, match="No space left on device: [0-9]+ rows are kept; fix"):
         run(photos, folder / "out")
     kept = kept_in(folder / "out")
     disk("remount,size=10m")

@@ -104,9 +104,9 @@ class EmbedRun:
     def _reuse(self, path: str, content: Content) -> None:
         found = self._store.find(content.digest)
         if found is not None:
-            row, vector = found
+            row, vector, first_frame = found
             row = replace(row, path=path, size=content.size, mtime_ns=content.mtime_ns)
-            self._add(row, vector, self._store.is_first_frame(row.digest))
+            self._add(row, vector, first_frame)
             self.reused += 1
         elif (failure := self._failed.get(content.digest)) is not None:
             self._skip(path, failure, content)

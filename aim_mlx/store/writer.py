@@ -3,37 +3,36 @@
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from aim_mlx.errors import OutputError
+from aim_mlx.files import disk_errors
 from aim_mlx.store import lists
 from aim_mlx.store import manifest as manifests
 from aim_mlx.store.folder import clean, load_rows, next_number, prepared, without_damaged
 from aim_mlx.store.journal import Journal, State
 from aim_mlx.store.rows import COLUMNS, Catalog, Row, exact_paths, with_paths
-from aim_mlx.store.shards import (
-    Shard,
-    read_group,
-    read_table,
-    table_of,
-    write_shard,
-)
+from aim_mlx.store.shards import Shard, read_group, read_table, table_of, write_shard
 
 _SHARD_BYTES = 32 << 20  # of vectors; what is written or rewritten in one piece
 _SHARD_ROWS = 8192
 _SECONDS = 30.0  # a shard closes at the first end of a block after this long
 
 
-_NONE: Mapping[int, str] = {}
+class _Added(NamedTuple):
+    """A row that is not committed yet, and whether it is of the first of several frames."""
+
+    row: Row
+    vector: np.ndarray
+    first_frame: bool
 
 
 class _Part(NamedTuple):
-    """A shard in a group to be written anew: which rows are kept, and new paths of some."""
+    """A shard in a group to be rewritten: which rows are kept, and new paths of some."""
 
     shard: Shard
     keep: np.ndarray
@@ -57,7 +56,7 @@ class StoreWriter:
     """A store that this process has locked; made by `writing`.
 
     Rows added since the last commit() are lost with the process, those before are not. `notes` says
-    what had to be mended.
+    what had to be repaired.
     """
 
     def __init__(self, folder: Path, overwrite: bool):
@@ -67,13 +66,11 @@ class StoreWriter:
         self.notes: list[str] = []
         self._journal = Journal(folder, afresh=self._is_new())
         self._most_rows = _SHARD_ROWS
-        self._rows: list[Row] = []
-        self._vectors: list[np.ndarray] = []
+        self._added: list[_Added] = []
         self._skips: list[dict[str, Any]] = []
-        self._first_frames: list[str] = []
         self._films: set[str] = set()  # digests of contents with several frames
-        self._unpublished: dict[str, int] = {}  # digest -> its place in _rows
-        self._complete = (0, 0, 0)  # rows, skips, first frames that complete blocks have
+        self._place_of: dict[str, int] = {}  # digest -> its place in _added
+        self._complete = 0, 0  # rows and skips that complete blocks have
         self._committed_at = time.monotonic()
         self._last_read = "", 0, np.empty((0, 0), np.float32)  # shard, first row, vectors
 
@@ -123,11 +120,9 @@ class StoreWriter:
 
     def add(self, row: Row, vector: np.ndarray, first_frame: bool = False) -> None:
         """Appends a row: vector float32 (D,)."""
-        self._unpublished.setdefault(row.digest, len(self._rows))
-        self._rows.append(row)
-        self._vectors.append(vector)
+        self._place_of.setdefault(row.digest, len(self._added))
+        self._added.append(_Added(row, vector, first_frame))
         if first_frame:
-            self._first_frames.append(row.path)
             self._films.add(row.digest)
 
     def skip(self, record: dict[str, Any]) -> None:
@@ -138,64 +133,62 @@ class StoreWriter:
         """Whether a row that is committed has this content."""
         return self.catalog.find_digest(digest) is not None
 
-    def find(self, digest: str) -> tuple[Row, np.ndarray] | None:
-        """A row with this content and its vector."""
-        place = self._unpublished.get(digest)
-        if place is not None:
-            return self._rows[place], self._vectors[place]
-        row = self.catalog.find_digest(digest)
-        if row is None:
+    def find(self, digest: str) -> tuple[Row, np.ndarray, bool] | None:
+        """A row with this content, its vector, and whether it is of the first of several frames."""
+        first_frame = digest in self._films
+        if (place := self._place_of.get(digest)) is not None:
+            return self._added[place].row, self._added[place].vector, first_frame
+        if (row := self.catalog.find_digest(digest)) is None:
             return None
         number, place = self.catalog.place(row)
-        return self.catalog.row(row), self._vector(self.state.shards[number], place)
-
-    def is_first_frame(self, digest: str) -> bool:
-        """Whether images with this content, which has a row, have several frames."""
-        return digest in self._films
+        return self.catalog.row(row), self._vector(self.state.shards[number], place), first_frame
 
     def end_block(self) -> None:
         """All rows so far may be committed; does so when they make a shard, or after 30 s."""
-        self._complete = (len(self._rows), len(self._skips), len(self._first_frames))
-        full = len(self._rows) >= self._most_rows
+        self._complete = len(self._added), len(self._skips)
+        full = len(self._added) >= self._most_rows
         if full or time.monotonic() - self._committed_at >= _SECONDS:
             self.commit()
 
     def commit(self) -> None:
         """Makes the complete blocks durable and forgets the rest; raises OutputError."""
-        rows, skips, frames = self._complete
+        rows, skips = self._complete
         if rows or skips:
             with self._storing():
-                self._commit(rows, self._skips[:skips], self._first_frames[:frames])
-        self._rows, self._vectors, self._skips, self._first_frames = [], [], [], []
-        self._unpublished, self._complete = {}, (0, 0, 0)
+                self._commit(self._added[:rows], self._skips[:skips])
+        self._added, self._skips, self._place_of, self._complete = [], [], {}, (0, 0)
         self._committed_at = time.monotonic()
 
-    def _commit(self, rows: int, skips: list[dict[str, Any]], first_frames: list[str]) -> None:
-        table = table_of(self._rows[:rows], np.stack(self._vectors[:rows])) if rows else None
-        shards = [] if table is None else [self._write(table)]
-        whole = self.state.first_frames.intersection(row.path for row in self._rows[:rows])
-        self._journal.append(shards, (), skips, first_frames, sorted(whole))
-        if table is not None:
-            self.catalog.add([row.path for row in self._rows[:rows]], table)
+    def _commit(self, added: list[_Added], skips: list[dict[str, Any]]) -> None:
+        paths = [each.row.path for each in added]
+        frames = [each.row.path for each in added if each.first_frame]
+        whole = sorted(self.state.first_frames.intersection(paths))
+        if added:
+            vectors = np.stack([each.vector for each in added])
+            table = table_of([each.row for each in added], vectors)
+            self._journal.append([self._write(table)], (), skips, frames, whole)
+            self.catalog.add(paths, table)
+        else:
+            self._journal.append((), (), skips)
         lists.append_skips(self.folder, skips)
 
-    def compact(self, dropped: Collection[int], renamed: Mapping[int, str] = _NONE) -> None:
+    def compact(self, dropped: Collection[int], renamed: Mapping[int, str] | None = None) -> None:
         """Takes rows out, gives others new paths, and joins small shards to full ones.
 
         Rows go by their numbers in the catalog, which describes the store as it was before.
         """
-        start = 0
+        start, new_names = 0, renamed or {}
         group: list[_Part] = []
         with self._storing():
             for shard in list(self.state.shards):
                 rows = range(start, start := start + shard.rows)
                 keep = np.array([row not in dropped for row in rows], bool)
-                names = {i: renamed[row] for i, row in enumerate(rows) if row in renamed}
-                part = _Part(shard, keep, names)
-                if group and not self._fits([*group, part]):
+                names = {i: new_names[row] for i, row in enumerate(rows) if row in new_names}
+                kept = sum(int(part.keep.sum()) for part in group)
+                if group and kept + int(keep.sum()) > self._most_rows:
                     self._rewrite(group)
                     group = []
-                group.append(part)
+                group.append(_Part(shard, keep, names))
             self._rewrite(group)
             clean(self.folder, self.state)
 
@@ -206,10 +199,7 @@ class StoreWriter:
             self._journal.append(finished={**summary, "files": lists.digest(self.folder)})
             self._journal.rewrite()
 
-    def _fits(self, parts: list["_Part"]) -> bool:
-        return sum(int(part.keep.sum()) for part in parts) <= self._most_rows
-
-    def _rewrite(self, group: list["_Part"]) -> None:
+    def _rewrite(self, group: list[_Part]) -> None:
         """One shard in the place of several, without the rows that are not kept."""
         if len(group) < 2 and all(part.keep.all() and not part.names for part in group):
             return
@@ -238,14 +228,7 @@ class StoreWriter:
             self._last_read = shard.name, start, vectors
         return vectors[row - start]
 
-    @contextmanager
-    def _storing(self) -> Iterator[None]:
+    def _storing(self) -> AbstractContextManager[None]:
         """Turns failures of the disk into one that says what is kept and how to go on."""
-        try:
-            yield
-        except OSError as error:
-            kept = self.state.rows
-            raise OutputError(
-                f"cannot write to {str(self.folder)!r}: {error.strerror or error}; {kept:,} rows "
-                "are kept: mend it and run the same command again to resume"
-            ) from error
+        advice = "fix it and run the same command again to resume"
+        return disk_errors("write to", self.folder, f"{self.state.rows:,} rows are kept; {advice}")
