@@ -59,8 +59,8 @@ def make_files(folder: str, count: int) -> dict[str, Any]:
 
 def embed(folder: str, output: str) -> dict[str, Any]:
     """Seconds of the stages of a run, and the memory that it took."""
-    from aim_mlx.embedding.job import Job, embed_files
-    from aim_mlx.embedding.selection import Selection
+    from aim_mlx.embedding.job import embed_files
+    from aim_mlx.embedding.selection import Job, Selection
     from aim_mlx.encoder.encoder import EmbedOptions
 
     stub, times = _stub(), _Times()

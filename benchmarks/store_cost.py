@@ -15,8 +15,8 @@ from statistics import median
 import numpy as np
 
 import aim_mlx
-from aim_mlx.embedding.job import Job, embed_files
-from aim_mlx.embedding.selection import Selection
+from aim_mlx.embedding.job import embed_files
+from aim_mlx.embedding.selection import Job, Selection
 from aim_mlx.encoder.batching import block_size
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.images import discover

@@ -83,8 +83,8 @@ def encode_theirs(
 
 def embed_folder(model: str, folder: str, side: int) -> dict[str, Any]:
     """Images/s of embed_files on a folder, from listing it to the finished file."""
-    from aim_mlx.embedding.job import Job, embed_files
-    from aim_mlx.embedding.selection import Selection
+    from aim_mlx.embedding.job import embed_files
+    from aim_mlx.embedding.selection import Job, Selection
     from aim_mlx.encoder.encoder import EmbedOptions
 
     encoder = _encoder(model)
@@ -115,8 +115,8 @@ def decode_folder(folder: str, side: int, count: int) -> dict[str, Any]:
 def peak_memory(model: str, folder: str) -> dict[str, Any]:
     """The largest resident size of a process that loads the model and embeds a folder."""
     from aim_mlx.backend import mx
-    from aim_mlx.embedding.job import Job, embed_files
-    from aim_mlx.embedding.selection import Selection
+    from aim_mlx.embedding.job import embed_files
+    from aim_mlx.embedding.selection import Job, Selection
     from aim_mlx.encoder.encoder import EmbedOptions
 
     with tempfile.TemporaryDirectory() as output:

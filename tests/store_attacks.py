@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from aim_mlx.cli import main as cli
 from aim_mlx.embedding import job as embedding
-from aim_mlx.embedding.job import Job, Rules, embed_files
-from aim_mlx.embedding.selection import Selection
+from aim_mlx.embedding.job import embed_files
+from aim_mlx.embedding.selection import Job, Rules, Selection
 from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.errors import AimError
 from aim_mlx.store import journal, lists, manifest

@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from aim_mlx.cli.options import (
+    AsJson,
     BatchSize,
     Dtype,
+    EncoderModel,
     Follow,
     Hidden,
     MeanLayers,
     Offline,
+    Overwrite,
     Revision,
     numbers,
 )
@@ -34,9 +37,7 @@ def embed(
             ".safetensors, .parquet or .jsonl.",
         ),
     ],
-    model: Annotated[
-        str, typer.Option(help="A model name, Hub repo, folder or file.")
-    ] = DEFAULT_MODEL,
+    model: EncoderModel = DEFAULT_MODEL,
     revision: Revision = None,
     pooling: Annotated[
         str | None,
@@ -64,7 +65,7 @@ def embed(
         str | None, typer.Option(help="Only the i-th of n parts, as 2/4; see aim-mlx merge.")
     ] = None,
     max_megapixels: Annotated[
-        float | None, typer.Option(help="Skip larger images; from the memory if absent.")
+        float | None, typer.Option(help="Skip larger images.  [default: by the memory]")
     ] = None,
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Embed what is left of cut files.")
@@ -75,15 +76,11 @@ def embed(
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove the rows of deleted files.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start afresh: replace what the output holds.")
-    ] = False,
+    overwrite: Overwrite = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Report skips and a summary as JSON lines on stdout.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Turn every photo under SRC into a vector.
 
@@ -94,8 +91,8 @@ def embed(
 
     from aim_mlx.cli.interrupt import asked, gently
     from aim_mlx.cli.reporter import Progress
-    from aim_mlx.embedding.job import Job, Rules, embed_files, plan_files
-    from aim_mlx.embedding.selection import Selection
+    from aim_mlx.embedding.job import embed_files, plan_files
+    from aim_mlx.embedding.selection import Job, Rules, Selection
     from aim_mlx.encoder.encoder import EmbedOptions, Encoder
     from aim_mlx.images import parse_share
     from aim_mlx.loading import load
@@ -140,9 +137,9 @@ def _listed(wanted: bool, null: bool) -> tuple[str, ...]:
     from aim_mlx.errors import UsageError
     from aim_mlx.images import read_paths
 
-    if null and not wanted:
-        raise UsageError("-0 is about a list on stdin: give - as a source to read one")
     if not wanted:
+        if null:
+            raise UsageError("-0 is about a list on stdin: give - as a source to read one")
         return ()
     if sys.stdin is None:
         raise UsageError("expected a list of paths on stdin, but it is closed")

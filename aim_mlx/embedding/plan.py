@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aim_mlx.embedding.selection import Selected
+from aim_mlx.embedding.selection import Job, Selected
 from aim_mlx.errors import UsageError
 from aim_mlx.images import is_under, size_and_time
 from aim_mlx.store.journal import State
@@ -35,9 +35,9 @@ class Plan:
     renamed: dict[int, str] = field(default_factory=dict)
 
 
-def make_plan(selected: Selected, catalog: Catalog, state: State, retried: Collection[str]) -> Plan:
-    """Compares files with the store by size and time of change; `retried` are reasons to ignore."""
-    plan = Plan(len(catalog), rows_under_other_names(selected, catalog))
+def make_plan(job: Job, selected: Selected, catalog: Catalog, state: State) -> Plan:
+    """Compares files with the store by size and time of change."""
+    plan, retried = Plan(len(catalog), rows_under_other_names(selected, catalog)), _retried(job)
     for path in selected.listing.files:
         row, skip, others = catalog.find(path), state.skipped.get(path), plan.others.get(path, ())
         found = looked_at(path) if row is not None or skip or others else None
@@ -94,11 +94,10 @@ def _stands(skip: dict[str, Any], state: State, retried: Collection[str]) -> boo
     return settled and skip["reason"] not in retried
 
 
-def retried_reasons(everything: bool, truncated: bool, too_large: bool) -> frozenset[str]:
-    """The reasons that the options of this run may have done away with."""
-    reasons = {"truncated"} if truncated else set()
-    reasons |= {"too_large"} if too_large else set()
-    return frozenset(_SETTLED if everything else reasons)
+def _retried(job: Job) -> frozenset[str]:
+    """The reasons to skip that the options of this run may have done away with."""
+    reasons = {"truncated": job.options.allow_truncated, "too_large": job.options.max_pixels}
+    return _SETTLED if job.rules.retry_skipped else frozenset(r for r in reasons if reasons[r])
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,53 @@
-"""The loop of a run: files to rows of a store, each content decoded once, block by block."""
+"""One run into a store: what it lacks is embedded block by block, and every file accounted for."""
 
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from aim_mlx.embedding.plan import looked_at
-from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
-from aim_mlx.errors import AimError, ImageError, OutputError
+from aim_mlx.embedding.plan import Plan, check_prune, find_stale, looked_at, make_plan
+from aim_mlx.embedding.selection import Job, Selected
+from aim_mlx.encoder.encoder import Embedded, Encoder
+from aim_mlx.errors import AimError, ImageError, Interrupted, OutputError
 from aim_mlx.images import Content, Listing, Skip, changed, is_beyond_times
+from aim_mlx.store.lists import place
 from aim_mlx.store.rows import Row
 from aim_mlx.store.writer import StoreWriter
 from aim_mlx.wording import counted
 
 # Reasons that lie in a file's place or its disk: another file with this content may do well.
 _OF_THE_PLACE = ("unreadable", "vanished", "changed", "not_regular")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The account of a run: listed == embedded + skipped + ignored.
+
+    Of the embedded, `computed` went through the encoder, `reused` have the content of another row,
+    and `unchanged` were there before. Of rows of deleted files `moved` went to a new name with the
+    same content, `vanished` were kept, `pruned` taken out.
+    """
+
+    output: str
+    listed: int
+    embedded: int
+    skipped: int
+    ignored: int
+    computed: int
+    reused: int
+    unchanged: int
+    moved: int
+    vanished: int
+    pruned: int
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.skipped else 0
 
 
 class EmbedReport(Protocol):
@@ -30,48 +61,60 @@ class EmbedReport(Protocol):
 
 
 class EmbedRun:
-    """One run into a store that is open; counts what became of the files it was given."""
+    """The run of a job into a store that is open; counts what became of the selected files."""
 
     def __init__(
         self,
+        job: Job,
+        selected: Selected,
         store: StoreWriter,
         encoder: Encoder,
-        options: EmbedOptions,
         report: EmbedReport,
-        stop: Callable[[], bool],
     ):
-        self._store, self._encoder, self._options = store, encoder, options
-        self._report, self._stop = report, stop
+        self._job, self._selected, self._store = job, selected, store
+        self._encoder, self._report = encoder, report
         self._failed: dict[str, ImageError] = {}  # by the digest of what failed
         self._again: list[str] = []
-        self.computed = self.reused = 0
-        self._first_frames = self._beyond_times = 0
-        self.skipped: list[dict[str, Any]] = []
+        self._skips: list[dict[str, Any]] = []
+        self._computed = self._reused = self._first_frames = self._beyond_times = 0
 
-    def embed(self, paths: Sequence[str], block: int) -> None:
+    def run(self, block: int) -> Summary:
         """Embeds files in order; whole blocks are committed, also where it ends before its time.
 
-        Raises Interrupted where it was asked to stop.
+        Raises Interrupted where it was asked to stop, AimError where no file could be embedded.
         """
-        while paths:
-            self._again = []
-            self._embed(paths, block)
-            paths = self._again
-        if self._first_frames:
-            self._report.noted(
-                "the first frame was embedded of "
-                f"{counted(self._first_frames, 'image')} with several"
-            )
-        if self._beyond_times:
-            self._report.noted(
-                "times of change outside the years 1677 to 2262 were brought within them "
-                f"({self._beyond_times} of the files): there only a new size shows that a file "
-                "changed"
-            )
+        started = time.monotonic()
+        if self._job.rules.prune:
+            check_prune(self._store.catalog, self._selected)
+        plan = make_plan(self._job, self._selected, self._store.catalog, self._store.state)
+        self._begin(plan)
+        try:
+            paths = plan.todo
+            while paths:
+                self._again = []
+                self._embed(paths, block)
+                paths = self._again
+        except Interrupted as error:
+            raise Interrupted(
+                f"interrupted: {counted(self._store.state.rows, 'row')} kept for "
+                f"{self._job.output}; run the same command again to resume"
+            ) from error
+        self._note()
+        return self._close(plan, started)
+
+    def _begin(self, plan: Plan) -> None:
+        """Writes down and reports what is known before any file is opened."""
+        listing = self._selected.listing
+        self._skips = [_record(skip) for skip in listing.skipped] + plan.skipped
+        facts = {**self._selected.facts, "output": place(self._store.folder)}
+        self._store.start_run(facts, listing.files, self._skips)
+        self._report.unchanged(plan.unchanged)
+        for skip in self._skips:
+            self._report.skipped(Skip(skip["path"], skip["reason"], skip["detail"]))
 
     def _embed(self, paths: Sequence[str], block: int) -> None:
-        store = self._store
-        rows = self._encoder.embed_stream(paths, self._options, block, self._stop, store.has)
+        job, store = self._job, self._store
+        rows = self._encoder.embed_stream(paths, job.options, block, job.stop, store.has)
         try:
             with closing(rows):
                 for row in rows:
@@ -99,7 +142,7 @@ class EmbedRun:
         elif content is not None:
             file = (row.path, content.digest, content.size, content.mtime_ns)
             self._add(Row(*file, row.width, row.height), row.vector, row.multi_frame)
-            self.computed += 1
+            self._computed += 1
 
     def _reuse(self, path: str, content: Content) -> None:
         found = self._store.find(content.digest)
@@ -107,7 +150,7 @@ class EmbedRun:
             row, vector, first_frame = found
             row = replace(row, path=path, size=content.size, mtime_ns=content.mtime_ns)
             self._add(row, vector, first_frame)
-            self.reused += 1
+            self._reused += 1
         elif (failure := self._failed.get(content.digest)) is not None:
             self._skip(path, failure, content)
         else:  # the first file with this content failed, not the content
@@ -121,14 +164,51 @@ class EmbedRun:
 
     def _skip(self, path: str, failure: ImageError, content: Content | None) -> None:
         skip = Skip(path, failure.reason, failure.detail)
-        record = skip_record(skip, content)
-        self._store.skip(record)
-        self.skipped.append(record)
+        self._skips.append(_record(skip, content))
+        self._store.skip(self._skips[-1])
         self._report.skipped(skip)
 
+    def _note(self) -> None:
+        if self._first_frames:
+            films = counted(self._first_frames, "image")
+            self._report.noted(f"the first frame was embedded of {films} with several")
+        if self._beyond_times:
+            self._report.noted(
+                "times of change outside the years 1677 to 2262 were brought within them "
+                f"({self._beyond_times} of the files): there only a new size shows that a file "
+                "changed"
+            )
 
-def skip_record(skip: Skip, content: Content | None = None) -> dict[str, Any]:
+    def _close(self, plan: Plan, started: float) -> Summary:
+        """Takes out the rows that no longer hold, and writes down the account."""
+        skips = sorted(self._skips, key=lambda skip: os.fsencode(skip["path"]))
+        stale = find_stale(plan, self._store.catalog, self._selected, skips)
+        pruned = stale.vanished if self._job.rules.prune else ()
+        self._store.compact(stale.rows.union(pruned), plan.renamed)
+        listing = self._selected.listing
+        summary = Summary(
+            output=str(self._job.output),
+            listed=listing.listed,
+            embedded=self._computed + self._reused + plan.unchanged,
+            skipped=len(skips),
+            ignored=listing.ignored,
+            computed=self._computed,
+            reused=self._reused,
+            unchanged=plan.unchanged,
+            moved=len(stale.moved),
+            vanished=len(stale.vanished) - len(pruned),
+            pruned=len(pruned),
+            seconds=round(time.monotonic() - started, 3),
+        )
+        self._store.finish(asdict(summary), skips)
+        if not summary.embedded:
+            count = counted(len(skips), "image")
+            raise AimError(f"none of {count} could be embedded: nothing was written")
+        return summary
+
+
+def _record(skip: Skip, content: Content | None = None) -> dict[str, Any]:
     """A skip as it is written down, with size and time of the file where they are known."""
-    found = (content.size, content.mtime_ns) if content else looked_at(skip.path)
-    size, mtime_ns = found or (None, None)
+    file = (content.size, content.mtime_ns) if content else looked_at(skip.path)
+    size, mtime_ns = file or (None, None)
     return {**asdict(skip), "size": size, "mtime_ns": mtime_ns}

@@ -1,13 +1,16 @@
-"""Which files a run is about: what the user named, filtered and divided, as one fixed list."""
+"""What a run is about: the files that the user named, as one fixed list, where to, and how."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aim_mlx.encoder.pipeline import EmbedOptions
+from aim_mlx.errors import AimError
 from aim_mlx.images import Listing, discover, in_share
 from aim_mlx.store.lists import Places, digest_of_paths
+from aim_mlx.wording import counted
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Selection:
         """The files, without those of the outputs.
 
         `base` is the folder that relative names of an output start in; from another folder the
-        files are named by absolute paths. Raises UsageError for a source that is missing.
+        files are named by absolute paths. Raises UsageError for a source that is missing, AimError
+        where there is no image.
         """
         here = _working_folder()
         base = base or here
@@ -65,6 +69,11 @@ class Selection:
         places = Places(base)
         whole, links = _each_once(found, places)
         listing = whole if self.share is None else _share(whole, self.share)
+        if not listing.files and not listing.skipped:
+            others = counted(listing.ignored, "other file")
+            if listing.notes not in ((), (others,)):
+                others += f" ({', '.join(listing.notes)})"
+            raise AimError(f"0 images, {others} under {self}: give a folder with images")
         facts = {
             "folder": base,
             "sources": sources,
@@ -77,6 +86,26 @@ class Selection:
 
     def __str__(self) -> str:
         return ", ".join(self.sources) or "the list of paths"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a run makes of what an earlier one left."""
+
+    overwrite: bool = False
+    retry_skipped: bool = False
+    prune: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be embedded, where to, and how; `stop` ends it early, to be resumed."""
+
+    selection: Selection
+    output: Path
+    options: EmbedOptions
+    rules: Rules = Rules()
+    stop: Callable[[], bool] = lambda: False
 
 
 def _each_once(whole: Listing, places: Places) -> tuple[Listing, dict[str, str]]:
@@ -92,17 +121,14 @@ def _each_once(whole: Listing, places: Places) -> tuple[Listing, dict[str, str]]
             left_out[link] = name
     if not left_out:
         return whole, {}
+    note = counted(len(left_out), "link to a listed photo", "links to listed photos")
     once = replace(
         whole,
         files=tuple(path for path in whole.files if path not in left_out),
         ignored=whole.ignored + len(left_out),
-        notes=(*whole.notes, _links(len(left_out))),
+        notes=(*whole.notes, note),
     )
     return once, left_out
-
-
-def _links(count: int) -> str:
-    return "1 link to a listed photo" if count == 1 else f"{count} links to listed photos"
 
 
 def _share(whole: Listing, share: tuple[int, int]) -> Listing:

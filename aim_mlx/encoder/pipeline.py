@@ -95,14 +95,15 @@ class Pipeline:
         return in_order(self._rows(), self._places)
 
     def _rows(self) -> Generator[Embedded, None, None]:
-        checked = False
+        checked = warned = False
         done = 0
         most = math.ceil(self._block / (self._options.batch_size or 1))  # batches there can be
         with cpu_streams(most) as streams:
             for samples in self._samples(len(streams)):
-                grouped = self._batches(_warned(samples), len(streams))
+                grouped = self._batches(samples, len(streams))
                 for rows in self._computed(grouped, streams):
                     checked = checked or _check_finite(rows)
+                    warned = warned or _warn_of_dark(rows)
                     done += len(rows)
                     yield from rows
         if done < len(self._places):
@@ -191,22 +192,20 @@ class Pipeline:
             return self._compute(mx.array(np.stack(pixels)))
 
 
-def _warned(samples: Iterator[Embedded]) -> Iterator[Embedded]:
-    """The same samples; DarkImageWarning at the first that is dark.
+def _warn_of_dark(rows: list[Embedded]) -> bool:
+    """Whether any image is dark, with a DarkImageWarning.
 
     They are not made brighter by themselves: of a series some images would be, and others not.
     """
-    said = False
-    for sample in samples:
-        if sample.dark and not said:
-            said = True
-            warnings.warn(
-                "some 16-bit images use less than an eighth of their range, so that the model sees "
-                "them nearly black: where 12 bits are kept in 16, multiply the values by 16 first",
-                DarkImageWarning,
-                stacklevel=2,
-            )
-        yield sample
+    if not any(row.dark for row in rows):
+        return False
+    warnings.warn(
+        "some 16-bit images use less than an eighth of their range, so that the model sees them "
+        "nearly black: where 12 bits are kept in 16, multiply the values by 16 first",
+        DarkImageWarning,
+        stacklevel=2,
+    )
+    return True
 
 
 def _finish(batch: list[Embedded], computing: mx.array | None) -> list[Embedded]:

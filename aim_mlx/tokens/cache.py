@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import numpy as np
 from aim_mlx.encoder.batching import block_size
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import OutputError, UsageError
-from aim_mlx.files import TEMPORARY, locked, publish, regular
+from aim_mlx.files import TEMPORARY, disk_errors, locked, publish, regular
 from aim_mlx.images import Content, ImageSource, Skip
 from aim_mlx.tokens.source import frozen_tokens, token_identity, token_shape
 
@@ -64,7 +64,7 @@ class TokenCache:
         self._record = record_of(self.shape)
         self._shards: list[_OpenShard] = []
         self._where: dict[bytes, tuple[int, int]] = {}
-        with _storage(self._root):
+        with self._storing():
             self._open_shards()
 
     def missing(self, digests: Sequence[str]) -> list[str]:
@@ -106,7 +106,7 @@ class TokenCache:
                 f"the tokens need {self.bytes_to_add(missing):,} bytes on top of {self._used():,}, "
                 f"the limit is {self.limit:,}: raise it"
             )
-        with _storage(self._root):
+        with self._storing():
             self._prepare(self.bytes_to_add(missing))
             with locked(self._folder):
                 self._open_shards(clean=True)  # another process may have filled some in
@@ -149,6 +149,9 @@ class TokenCache:
         finally:  # what was computed is kept, whatever came
             self._publish(shard.take())
         return skips
+
+    def _storing(self) -> AbstractContextManager[None]:
+        return disk_errors("keep tokens in", self._root, "finished shards are kept")
 
     def _publish(self, records: np.ndarray) -> None:
         if not len(records):
@@ -331,14 +334,3 @@ def _turn(folder: Path):
         yield
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _storage(folder: Path):
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot keep tokens in {str(folder)!r}: {error.strerror or error}; finished shards "
-            "are kept"
-        ) from error
