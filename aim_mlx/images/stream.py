@@ -1,13 +1,13 @@
 """Image sources -> preprocessed samples, in order, decoded ahead in mlx-data's threads.
 
 mlx-data only ever sees the numbers of the samples: it schedules, keeps the order and bounds how
-many are ahead. The samples themselves, failures included, wait in a table for their turn.
+many are ahead. It hands on numbers only, so the samples wait for their turn beside it.
 """
 
 import atexit
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,7 @@ def _samples(
 ) -> Generator[Embedded, None, None]:
     for start in range(0, len(places), _PART):
         part = places[start : start + _PART]
-        # mlx-data begins again at the first sample where more are to be ahead than there are.
-        run = _Run(work.sample, part, threads, min(prefetch, len(part)))
+        run = _Run(work, part, threads, prefetch)
         try:
             for index in part:
                 sample = run.take(index)
@@ -150,42 +149,59 @@ def _samples(
             run.close()
 
 
-class _Run:
-    """mlx-data's threads working through `indices`, at most `prefetch` of them ahead."""
+class _Task:
+    """What mlx-data's threads do; it holds no _Run, which its own threads would keep alive."""
 
-    def __init__(
-        self, work: Callable[[int], Embedded], indices: Sequence[int], threads: int, prefetch: int
-    ):
+    def __init__(self, work: _Work):
+        self.work = work
+        self.done: dict[int, Embedded | BaseException] = {}
+        self.under_way: set[int] = set()
+        self.stopped = False
+
+    def __call__(self, place: np.ndarray) -> np.ndarray:
+        index = int(place)
+        if not self.stopped:
+            self.under_way.add(index)
+            try:
+                self.done[index] = self.work.sample(index)
+            except BaseException as error:  # raised again where the sample is taken
+                self.done[index] = error
+            self.under_way.discard(index)
+        return np.zeros(1, np.uint8)
+
+
+class _Run:
+    """mlx-data's threads working through `places`, at most `prefetch` of them ahead."""
+
+    def __init__(self, work: _Work, places: Sequence[int], threads: int, prefetch: int):
         import mlx.data as dx  # here, for `import aim_mlx` to stay quick
 
-        self._done: dict[int, Embedded | BaseException] = {}
-        self._under_way: set[int] = set()
-        self._state = {"stopped": False}
+        self._task = _Task(work)
         self._ending: threading.Thread | None = None
-        transform = _transform(work, self._done, self._under_way, self._state)
         buffer_of: Any = dx.buffer_from_vector  # pyright: ignore[reportAttributeAccessIssue]
-        buffer = buffer_of([{"index": index} for index in indices])
-        buffer = buffer.key_transform("index", transform)
-        self._stream: Any = buffer.ordered_prefetch(prefetch, threads)
+        buffer = buffer_of([{"index": index} for index in places])
+        buffer = buffer.key_transform("index", self._task)
+        # It begins again at the first sample where more are to be ahead than there are.
+        self._stream: Any = buffer.ordered_prefetch(min(prefetch, len(places)), threads)
         _running.add(self)
 
     def take(self, index: int) -> Embedded:
         next(self._stream)  # waits until this sample is done
-        result = self._done.pop(index)
+        result = self._task.done.pop(index)
         if isinstance(result, BaseException):
             raise result
         return result
 
     def close(self) -> None:
         """Waits for the samples under way, starts no other and ends the threads."""
-        self._state["stopped"] = True
+        self._task.stopped = True
         if self._stream is not None:
             self._end()
         if self._ending is not None:
             self._ending.join(_PATIENCE)
-            while self._under_way and self._ending.is_alive():
+            while self._task.under_way and self._ending.is_alive():
                 self._ending.join(_PATIENCE)
-        self._done.clear()
+        self._task.done.clear()
         _running.discard(self)
 
     def _end(self) -> None:
@@ -214,27 +230,6 @@ _running: set[_Run] = set()
 def _close_all() -> None:
     for run in list(_running):
         run.close()
-
-
-def _transform(
-    work: Callable[[int], Embedded],
-    done: dict[int, Embedded | BaseException],
-    under_way: set[int],
-    state: dict[str, bool],
-) -> Callable[[np.ndarray], np.ndarray]:
-    """What a thread runs; it holds no _Run, so that none is kept alive by its own threads."""
-
-    def transform(index: np.ndarray) -> np.ndarray:
-        if not state["stopped"]:
-            under_way.add(int(index))
-            try:
-                done[int(index)] = work(int(index))
-            except BaseException as error:  # raised again where the sample is taken
-                done[int(index)] = error
-            under_way.discard(int(index))
-        return np.zeros(1, np.uint8)
-
-    return transform
 
 
 def _cores() -> int:
