@@ -17,8 +17,8 @@ import numpy as np
 import aim_mlx
 from aim_mlx.embedding.job import embed_files
 from aim_mlx.embedding.selection import Job, Selection
-from aim_mlx.encoder.batching import block_size
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
+from aim_mlx.encoder.pipeline import block_size
 from aim_mlx.images import discover
 from aim_mlx.images.contents import read_content
 from benchmarks.workers import Silent

@@ -26,8 +26,7 @@ import numpy as np
 from aim_mlx.backend import mx
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.embedding import job as embedding
-from aim_mlx.embedding.job import embed_files
-from aim_mlx.embedding.run import Summary
+from aim_mlx.embedding.job import Summary, embed_files
 from aim_mlx.embedding.selection import Job, Rules, Selection
 from aim_mlx.encoder.encoder import Embedded, EmbedOptions, Encoder
 from aim_mlx.errors import ImageError

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from aim_mlx.backend import BLAS, mx
-from aim_mlx.encoder import batching
 from aim_mlx.encoder import encoder as embed_module
+from aim_mlx.encoder import pipeline
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.encoder.pipeline import Pipeline
 from aim_mlx.errors import AimError, CheckpointError, ImageError, Interrupted, UsageError
@@ -226,10 +226,10 @@ def test_rows_that_are_stopped_when_all_are_done_are_all_there():
     ],
 )
 def test_a_block_is_a_few_seconds_of_work(monkeypatch, model, state, threads, batch_size, images):
-    monkeypatch.setattr(batching, "BLAS", Blas(state, threads=threads))
-    monkeypatch.setattr(batching, "on_gpu", lambda: False)
+    monkeypatch.setattr(pipeline, "BLAS", Blas(state, threads=threads))
+    monkeypatch.setattr(pipeline, "on_gpu", lambda: False)
     network: Any = SimpleNamespace(config=MODELS[model].config)
-    assert batching.block_size(network, batch_size) == images
+    assert pipeline.block_size(network, batch_size) == images
 
 
 def test_closing_the_rows_early_stops_the_work():

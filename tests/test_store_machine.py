@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from aim_mlx.embedding.run import Summary
+from aim_mlx.embedding.job import Summary
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.store.reader import EmbeddingStore
 from tests.store_crashes import Disk, StubEncoder, all_vectors, run, vector_of

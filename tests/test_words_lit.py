@@ -14,7 +14,7 @@ from aim_mlx.backend import mx
 from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
 from aim_mlx.weights.convert import convert_checkpoint
 from aim_mlx.words import lit as lit_module
-from aim_mlx.words.lit import LiT
+from aim_mlx.words.lit import LiT, text_batches
 from tests.small import COSTLY, SMALL_LIT, TOKENIZER, costly, peak_bytes, photo, save_lit
 
 TEXTS = ["a photo of a cat", "two dogs", "", "it's the dog's 2nd ball, isn't it", "x", "two dogs"]
@@ -200,3 +200,46 @@ def test_an_image_that_is_not_square_has_its_map_in_height_and_width(tmp_path):
     native = aim_mlx.load(save_lit(tmp_path / "native", config))
     assert isinstance(native, LiT)
     assert native.similarity_map(photo(0, 140, 280), "a dog").shape == (10, 20)
+
+
+# Texts in batches
+
+
+def batches_of(rows: list[list[int]], tokens: int = 1000) -> list[tuple[list[int], int]]:
+    """Which rows make a batch, and how many tokens they share, for texts that end with 0."""
+    ids = np.zeros((len(rows), max(map(len, rows)) + 1), int)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    lengths = np.array([len(row) + 1 for row in rows])
+    found = [(part.tolist(), shared) for part, shared in text_batches(ids, lengths, tokens)]
+    assert sorted(i for part, _ in found for i in part) == list(range(len(rows)))
+    for part, shared in found:
+        assert (ids[part, :shared] == ids[part[0], :shared]).all()
+        assert shared < lengths[part].min()
+    return found
+
+
+def test_texts_that_begin_alike_run_together_and_share_that(monkeypatch):
+    monkeypatch.setattr("aim_mlx.words.lit._SMALLEST_GROUP", 2)
+    rows = [[9, 1, 2, 5], [9, 3, 3], [9, 1, 2, 6, 6], [9, 3, 4], [9, 7], [9, 8, 8, 8]]
+    assert batches_of(rows) == [([2, 0], 3), ([1, 3], 2), ([5, 4], 1)]
+
+
+def test_a_few_that_go_on_alike_stay_with_the_others():
+    rows = [[9, 1, 2, 5], [9, 3, 3], [9, 1, 2, 6, 6], [9, 3, 4]]
+    assert batches_of(rows) == [([2, 0, 1, 3], 1)]
+
+
+def test_no_text_shares_its_last_token_and_equal_ones_are_kept():
+    assert batches_of([[9, 1, 2], [9, 1, 2], [9, 1, 2, 3]]) == [([2, 0, 1], 3)]
+    assert batches_of([[9, 1, 2], [9, 1, 2]]) == [([0, 1], 3)]  # of four tokens with the end token
+    assert batches_of([[9]]) == [([0], 0)]
+    assert list(text_batches(np.zeros((0, 3), int), np.zeros(0, int), 10)) == []
+
+
+def test_a_batch_of_texts_is_bounded_by_its_tokens_with_padding():
+    rows = [[9, *range(i, 2 * i)] for i in range(1, 8)]
+    sizes = [1 + max(len(rows[i]) for i in part) - shared for part, shared in batches_of(rows, 12)]
+    counts = [len(part) for part, _ in batches_of(rows, 12)]
+    assert all(n * size <= 12 or n == 1 for n, size in zip(counts, sizes, strict=True))
+    assert len(batches_of(rows, 1)) == len(rows)

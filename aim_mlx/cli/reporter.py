@@ -26,8 +26,8 @@ from aim_mlx.training.report import Report
 from aim_mlx.wording import counted, escaped
 
 if TYPE_CHECKING:
+    from aim_mlx.embedding.job import Summary
     from aim_mlx.embedding.plan import Plan
-    from aim_mlx.embedding.run import Summary
     from aim_mlx.lit_training.run import Result as TrainedLit
     from aim_mlx.pretrain.run import Result as Pretrained
     from aim_mlx.probe.run import Result as TrainedProbe

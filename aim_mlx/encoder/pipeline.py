@@ -5,7 +5,7 @@ Batches compute while the next is being gathered; on a CPU as many at a time as 
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -14,7 +14,6 @@ import numpy as np
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.encoder.batching import batches, in_order
 from aim_mlx.errors import (
     AimError,
     CheckpointError,
@@ -24,12 +23,24 @@ from aim_mlx.errors import (
     UsageError,
 )
 from aim_mlx.images import Contents, Embedded, ImageSource, stream
+from aim_mlx.models.vision import VisionEncoder
 
 # Patches in a batch where no size is asked for: 32 images of 224 x 224 on a GPU, four on a CPU,
 # where every core has a batch of its own and larger ones gain little.
 _GPU_PATCHES = 32 * 256
 _CPU_PATCHES = 4 * 256
 _MOST_AHEAD = 64  # decoded samples that wait, 0.6 MB each at 224 x 224
+# A sample of a rare shape waits no longer than this many samples for others of its shape, and
+# all that wait hold no more than this many batches' worth of patches: memory stays bounded.
+_LONGEST_WAIT = 512
+_BATCHES_WAITING = 4
+
+# Operations a second that even a slow device of the kind does: the first Macs with Apple silicon, a
+# core of a CPU, one without a fast BLAS. They decide how much work a block is, no more.
+_GPU_RATE, _CORE_RATE, _SLOW_CORE_RATE = 2e12, 7.5e10, 5e9
+_BLOCK_SECONDS = 5.0
+_LARGEST_BLOCK = 1024
+_NATIVE_PATCHES = 1536  # of a photograph of 640 x 480
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,24 @@ class EmbedOptions:
             if value is not None and (type(value) is not int or value < 1):
                 name = name.replace("_", " ")
                 raise UsageError(f"{name} must be a whole number from 1, got {value!r:.80}")
+
+
+def block_size(model: VisionEncoder, batch_size: int | None) -> int:
+    """How many images make a block: some 5 s of work on a slow device, in whole batches.
+
+    Batches do not reach over the end of a block, and only whole blocks are kept: so a run that was
+    interrupted gives the same bits as one that was not. On a CPU each core has a batch.
+    """
+    config = model.config
+    patches = config.grid**2 if config.grid else _NATIVE_PATCHES
+    block = config.embed_dim * (4 * config.embed_dim + 3 * config.mlp_hidden_dim)
+    operations = 2 * patches * config.num_blocks * block
+    cores = 1 if on_gpu() else BLAS.threads
+    rate = _SLOW_CORE_RATE if BLAS.state == "missing" else _CORE_RATE
+    images = int(_BLOCK_SECONDS * (_GPU_RATE if on_gpu() else cores * rate) / operations)
+    size = min(_LARGEST_BLOCK, 1 << max(1, images).bit_length() - 1)
+    whole = cores * (batch_size or 1)
+    return -(-size // whole) * whole
 
 
 class Pipeline:
@@ -190,6 +219,65 @@ class Pipeline:
             return None
         with mx.stream(device_stream):
             return self._compute(mx.array(np.stack(pixels)))
+
+
+def batches(
+    samples: Iterable[Embedded], patch_size: int, batch_size: int, patches: int | None = None
+) -> Iterator[list[Embedded]]:
+    """Samples in order -> lists whose pixels have one shape; failures ride along with any.
+
+    A list is full at `batch_size` samples or, where `patches` is given, at about that many patches.
+    """
+    groups: dict[tuple[int, ...], list[Embedded]] = {}
+    failures: list[Embedded] = []
+    waiting = 0
+    for sample in samples:
+        if sample.pixels is None:
+            failures.append(sample)
+            if len(failures) >= _LONGEST_WAIT:
+                yield failures
+                failures = []
+            continue
+        shape = sample.pixels.shape
+        grid = (shape[0] // patch_size) * (shape[1] // patch_size)
+        group = groups.setdefault(shape, [])
+        group.append(sample)
+        waiting += grid
+        full = batch_size if patches is None else min(batch_size, max(1, patches // grid))
+        if len(group) >= full:
+            ready = shape
+        elif waiting > _BATCHES_WAITING * full * grid or _oldest_waits(groups, sample.index):
+            ready = next(iter(groups))
+        else:
+            continue
+        batch = groups.pop(ready)
+        waiting -= len(batch) * (ready[0] // patch_size) * (ready[1] // patch_size)
+        yield [*failures, *batch]
+        failures = []
+    yield from groups.values()
+    if failures:
+        yield failures
+
+
+def _oldest_waits(groups: dict[tuple[int, ...], list[Embedded]], index: int) -> bool:
+    """Whether the group begun first has waited too long; dictionaries keep that order."""
+    return index - next(iter(groups.values()))[0].index >= _LONGEST_WAIT
+
+
+def in_order(
+    rows: Generator[Embedded, None, None], places: Sequence[int]
+) -> Generator[Embedded, None, None]:
+    """Rows in the order of their places, each as soon as those before it are out."""
+    early: dict[int, Embedded] = {}
+    position = 0
+    with closing(rows):
+        for row in rows:
+            early[row.index] = row
+            while position < len(places) and places[position] in early:
+                yield early.pop(places[position])
+                position += 1
+    if position != len(places) or early:
+        raise RuntimeError(f"{len(places)} rows were expected in order, {position} came")
 
 
 def _warn_of_dark(rows: list[Embedded]) -> bool:

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.encoder.batching import block_size
 from aim_mlx.encoder.encoder import Encoder
+from aim_mlx.encoder.pipeline import block_size
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.files import TEMPORARY, disk_errors, locked, publish, regular
 from aim_mlx.images import Content, ImageSource, Skip

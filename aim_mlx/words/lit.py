@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, cast
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
-from aim_mlx.encoder.batching import text_batches
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder, listed
 from aim_mlx.errors import CheckpointError, TruncatedTextWarning, UsageError
 from aim_mlx.images import ImageSource
@@ -27,6 +26,7 @@ Texts = Sequence[str] | NDArray[Any] | Sequence[Sequence[int]]
 # Tokens in a batch. On a CPU, where each core has one of its own, 256 to 1024 take equally long.
 _GPU_TOKENS = 32 * 1024
 _CPU_TOKENS = 512
+_SMALLEST_GROUP = 64  # texts that begin alike, to be worth batches of their own
 
 
 @dataclass(eq=False)
@@ -210,3 +210,40 @@ def warn_of_cut(count: int, longest: int, stacklevel: int = 3) -> None:
         TruncatedTextWarning,
         stacklevel=stacklevel,
     )
+
+
+def text_batches(
+    ids: np.ndarray, lengths: np.ndarray, tokens: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Texts (B, L) of these lengths -> rows of each batch, and how many first tokens they share.
+
+    Texts that begin alike run together, as prompts of one template do, then those of like length.
+    A batch has at most `tokens` tokens that are not shared, padding included, or one row.
+    """
+    for group, shared in _alike(ids, lengths, np.arange(len(ids)), 0):
+        rest = lengths[group] - shared
+        order = np.argsort(-rest, kind="stable")
+        start = 0
+        while start < len(order):
+            part = order[start : start + max(1, tokens // int(rest[order[start]]))]
+            yield group[part], shared
+            start += len(part)
+
+
+def _alike(
+    ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, shared: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Rows that share `shared` tokens, divided where many go on alike; none shares its last."""
+    while len(rows) > 1 and shared < lengths[rows].min() - 1:
+        tokens, places, counts = np.unique(
+            ids[rows, shared], return_inverse=True, return_counts=True
+        )
+        if len(tokens) > 1:
+            many = np.flatnonzero(counts >= _SMALLEST_GROUP)
+            for token in many:
+                yield from _alike(ids, lengths, rows[places == token], shared + 1)
+            rows = rows[~np.isin(places, many)]
+            break
+        shared += 1
+    if len(rows):
+        yield rows, shared
