@@ -253,7 +253,7 @@ def test_the_samples_of_the_next_batches_are_decoded_ahead_within_bounds(monkeyp
         options = EmbedOptions() if patches else EmbedOptions(batch_size=block)
         monkeypatch.setattr("aim_mlx.encoder.pipeline._CPU_PATCHES", patches)
         preprocessing = encoder().preprocessing
-        return Pipeline(abs, [], preprocessing, options, grid, block=block)._ahead(streams)
+        return Pipeline(abs, [], preprocessing, grid, options, block=block)._ahead(streams)
 
     assert ahead(4, 2, grid=4) == 8
     assert ahead(1000, 2, grid=4) == 64

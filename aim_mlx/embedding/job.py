@@ -209,8 +209,8 @@ class EmbedRun:
         """Writes down and reports what is known before any file is opened."""
         listing = self._selected.listing
         self._skips = [_record(skip) for skip in listing.skipped] + plan.skipped
-        facts = {**self._selected.facts, "output": place(self._store.folder)}
-        self._store.start_run(facts, listing.files, self._skips)
+        header = {**self._selected.header, "output": place(self._store.folder)}
+        self._store.start_run(header, listing.files, self._skips)
         self._report.unchanged(plan.unchanged)
         for skip in self._skips:
             self._report.skipped(Skip(skip["path"], skip["reason"], skip["detail"]))

@@ -17,18 +17,18 @@ from aim_mlx.wording import counted
 class Selected:
     """The files of a run, each once; `links` are left out, each with the listed file it leads to.
 
-    `facts` are for the record of the run; `places` says where names lead.
+    `header` is what is written down about the list; `places` says where names lead.
     """
 
     listing: Listing
     links: Mapping[str, str]
-    facts: dict[str, Any]
+    header: dict[str, Any]
     places: Places
 
     @property
     def sources(self) -> list[str]:
         """What the user named, but for single paths of a list."""
-        return self.facts["sources"]
+        return self.header["sources"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Selection:
         base = base or here
         prefix = "" if base == here else here
         sources = [os.path.join(prefix, source) for source in self.sources]
-        found = discover(
+        entries = discover(
             sources,
             follow=self.follow,
             hidden=self.hidden,
@@ -67,14 +67,14 @@ class Selection:
             from_list=[os.path.join(prefix, path) for path in self.from_list],
         )
         places = Places(base)
-        whole, links = _each_once(found, places)
+        whole, links = _each_once(entries, places)
         listing = whole if self.share is None else _share(whole, self.share)
         if not listing.files and not listing.skipped:
             others = counted(listing.ignored, "other file")
             if listing.notes not in ((), (others,)):
                 others += f" ({', '.join(listing.notes)})"
             raise AimError(f"0 images, {others} under {self}: give a folder with images")
-        facts = {
+        header = {
             "folder": base,
             "sources": sources,
             "listed": listing.listed,
@@ -82,7 +82,7 @@ class Selection:
             "share": self.share,
             "all_files": digest_of_paths(whole.files),  # the same on every machine that has a share
         }
-        return Selected(listing, links, facts, places)
+        return Selected(listing, links, header, places)
 
     def __str__(self) -> str:
         return ", ".join(self.sources) or "the list of paths"

@@ -140,22 +140,16 @@ class Encoder:
         options = options or EmbedOptions()
         self.check(options)
         compute = partial(self._vectors, options=options)
-        return self.pipeline(compute, images, options, block=block, stop=stop, known=known).rows()
-
-    def pipeline(
-        self,
-        compute: Callable[[mx.array], mx.array],
-        images: Iterable[ImageSource],
-        options: EmbedOptions | None = None,
-        **more: Any,
-    ) -> Pipeline:
-        """A pass over images with this preprocessing, where `compute` makes what rows hold.
-
-        It takes pixels (B, H, W, 3) to an array of B, not yet computed; for `more` see Pipeline.
-        """
-        images, grid = listed(images), self.model.config.grid
-        options = options or EmbedOptions()
-        return Pipeline(compute, images, self.preprocessing, options, grid, **more)
+        return Pipeline(
+            compute,
+            listed(images),
+            self.preprocessing,
+            self.model.config.grid,
+            options,
+            block=block,
+            known=known,
+            stop=stop,
+        ).rows()
 
     def _as_pixels(self, pixels: NDArray[Any] | mx.array) -> mx.array:
         """Pixels in the encoder's dtype; raises UsageError for what is no array of numbers."""

@@ -9,6 +9,7 @@ import numpy as np
 from aim_mlx.backend import BLAS, mx
 from aim_mlx.config import to_dict
 from aim_mlx.encoder.encoder import Embedded, Encoder
+from aim_mlx.encoder.pipeline import EmbedOptions, Pipeline
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.images import ImageSource, Skip, stream
 
@@ -98,8 +99,16 @@ def frozen_tokens(
     def tokens(pixels: mx.array) -> mx.array:
         return encoder.tokens(pixels, layers).astype(mx.float16)
 
-    sources = paths if images is None else images
-    for row in encoder.pipeline(tokens, sources, block=block, places=places).rows():
+    pipeline = Pipeline(
+        tokens,
+        paths if images is None else images,
+        encoder.preprocessing,
+        encoder.model.config.grid,
+        EmbedOptions(),
+        block=block,
+        places=places,
+    )
+    for row in pipeline.rows():
         if row.failure is not None and row.failure.reason == "non_finite":
             raise AimError(
                 f"{paths[row.index]!r} has tokens beyond float16 (at most 65,504): take it out of "
