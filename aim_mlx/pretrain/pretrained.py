@@ -18,11 +18,10 @@ from aim_mlx.images import ImageSource
 from aim_mlx.loading import load
 from aim_mlx.models.decoder import PretrainingConfig, PretrainingModel
 from aim_mlx.pretrain.generate import captions, continued
-from aim_mlx.weights.safetensors_file import TensorReader, check_file
+from aim_mlx.weights.safetensors_file import SafetensorsWriter, TensorReader, check_file
 from aim_mlx.weights.save import WORK_FOLDER
 from aim_mlx.weights.sizes import check_shapes
 from aim_mlx.weights.strict_json import parse_object
-from aim_mlx.weights.writer import SafetensorsWriter
 from aim_mlx.words.tokenizer import Tokenizer
 
 DECODER = "decoder.safetensors"

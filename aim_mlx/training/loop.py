@@ -18,8 +18,7 @@ from aim_mlx.errors import CheckpointError, Interrupted, OutputError
 from aim_mlx.files import disk_errors, publish
 from aim_mlx.training.folder import RUN, write_lines
 from aim_mlx.training.report import Report, Silent, never
-from aim_mlx.weights.safetensors_file import TensorReader, check_file
-from aim_mlx.weights.writer import SafetensorsWriter
+from aim_mlx.weights.safetensors_file import SafetensorsWriter, TensorReader, check_file
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.json"
 CHECKPOINT_SECONDS = 60.0  # of work at most are lost in a kill

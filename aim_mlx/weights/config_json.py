@@ -183,15 +183,10 @@ def _ours(path: Path, values: Values) -> Stated:
 
 def _check_keys(path: Path, values: Values) -> None:
     version = values.get("format_version")
-    if values["format"] != FORMAT or type(version) is not int or version < 1:
+    if values["format"] != FORMAT or type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{at(path)}: expected format {FORMAT!r} with a format_version, got "
-            f"{show(values['format'])} and {show(version)}"
-        )
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{at(path)} has format_version {version}, this aim-mlx reads up to {FORMAT_VERSION}: "
-            "upgrade aim-mlx"
+            f"{at(path)}: expected format {FORMAT!r} and format_version {FORMAT_VERSION}, got "
+            f"{show(values['format'])} and {show(version)}: where that is newer, upgrade aim-mlx"
         )
     keys = _KEYS | ({"quantization"} & set(values))
     if set(values) != keys:

@@ -21,10 +21,11 @@ from aim_mlx.models.layers import Block
 from aim_mlx.models.vision import Preprocessor
 from aim_mlx.weights.checkpoint import STORED, Checkpoint, open_checkpoint
 from aim_mlx.weights.config_json import ModelConfig
+from aim_mlx.weights.files import TOKENIZER_FILES
 from aim_mlx.weights.load import iter_weights
 from aim_mlx.weights.quantize import Quantization, quantized_names
 from aim_mlx.weights.safetensors_file import open_regular
-from aim_mlx.weights.save import EXTRA_FILES, check_folder, provenance, save_checkpoint
+from aim_mlx.weights.save import check_folder, provenance, save_checkpoint
 from aim_mlx.weights.sizes import IMAGE, expected_shapes
 from aim_mlx.weights.strict_json import at, read_bytes
 
@@ -243,5 +244,5 @@ def sha256_of(path: Path) -> str:
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
     """The files of a LiT model's tokenizer, as they are; raises CheckpointError for huge ones."""
-    paths = [folder / name for name in EXTRA_FILES]
+    paths = [folder / name for name in TOKENIZER_FILES]
     return {p.name: read_bytes(p, LARGEST_EXTRA) for p in paths if os.path.lexists(p)}

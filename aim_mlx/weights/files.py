@@ -12,6 +12,13 @@ OUR_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # In this order: the first is the reference's MLX file, which needs no conversion.
 WEIGHT_FILES = ("mlx_model.safetensors", OUR_FILE)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 
 
 def weight_files(folder: Path, ours: bool = False) -> tuple[CheckedFile, ...]:

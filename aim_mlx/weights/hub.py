@@ -24,20 +24,12 @@ from aim_mlx import __version__
 from aim_mlx.errors import CheckpointError
 from aim_mlx.files import publish
 from aim_mlx.registry import find_model
-from aim_mlx.weights.files import INDEX_FILE, WEIGHT_FILES, read_index
+from aim_mlx.weights.files import INDEX_FILE, TOKENIZER_FILES, WEIGHT_FILES, read_index
 from aim_mlx.weights.hub_errors import Unreachable, explained
+from aim_mlx.weights.preprocess_json import PROCESSOR_FILES
 from aim_mlx.weights.strict_json import LARGEST_JSON, parse_object, read_object, show
 
-SMALL_FILES = (
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
+SMALL_FILES = ("config.json", *PROCESSOR_FILES, *TOKENIZER_FILES)
 RECORD = ".aim-mlx.json"
 LARGEST_SMALL = 32 * 2**20  # bytes; the tokenizer of the published models has two million
 LARGEST_WEIGHTS = 64 * 2**30  # bytes of one file; the largest published one has 11 billion
@@ -379,8 +371,7 @@ def _fault(path: Path, file: RemoteFile) -> str | None:
     if len(file.digest) == 40:  # a small file, kept in git itself
         digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with open(path, "rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
+        hashlib.file_digest(stream, lambda: digest)
     if digest.hexdigest() != file.digest:
         return f"came with digest {digest.hexdigest()[:12]}, expected {file.digest[:12]}"
     return None

@@ -1,6 +1,6 @@
 """Tensors of a checked checkpoint as MLX arrays under our names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 
 import numpy as np
@@ -10,12 +10,11 @@ from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.checkpoint import DTYPE_NAMES, STORED, Checkpoint
 from aim_mlx.weights.layouts import Rule, to_ours
 from aim_mlx.weights.quantize import Quantization, multiplies_packed, quantize_modules, unpack
-from aim_mlx.weights.safetensors_file import CheckedFile, TensorReader, all_finite
+from aim_mlx.weights.safetensors_file import TensorReader, all_finite
 from aim_mlx.weights.sizes import expected_shapes
 from aim_mlx.weights.strict_json import at, show
 
 _KINDS = {dtype: kind for kind, dtype in STORED.items()}
-_Owner = tuple[CheckedFile, TensorReader]
 
 
 def load_weights(
@@ -63,37 +62,36 @@ def iter_weights(
     how = checkpoint.quantization
     quantized = set(checkpoint.quantized)
     with ExitStack() as stack:
-        owners: dict[str, _Owner] = {}
+        readers: dict[str, TensorReader] = {}
         for file in checkpoint.files:
             reader = stack.enter_context(TensorReader(file))
-            owners |= dict.fromkeys(file.tensors, (file, reader))
+            readers |= dict.fromkeys(file.tensors, reader)
         for step in checkpoint.steps():
             if not step.ours.startswith(prefix):
                 continue
             if how is not None and step.ours in quantized:
-                yield from _load_packed(step, owners, dtype, how, packed)
+                yield from _load_packed(step, readers, dtype, how, packed)
             else:
-                yield step.ours, _load_step(step, owners, dtype)
+                yield step.ours, _load_step(step, readers, dtype)
 
 
-def _load_step(step: Rule, owners: dict[str, _Owner], dtype: mx.Dtype | None) -> mx.array:
+def _load_step(step: Rule, readers: Mapping[str, TensorReader], dtype: mx.Dtype | None) -> mx.array:
     """One of our tensors; whatever was read for it is released on return."""
-    stored = {owners[name][0].tensors[name].dtype for name in step.sources}
-    if len(stored) > 1:
+    kinds = {readers[name].checked.tensors[name].dtype for name in step.sources}
+    if len(kinds) > 1:
         raise CheckpointError(
             f"tensors {', '.join(map(show, step.sources))} make one tensor: expected one dtype, "
-            f"got {', '.join(sorted(stored))}"
+            f"got {', '.join(sorted(kinds))}"
         )
-    kind = stored.pop()
-    array = to_ours(step, [_read_finite(name, kind, *owners[name]) for name in step.sources])
-    exact = _as_mx(array, kind)
+    array = to_ours(step, [_read(readers[name], name) for name in step.sources])
+    exact = _as_mx(array, kinds.pop())
     del array
     return exact if dtype is None else _cast(step, exact, dtype)
 
 
 def _load_packed(
     step: Rule,
-    owners: dict[str, _Owner],
+    readers: Mapping[str, TensorReader],
     dtype: mx.Dtype | None,
     how: Quantization,
     packed: bool,
@@ -101,12 +99,8 @@ def _load_packed(
     """One quantised weight: unpacked, or as its parts once it is known to unpack to numbers."""
     parts = []
     for name in step.sources:
-        file, reader = owners[name]
-        kind = file.tensors[name].dtype
-        read = (
-            reader.read(name) if kind in ("U32", "U8") else _read_finite(name, kind, *owners[name])
-        )
-        parts.append(_as_mx(read, kind))
+        reader = readers[name]
+        parts.append(_as_mx(_read(reader, name), reader.checked.tensors[name].dtype))
     scales = parts[1].dtype
     target = dtype or (mx.float32 if scales == mx.uint8 else scales)
     if packed and scales != mx.uint8:  # activations would take the dtype of wider scales
@@ -122,6 +116,17 @@ def _load_packed(
         yield from zip(step.sources, parts, strict=True)
     else:
         yield step.ours, full
+
+
+def _read(reader: TensorReader, name: str) -> np.ndarray:
+    """A tensor as stored; raises CheckpointError for weights that are not finite."""
+    array, kind = reader.read(name), reader.checked.tensors[name].dtype
+    if kind in DTYPE_NAMES and not all_finite(array, kind):
+        raise CheckpointError(
+            f"tensor {show(name)} of {at(reader.checked.path)} holds NaN or infinity: expected "
+            f"finite {DTYPE_NAMES[kind]} weights; download it again"
+        )
+    return array
 
 
 def _as_mx(array: np.ndarray, kind: str) -> mx.array:
@@ -150,13 +155,3 @@ def _is_finite(array: mx.array) -> bool:
     # The bits are compared in numpy: mx.isfinite of 16-bit values takes 30 to 80 times as long.
     bits = array.view(mx.uint32 if array.dtype == mx.float32 else mx.uint16)
     return all_finite(np.asarray(bits), _KINDS[array.dtype])
-
-
-def _read_finite(name: str, kind: str, file: CheckedFile, reader: TensorReader) -> np.ndarray:
-    array = reader.read(name)
-    if not all_finite(array, kind):
-        raise CheckpointError(
-            f"tensor {show(name)} of {at(file.path)} holds NaN or infinity: expected finite "
-            f"{DTYPE_NAMES[kind]} weights; download it again"
-        )
-    return array

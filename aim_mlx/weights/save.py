@@ -20,26 +20,17 @@ from aim_mlx.errors import CheckpointError, OutputError
 from aim_mlx.files import TEMPORARY, disk_errors, publish
 from aim_mlx.weights.checkpoint import STORED, TRAINED_KEY
 from aim_mlx.weights.config_json import FORMAT, ModelConfig, our_values
-from aim_mlx.weights.files import OUR_FILE
+from aim_mlx.weights.files import OUR_FILE, TOKENIZER_FILES
 from aim_mlx.weights.quantize import Quantization, Specs, pack, packed_specs, quantized_names
-from aim_mlx.weights.safetensors_file import all_finite
+from aim_mlx.weights.safetensors_file import SafetensorsWriter, all_finite
 from aim_mlx.weights.sizes import check_shapes, expected_shapes
 from aim_mlx.weights.strict_json import at, read_object, show
-from aim_mlx.weights.writer import SafetensorsWriter
 
 Weights = Mapping[str, mx.array] | Iterable[tuple[str, mx.array]]
 
 Content = Callable[[BinaryIO], Any]  # writes one file
 _ADVICE = "make room or choose another place"
 WORK_FOLDER = "training"  # beside the model: how it came about, and what training goes on from
-# What a LiT folder keeps of its tokenizer, beside the files that every folder has.
-EXTRA_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
 
 
 def provenance(
@@ -67,7 +58,7 @@ def save_checkpoint(
     `weights` are in our names: a mapping, or pairs that are written as they come, so that they need
     not fit in memory together. `dtype` is one for all or one for each name; where it is None a
     mapping keeps its arrays' dtypes, and pairs are float32. `quantization` packs the products of
-    the trunks as they are written. `extra_files` are of EXTRA_FILES. An existing folder must be
+    the trunks as they are written. `extra_files` are of TOKENIZER_FILES. An existing folder must be
     empty but for a WORK_FOLDER, or hold this format and `overwrite` be given. Raises OutputError
     where the folder cannot be written, leaving nothing half done, and CheckpointError for weights
     that are not finite or not those of `config`.
@@ -159,7 +150,7 @@ def _publish(folder: Path, contents: Mapping[str, Content], overwrite: bool) -> 
         created = _prepare(folder, overwrite)
         try:
             publish({folder / name: write for name, write in contents.items()})
-            for name in set(EXTRA_FILES) - set(contents):  # of the model that is overwritten
+            for name in set(TOKENIZER_FILES) - set(contents):  # of the model that is overwritten
                 (folder / name).unlink(missing_ok=True)
         except BaseException:
             if created:
@@ -208,7 +199,7 @@ def _is_ours(folder: Path) -> bool:
 def _is_half_written(folder: Path, names: set[str]) -> bool:
     """Whether it is a training's folder, with its page or killed while its model was written."""
     trained = (folder / WORK_FOLDER / "run.json").is_file()
-    return trained and names <= {OUR_FILE, "report.html", *EXTRA_FILES}
+    return trained and names <= {OUR_FILE, "report.html", *TOKENIZER_FILES}
 
 
 def _version(package: str) -> str | None:
