@@ -30,7 +30,7 @@ def classify(
         typer.Argument(metavar="SRC...", help="Images and folders, or one store of a LiT model."),
     ],
     labels: Annotated[
-        str | None, typer.Option(help="What to choose from: cat,dog,something else")
+        str | None, typer.Option(help="The labels to choose from, such as cat,dog,something else")
     ] = None,
     labels_file: Annotated[
         Path | None, typer.Option(help="A text file of labels, one a line.")
@@ -56,7 +56,7 @@ def classify(
     html: Html = None,
     heatmap: Annotated[
         Path | None,
-        typer.Option(help="Also write pictures of where each label looks, into this folder."),
+        typer.Option(help="Also write pictures of where the best label is seen, into this folder."),
     ] = None,
     save_head: Annotated[
         Path | None, typer.Option(help="Save the labels' vectors in this folder, for --head.")
@@ -67,7 +67,7 @@ def classify(
     hidden: Hidden = False,
     gone: Gone = False,
     allow_truncated: Annotated[
-        bool, typer.Option("--allow-truncated", help="Classify what is left of cut files.")
+        bool, typer.Option("--allow-truncated", help="Classify truncated files by what is left.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:

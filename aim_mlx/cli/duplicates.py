@@ -18,7 +18,7 @@ def duplicates(
     store: Store,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Least cosine to the reference of a group: 0.95 where not given."),
+        typer.Option(help="Lowest cosine similarity to a group's reference.  [default: 0.95]"),
     ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Only files with the same content, byte for byte.")
@@ -30,9 +30,9 @@ def duplicates(
 ) -> None:
     """Print groups of copies and near-duplicates.
 
-    Copies come first, then near-duplicates, those most alike first. A line a photo: the group,
-    "reference" or how like the reference it is, pixels, bytes, the date of its file, path. Of
-    copies the first stands for all among the near-duplicates, where each photo is in one group.
+    Copies come first, then near-duplicates, the most similar first. Each line is a photo: its
+    group, "reference" or its similarity to the reference, pixels, bytes, the date of its file, and
+    its path. The first of a group of copies stands for them all among the near-duplicates.
     """
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import UsageError

@@ -17,21 +17,25 @@ if TYPE_CHECKING:
 def search(
     store: Store,
     image: Annotated[
-        list[str] | None, typer.Option(metavar="IMG", help="Find photos like this; repeatable.")
+        list[str] | None, typer.Option(metavar="IMG", help="Find photos like this one; repeatable.")
     ] = None,
     minus: Annotated[
-        list[str] | None, typer.Option(metavar="IMG", help="And unlike this; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="IMG", help="Find photos unlike this one; repeatable."),
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(metavar="WORDS", help="Find what these words say; repeatable. LiT models."),
+        typer.Option(
+            metavar="WORDS", help="Find what these words say; repeatable. For LiT models."
+        ),
     ] = None,
     minus_text: Annotated[
-        list[str] | None, typer.Option(metavar="WORDS", help="And not what these say; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="WORDS", help="Find photos unlike these words; repeatable."),
     ] = None,
     weights: Annotated[
         str,
-        typer.Option(help="One for each --image, --text, --minus, --minus-text in turn: 1,0.5,2"),
+        typer.Option(help="One for each --image, --text, --minus, --minus-text, such as 1,0.5"),
     ] = "",
     k: Annotated[int, typer.Option("-k", help="How many photos to find.")] = 10,
     html: Html = None,
@@ -42,8 +46,8 @@ def search(
 ) -> None:
     """Print the photos most like images or words.
 
-    A line has the cosine similarity and the path, with a tab between. The photos searched for are
-    not among those found.
+    A line has the cosine similarity and the path, with a tab between. The photos that you search
+    with are left out.
     """
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 

@@ -67,18 +67,20 @@ def zeroshot_eval(
     sentences = as_templates(templates)
     options = EmbedOptions("attention", batch_size=batch_size)
     columns = Columns(path_column, label_column)
-    found = Data(data, columns, allow_empty=allow_empty).labelled()
-    items = chosen_split(found, split)
-    labels = as_labels(labels_of(found.classes, class_names))
+    images = Data(data, columns, allow_empty=allow_empty).labelled()
+    items = chosen_split(images, split)
+    labels = as_labels(labels_of(images.classes, class_names))
     report = Progress(as_json)
-    report.listed(Listing(tuple(item.path for item in items), 0, found.skips, found.notes))
-    for skip in found.skips:
+    report.listed(Listing(tuple(item.path for item in items), 0, images.skips, images.notes))
+    for skip in images.skips:
         report.skipped(skip)
     name = model or DEFAULT_LIT
     lit = load_lit(name, revision=revision, dtype=dtype, offline=offline, progress=tqdm)
     head = build_head(lit, labels, sentences, single=False)
     with report:
-        result = evaluate(lit, head, items, found.classes, options, report.skipped, report.embedded)
+        result = evaluate(
+            lit, head, items, images.classes, options, report.skipped, report.embedded
+        )
     code, figures = 3 if report.skips else 0, result.figures
     tops = {"top1": figures["accuracy"], "top5": figures.get("top5_accuracy")}
     more = {"labels": labels, "confusion": result.mistakes, "skipped": report.skips}

@@ -10,7 +10,7 @@ that channel of the query. Subtracting its mean shifts all scores of a query by 
 the softmax does not see; and as the weights sum to one, the average can be normalised in place of
 the tokens.
 
-Gradients are written out: the automatic ones take twice the passes over scores and weights.
+Gradients are written out: the automatic ones read scores and weights twice as often.
 """
 
 import functools

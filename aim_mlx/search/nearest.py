@@ -12,7 +12,7 @@ import numpy as np
 
 from aim_mlx.errors import UsageError
 
-# Cosines in float32 err by less: a sum of D products in tens of lanes, |sum of |products|| <= 1.
+# Cosines in float32 err by less: D products, whose sizes add up to 1 at most, in many partial sums.
 MARGIN = 1e-5
 _MOST_QUERIES = 256  # in one product; more of them only enlarge the block of scores
 # Scores of a block, 4 MB: still in the cache when they are compared. Each block wakes the threads
@@ -40,11 +40,11 @@ def top_k(
         )
     if type(k) is not int or k < 1:
         raise UsageError(f"k must be a whole number from 1, got {k!r}")
-    found = [
+    results = [
         _Best(matrix, queries[start : start + _MOST_QUERIES], k, normalized).search()
         for start in range(0, len(queries), _MOST_QUERIES)
     ]
-    rows, scores = zip(*found, strict=True)
+    rows, scores = zip(*results, strict=True)
     return np.concatenate(rows), np.concatenate(scores)
 
 

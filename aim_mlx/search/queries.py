@@ -1,4 +1,4 @@
-"""What is searched for, as vectors of a store: embedded as its rows were, or found among them."""
+"""The photos of a store that are like images and words, or unlike them."""
 
 import functools
 import hashlib

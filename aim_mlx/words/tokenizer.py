@@ -294,11 +294,11 @@ def _merges(values: Any, source: str) -> list[Any]:
 
 def _check_rules(theirs: dict[str, Any], ours: dict[str, Any], source: str) -> None:
     """Raises CheckpointError where a tokenizer.json states rules that are not CLIP's."""
-    found = _rules(theirs)
+    stated = _rules(theirs)
     for what, expected in _rules(ours).items():
-        if found[what] != expected:
+        if stated[what] != expected:
             raise CheckpointError(
-                f"{source}: the {what} is {show(found[what])}, which is not CLIP's: "
+                f"{source}: the {what} is {show(stated[what])}, which is not CLIP's: "
                 f"expected {show(expected)}"
             )
 
