@@ -1,8 +1,5 @@
 """`aim-mlx merge`: the stores of several machines become one."""
 
-import json
-import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,15 +24,13 @@ def merge(
     the same model, options and list of files. The rows come out as one machine would have written
     them. Ends with 3 if the shares skipped files.
     """
+    from aim_mlx.cli.reporter import Reporter
     from aim_mlx.store.merge import merge as merge_stores
 
     merged = merge_stores(stores, output)
-    if as_json:
-        summary = {"event": "summary", **asdict(merged), "exit_code": merged.exit_code}
-        print(json.dumps(summary), flush=True)
     line = (
         f"{counted(merged.stores, 'store')} merged: {merged.embedded:,} embedded, "
-        f"{merged.skipped:,} skipped, {merged.ignored:,} ignored: {merged.output}"
+        f"{merged.skipped:,} skipped, {merged.ignored:,} ignored: {escaped(merged.output)}"
     )
-    print(escaped(line), file=sys.stderr)
+    Reporter(as_json).finished(line, merged)
     return merged.exit_code
