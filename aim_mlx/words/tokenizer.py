@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
@@ -32,8 +32,6 @@ SUFFIX = "</w>"  # of what ends a word
 # Each byte as the character that stands for it, then each once more as the end of a word, in the
 # order of CLIP's vocabulary. With all of them there is no unknown text.
 _CHARACTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256 + 68))]
-_PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves
-_BYTE_OF = dict(zip(_CHARACTERS, [*_PLAIN, *sorted({*range(256)} - {*_PLAIN})], strict=True))
 BYTES = (*_CHARACTERS, *(character + SUFFIX for character in _CHARACTERS))
 SMALLEST_VOCABULARY = len(BYTES) + 2
 _JSON, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
@@ -43,6 +41,7 @@ LARGEST_FILE = 16 * 2**20  # bytes; CLIP's tokenizer.json has two million, inden
 # a special token in capitals is text like any other, but stays apart from the marks around it.
 _PLAIN_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|" + _PLAIN_WORDS
+_DECODER = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(SUFFIX, " ")])
 # What of a tokenizer.json has a say in the ids, beside the vocabulary.
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor")
 _FIELDS = {"type", "pattern", "content", "behavior", "invert", "add_prefix_space", "sep", "cls"}
@@ -172,13 +171,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids: in lower case, with a blank behind each word and mark."""
-        data = bytearray()
-        for token in map(self._tokenizer.id_to_token, ids):
-            if token in (None, BOS, EOS):
-                continue
-            data += bytes(_BYTE_OF[character] for character in token.removesuffix(SUFFIX))
-            data += b" " * token.endswith(SUFFIX)
-        return data.decode("utf-8", "replace").strip()
+        tokens = map(self._tokenizer.id_to_token, ids)
+        return _DECODER.decode([t for t in tokens if t not in (None, BOS, EOS)]).strip()
 
     def encode(self, texts: Sequence[str]) -> TokenIds:
         """Texts -> ids, each with its start and end token.
