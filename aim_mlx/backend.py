@@ -57,8 +57,8 @@ __all__ = [
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
-# Whether MLX had been used, as its memory shows, before the last fork; and in which of the two
-# processes that came of it we are.
+# Whether MLX had been used before the last fork, as its memory shows; and whether this process is
+# the child of such a fork.
 _used = _forked = False
 
 
@@ -77,9 +77,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def check_not_forked() -> None:
-    """Raises BackendError in a child forked after MLX was used: its threads are not there.
+    """Raises BackendError in a child forked after MLX was used, which lacks MLX's threads.
 
-    MLX would wait for them for ever. Everything that computes asks first.
+    MLX would wait for them for ever. Everything that computes checks this first.
     """
     if _forked:
         raise BackendError(

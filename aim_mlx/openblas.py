@@ -25,7 +25,7 @@ _BUFFER = 129 << 20  # bytes of addresses that a product takes, and a little
 
 @dataclass(frozen=True)
 class Blas:
-    """What became of loading OpenBLAS: `state` is "loaded", "missing", "too late" or "not needed".
+    """The result of loading OpenBLAS: `state` is "loaded", "missing", "too late" or "not needed".
 
     `core` names the processor its kernels are for; `threads` is how many products it runs at once,
     within one call or, without OpenBLAS, in as many calls.

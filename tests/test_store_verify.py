@@ -1,4 +1,4 @@
-"""Checking a store: every kind of damage is a fault that names the file and what mends it."""
+"""Checking a store: every kind of damage is a fault that names the file and what repairs it."""
 
 import os
 from dataclasses import replace

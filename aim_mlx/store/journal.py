@@ -79,9 +79,9 @@ class State:
 class Journal:
     """The journal of a store that this process writes; `state` is what it says so far."""
 
-    def __init__(self, folder: Path, afresh: bool = False):
+    def __init__(self, folder: Path, new: bool = False):
         self.path = folder / NAME
-        self.state, self._size = (State(), 0) if afresh else read(self.path)
+        self.state, self._size = (State(), 0) if new else read(self.path)
 
     def append(
         self,

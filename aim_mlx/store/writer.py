@@ -64,7 +64,7 @@ class StoreWriter:
         self._overwrite = overwrite
         self.catalog = Catalog()
         self.notes: list[str] = []
-        self._journal = Journal(folder, afresh=self._is_new())
+        self._journal = Journal(folder, new=self._is_new())
         self._most_rows = _SHARD_ROWS
         self._added: list[_Added] = []
         self._skips: list[dict[str, Any]] = []
