@@ -82,7 +82,7 @@ def embed_files(job: Job, load: Load, report: EmbedReport) -> Summary:
         raise UsageError("--prune needs whole folders: it does not go with lists or --shard")
     if is_file_target(job.output):
         return _into_file(job, load, report)
-    selected = _select(job, job.output, afresh=job.rules.overwrite)
+    selected = _select(job, job.output, empty=job.rules.overwrite)
     report.listed(selected.listing)
     with writing(job.output, job.rules.overwrite) as store:
         return _into_store(job, selected, store, load, report)
@@ -140,10 +140,10 @@ def _into_store(
     return EmbedRun(job, selected, store, encoder, report).run(manifest["block"])
 
 
-def _select(job: Job, store: Path, afresh: bool = False) -> Selected:
+def _select(job: Job, store: Path, empty: bool = False) -> Selected:
     """The files of a job, named as in its store unless that begins empty."""
     outputs = [job.output, sidecar(job.output), store]
-    return job.selection.select(outputs, "" if afresh else started_in(store))
+    return job.selection.select(outputs, "" if empty else started_in(store))
 
 
 def plan_files(job: Job) -> tuple[Listing, Plan]:
@@ -151,13 +151,13 @@ def plan_files(job: Job) -> tuple[Listing, Plan]:
 
     Raises UsageError, OutputError or AimError as it would.
     """
-    folder, afresh = job.output, job.rules.overwrite
+    folder, empty = job.output, job.rules.overwrite
     if is_file_target(job.output):
         check_target(job.output, job.rules.overwrite)
-        folder, afresh = hidden_beside(job.output), False
-    selected = _select(job, folder, afresh)
+        folder, empty = hidden_beside(job.output), False
+    selected = _select(job, folder, empty)
     catalog, state = Catalog(), State()
-    if (folder / MANIFEST).exists() and not afresh:
+    if (folder / MANIFEST).exists() and not empty:
         state = EmbeddingStore(folder)._state
         load_rows(folder, state.shards, catalog)
     return selected.listing, make_plan(job, selected, catalog, state)
@@ -248,9 +248,9 @@ class EmbedRun:
             self._computed += 1
 
     def _reuse(self, path: str, content: Content) -> None:
-        found = self._store.find(content.digest)
-        if found is not None:
-            row, vector, first_frame = found
+        copied = self._store.find(content.digest)
+        if copied is not None:
+            row, vector, first_frame = copied
             row = replace(row, path=path, size=content.size, mtime_ns=content.mtime_ns)
             self._add(row, vector, first_frame)
             self._reused += 1

@@ -40,12 +40,12 @@ def make_plan(job: Job, selected: Selected, catalog: Catalog, state: State) -> P
     plan, retried = Plan(len(catalog), rows_under_other_names(selected, catalog)), _retried(job)
     for path in selected.listing.files:
         row, skip, others = catalog.find(path), state.skipped.get(path), plan.others.get(path, ())
-        found = looked_at(path) if row is not None or skip or others else None
+        file = looked_at(path) if row is not None or skip or others else None
         names = others if row is None else ()
-        same = next((r for r in names if found and catalog.is_file(r, *found)), None)
-        if row is not None and found and catalog.is_file(row, *found):
+        same = next((r for r in names if file and catalog.is_file(r, *file)), None)
+        if row is not None and file and catalog.is_file(row, *file):
             plan.unchanged += 1
-        elif skip and found == (skip["size"], skip["mtime_ns"]) and _stands(skip, state, retried):
+        elif skip and file == (skip["size"], skip["mtime_ns"]) and _stands(skip, state, retried):
             plan.skipped.append(skip)
         elif same is not None:
             plan.unchanged += 1

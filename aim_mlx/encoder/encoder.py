@@ -131,7 +131,7 @@ class Encoder:
         """Yields one row for each image, in order, with its vector (D,) float32 or its failure.
 
         With `block`, no batch reaches over a multiple of that many images: a run that starts at
-        one gives the same bits as a run that came to it. Once `stop` says so, no further batch
+        one gives the same bits as a run that reached it. Once `stop` says so, no further batch
         begins; the rows of those that have begun come, then Interrupted is raised. With `known`,
         which says of the SHA-256 of a file that it need not be embedded, images are paths, and
         rows have their `content`; a content that is known, or came before, only `repeats`. Raises

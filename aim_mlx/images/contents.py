@@ -66,12 +66,12 @@ def reading(
     bytes that is a moment.
     """
     limit = default_max_pixels() if max_pixels is None else max_pixels
-    with contents_of(path) as (data, found):
-        if found.st_size > READ_WHOLE:
-            check_header(data, found.st_size, limit)
+    with contents_of(path) as (data, status):
+        if status.st_size > READ_WHOLE:
+            check_header(data, status.st_size, limit)
             data.seek(0)
         digest = hashlib.file_digest(data, "sha256").hexdigest()
-        yield Content(digest, *size_and_time(found), identity(found)), data
+        yield Content(digest, *size_and_time(status), identity(status)), data
 
 
 def read_content(path: str, max_pixels: int | None = None) -> Content:
@@ -85,7 +85,7 @@ def changed(path: str, content: Content) -> ImageError | None:
     try:
         if identity(os.stat(path)) == content.identity:
             return None
-        now = read_content(path)  # linked or touched, or on a disk that numbers files anew
+        now = read_content(path)  # linked or touched, or on a disk that renumbers
     except OSError as error:
         return unreadable(path, error)
     except ImageError as failure:
