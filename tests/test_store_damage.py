@@ -1,4 +1,4 @@
-"""Outputs that are no store, and stores that were damaged: refused, or repaired, and nothing lost."""
+"""Outputs that are no store, and damaged stores: refused, or repaired, and nothing is lost."""
 
 import os
 import shutil
