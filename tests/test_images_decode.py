@@ -414,10 +414,13 @@ def test_a_header_is_bounded_by_its_bytes_and_the_pixels_behind_it_are_not(monke
         decode(jpeg[:2] + profile + jpeg[2:])
 
 
-def test_a_bitmap_in_runs_is_bounded_by_its_bytes():
+def test_what_is_decoded_slowly_is_bounded_by_its_bytes(monkeypatch):
     header = struct.pack("<IiiHHIIiiII", 40, 9000, 9000, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024)
     data = b"BM" + struct.pack("<IHHI", 20 << 20, 0, 0, 14 + len(header)) + header
     assert reason_of(data + bytes(20 << 20)) == "too_large"
+    monkeypatch.setitem(headers._SLOW_BYTES, "ppm", 99)
+    assert reason_of(b"P5 10 10 100\n" + bytes(100)) == "too_large"
+    assert decode(b"P5 10 10 255\n" + bytes(100)).size == (10, 10)
 
 
 def test_headers_as_cameras_and_encoders_write_them_are_within_the_limits():

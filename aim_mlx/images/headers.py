@@ -20,10 +20,11 @@ _READ_AT_ONCE = ("WEBP", "AVIF", "HEIF")
 # No format needs more than 8 bytes a pixel (four samples of 16 bits), and JPEG less. What else is
 # in a file is for others: previews, profiles, the film that a phone appends to its photograph. GIF,
 # TIFF, AVIF and HEIF hold many pages of which one is read; a TIFF that is no BigTIFF ends at 4 GiB.
-# Pillow decodes 5 MB a second of a BMP in runs.
+# Two of Pillow's decoders are in Python: a second for 5 MB of a BMP in runs, or 3 MB of a PPM whose
+# white is not 255.
 _PIXEL_BYTES = 8
 _OTHER_BYTES = 64 << 20
-_RUN_BYTES = 16 << 20
+_SLOW_BYTES = {"bmp_rle": 16 << 20, "ppm": 128 << 20}
 _FILE_BYTES = {"TIFF": 4 << 30, "GIF": 1 << 30, "AVIF": _AT_ONCE, "HEIF": _AT_ONCE}
 
 
@@ -72,8 +73,8 @@ def check_bytes(image: Any, format: str, file_size: int) -> None:
     """Raises ImageError `too_large` for more bytes than an image of this size can need."""
     width, height = image.size
     most = _FILE_BYTES.get(format, _OTHER_BYTES) + _PIXEL_BYTES * width * height
-    if image.info.get("compression") in (1, 2) and format == "BMP":
-        most = _RUN_BYTES
+    for tile in image.tile[:1]:
+        most = min(most, _SLOW_BYTES.get(tile[0], most))
     if file_size > most:
         raise _too_large(f"{width} x {height} pixels", file_size, most)
 
