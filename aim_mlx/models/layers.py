@@ -156,13 +156,13 @@ def gated(gate: mx.array, up: mx.array) -> mx.array:
 
 @mx.custom_function
 def _gated_on_cpu(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
-    """The product, and the sigmoid, which the gradient takes from here.
+    """The product, and what the sigmoid divides by, which the gradient takes from here.
 
     Derived from the product, the gradient goes through the exponential once more and makes a sixth
     of a block's time.
     """
-    sigmoid = 1 / (1 + power_on_cpu(1 / math.e, mx.maximum(gate, _SILU_FLOOR)))
-    return gate * sigmoid * up, sigmoid
+    divisor = 1 + power_on_cpu(1 / math.e, mx.maximum(gate, _SILU_FLOOR))
+    return gate / divisor * up, divisor
 
 
 @_gated_on_cpu.vjp
@@ -171,7 +171,8 @@ def _gated_gradient(
     of_outputs: tuple[mx.array, mx.array],
     outputs: tuple[mx.array, mx.array],
 ) -> tuple[mx.array, mx.array]:
-    (gate, up), (of_product, _), (_, sigmoid) = inputs, of_outputs, outputs
+    (gate, up), (of_product, _), (_, divisor) = inputs, of_outputs, outputs
+    sigmoid = 1 / divisor
     of_silu = of_product * sigmoid
     of_up = of_silu * gate
     return up * (of_silu + of_up * (1 - sigmoid)), of_up
