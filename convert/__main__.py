@@ -106,12 +106,12 @@ def _verify(opened, folder: Path, paths: tuple[Path, Path]) -> None:
     from convert.report import write_report
     from convert.verify import verify
 
-    found = verify(opened, folder)
-    write_report(found, paths)
+    report = verify(opened, folder)
+    write_report(report, paths)
     typer.echo(f"report: {paths[0]} and {paths[1].name}", err=True)
-    if not found.passed:
-        raise CheckpointError(f"{found.verdict}; do not use {folder}, see {paths[0]}")
-    print(found.verdict)
+    if not report.passed:
+        raise CheckpointError(f"{report.verdict}; do not use {folder}, see {paths[0]}")
+    print(report.verdict)
 
 
 def run(arguments: list[str]) -> int:

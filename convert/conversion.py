@@ -4,15 +4,15 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from aim_mlx.backend import DTYPES, mx
+from aim_mlx.backend import dtype_named, mx
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.weights.checkpoint import Checkpoint
-from aim_mlx.weights.convert import stored_dtypes, tokenizer_files
+from aim_mlx.weights.convert import rewrite
 from aim_mlx.weights.layouts import Rule
 from aim_mlx.weights.load import iter_weights
-from aim_mlx.weights.save import check_folder, provenance, save_checkpoint
+from aim_mlx.weights.save import check_folder
 from aim_mlx.weights.strict_json import at
-from convert.source import Source, folder_of, open_source
+from convert.source import Source, open_source
 
 
 def convert(path: Path, folder: Path, dtype: str | None = None, overwrite: bool = False) -> Path:
@@ -24,8 +24,7 @@ def convert(path: Path, folder: Path, dtype: str | None = None, overwrite: bool 
 
 def check_request(path: Path, folder: Path, dtype: str | None, overwrite: bool) -> None:
     """What can be said before any work; raises UsageError or OutputError."""
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r:.80}")
+    dtype_named(dtype)
     target = folder.resolve()
     if target in (path.resolve(), path.resolve().parent):
         raise UsageError(f"{at(folder)} is where the source lies: choose another folder")
@@ -45,24 +44,12 @@ def write(
     checkpoint = source.checkpoint
     if checkpoint.quantization is not None:
         raise UsageError(f"{at(path)} is quantised: convert the weights it was made from")
-    history = provenance(
-        source=os.path.basename(os.path.abspath(path)),
-        layout=checkpoint.layout,
-        trained=checkpoint.trained,
-        stored_dtype=checkpoint.dtype,
-        **source.facts,
-        earlier=checkpoint.provenance or None,
-    )
-    return save_checkpoint(
-        folder,
-        iter_weights(checkpoint, None if dtype is None else DTYPES[dtype]),
-        checkpoint.config,
-        checkpoint.preprocess,
-        history,
-        dtype=stored_dtypes(checkpoint) if dtype is None else DTYPES[dtype],
-        extra_files=tokenizer_files(folder_of(path)) if checkpoint.kind == "lit" else {},
-        overwrite=overwrite,
-    )
+    history = {
+        "source": os.path.basename(os.path.abspath(path)),
+        "stored_dtype": checkpoint.dtype,
+        **source.history,
+    }
+    return rewrite(checkpoint, folder, history, dtype, overwrite=overwrite)
 
 
 def load_one(checkpoint: Checkpoint, step: Rule, dtype: mx.Dtype | None) -> mx.array:
@@ -71,7 +58,7 @@ def load_one(checkpoint: Checkpoint, step: Rule, dtype: mx.Dtype | None) -> mx.a
 
 
 def only(checkpoint: Checkpoint, steps: list[Rule]) -> Checkpoint:
-    """The checkpoint as if it held no more than what these steps need."""
+    """The checkpoint as if it held only what these steps need."""
     wanted = {name for step in steps for name in step.sources}
     files = tuple(
         replace(file, tensors={n: info for n, info in file.tensors.items() if n in wanted})

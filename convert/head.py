@@ -45,7 +45,7 @@ def convert_head(path: Path, target: Path, overwrite: bool = False) -> HeadConfi
     with temporary_folder(target.absolute().parent) as folder:
         staged = folder / OUR_FILE
         with naming(folder, path, folder_of(path)):
-            write_safetensors(staged, _read_head(path), _facts(path))
+            write_safetensors(staged, _read_head(path), _origin(path))
             head = load_head(staged, heads=1)  # how many there are does not matter to the tensors
         check_unchanged(stamp)
         publish({target: lambda file: file.write(staged.read_bytes())})
@@ -80,7 +80,7 @@ def _read_head(path: Path) -> dict[str, "torch.Tensor"]:
     return tensors
 
 
-def _facts(path: Path) -> dict[str, str]:
+def _origin(path: Path) -> dict[str, str]:
     """Where a head came from, for the record."""
     (file,) = describe([path])
     return {

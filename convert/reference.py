@@ -43,15 +43,15 @@ def reference_outputs(
     import torch
 
     model = _model(config, _weights(checkpoint))
-    found: list[Outputs] = []
+    outputs: list[Outputs] = []
     for i, layer in enumerate(model.encoder.layers):
-        layer.register_forward_hook(_keep(found, f"block {i}"))
+        layer.register_forward_hook(_keep(outputs, f"block {i}"))
     with torch.inference_mode():
         for pixels in images:
-            found.append({})
+            outputs.append({})
             nchw = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-            found[-1]["final tokens"] = model(pixel_values=nchw).last_hidden_state.numpy()
-    return found
+            outputs[-1]["final tokens"] = model(pixel_values=nchw).last_hidden_state.numpy()
+    return outputs
 
 
 def weights_are_direct(checkpoint: Checkpoint) -> bool:
@@ -134,9 +134,9 @@ def _model(config: VisionConfig, weights: dict[str, Any]) -> Any:
     return model.eval()
 
 
-def _keep(found: list[Outputs], name: str):
+def _keep(outputs: list[Outputs], name: str):
     def hook(_module: object, _inputs: object, output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
-        found[-1][name] = tensor.numpy().copy()
+        outputs[-1][name] = tensor.numpy().copy()
 
     return hook

@@ -1,16 +1,15 @@
 """What a verification found, as numbers, and how it is written for people and for programs."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from aim_mlx.errors import OutputError
-from aim_mlx.weights.strict_json import at
+from aim_mlx.files import disk_errors, publish
 
 BAR = 1e-4  # of the scale of each value, see Difference
 
@@ -162,14 +161,10 @@ def report_paths(folder: Path, stated: Path | None) -> tuple[Path, Path]:
 
 def write_report(report: Report, paths: tuple[Path, Path]) -> None:
     """Writes both forms, each whole or not at all; raises OutputError."""
-    for path, text in zip(paths, (markdown(report), as_json(report)), strict=True):
-        temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OutputError(
-                f"{at(path)} cannot be written: {error.strerror or error}; "
-                "give another place with --report"
-            ) from error
+    texts = dict(zip(paths, (markdown(report), as_json(report)), strict=True))
+    with disk_errors("write", paths[0], "give another place with --report"):
+        publish({path: partial(_write, text=text) for path, text in texts.items()})
+
+
+def _write(file: BinaryIO, text: str) -> None:
+    file.write(text.encode())

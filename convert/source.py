@@ -19,6 +19,7 @@ from aim_mlx.weights.convert import sha256_of
 from aim_mlx.weights.files import (
     INDEX_FILE,
     OUR_FILE,
+    TOKENIZER_FILES,
     WEIGHT_FILES,
     check_index,
     read_index,
@@ -39,15 +40,15 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".bin", ".pt", ".pth")
 TORCH_FILE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_BESIDE = ("config.json", *PROCESSOR_FILES)
+_BESIDE = ("config.json", *PROCESSOR_FILES, *TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened source: `facts` say for the record which files it was read from, and by what."""
+    """An opened source: `history` says for the record which files it was read from, and by what."""
 
     checkpoint: Checkpoint
-    facts: dict[str, Any]
+    history: dict[str, Any]
 
 
 @contextmanager
@@ -67,10 +68,13 @@ def open_source(path: Path, workplace: Path) -> Iterator[Source]:
         stamps = {file: stamp_of(file) for file in files}
         folder = folder_of(path)
         with temporary_folder(workplace) as temporary, naming(temporary, path, folder):
-            facts: dict[str, Any] = {"format": "pytorch", "torch": str(require_torch().__version__)}
-            facts |= _stage(path, files, folder, temporary)
-            facts["files"] = describe(files)
-            yield Source(open_checkpoint(temporary), facts)
+            history = {
+                "format": "pytorch",
+                "torch": str(require_torch().__version__),
+                **_stage(path, files, folder, temporary),
+                "files": describe(files),
+            }
+            yield Source(open_checkpoint(temporary), history)
     check_unchanged(stamps)
 
 

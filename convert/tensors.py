@@ -96,13 +96,13 @@ def check_disjoint(tensors: Mapping[str, "torch.Tensor"]) -> None:
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, "torch.Tensor"], facts: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes tensors with their names, shapes and dtypes, one at a time, and facts of their own."""
+    """Writes tensors with their names, shapes and dtypes, one at a time."""
     stored = _stored_names()
     specs = {name: (stored[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
     with open(path, "xb") as file:
-        writer = SafetensorsWriter(file, specs, {"format": "pt", **(facts or {})})
+        writer = SafetensorsWriter(file, specs, {"format": "pt", **(metadata or {})})
         for name, tensor in tensors.items():
             writer.write(name, _bits(tensor))
         writer.finish()
@@ -112,16 +112,16 @@ def _state_dict(path: Path, content: Any) -> dict[str, "torch.Tensor"]:
     """The state dict in a file: all of it, or under one of WRAPPERS beside plain values."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{at(path)} holds {_kind(content)}: expected a dict of tensors")
-    if found := [key for key in WRAPPERS if isinstance(content.get(key), dict)]:
+    if wrappers := [key for key in WRAPPERS if isinstance(content.get(key), dict)]:
         plain = (int, float, str, type(None))
-        rest = [k for k, v in content.items() if k not in found[:1] and not isinstance(v, plain)]
+        rest = [k for k, v in content.items() if k not in wrappers[:1] and not isinstance(v, plain)]
         if rest:
             raise CheckpointError(
                 f"{at(path)} holds {show(rest[0])} ({_kind(content[rest[0]])}) beside "
-                f"{show(found[0])}: expected nothing but numbers and texts there; "
-                f"save checkpoint[{show(found[0])}] alone"
+                f"{show(wrappers[0])}: expected nothing but numbers and texts there; "
+                f"save checkpoint[{show(wrappers[0])}] alone"
             )
-        content = content[found[0]]
+        content = content[wrappers[0]]
     if not content:
         raise CheckpointError(f"{at(path)} holds no tensors: expected a dict of tensors")
     for name, value in content.items():

@@ -134,7 +134,7 @@ def _changed(source: Checkpoint, written: Checkpoint) -> Iterator[str]:
 
 def _facts(source: Source, written: Checkpoint, images: list[np.ndarray]) -> dict[str, str]:
     """The circumstances, for the record; names only, no places on this machine's disk."""
-    names = ", ".join(file["name"] for file in source.facts["files"])
+    names = ", ".join(file["name"] for file in source.history["files"])
     direct = (
         "the source's own tensors"
         if weights_are_direct(source.checkpoint)

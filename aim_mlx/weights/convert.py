@@ -7,14 +7,14 @@ a gigabyte.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aim_mlx.backend import DTYPES, mx, nn
+from aim_mlx.backend import dtype_named, mx, nn
 from aim_mlx.config import PreprocessConfig, VisionConfig
 from aim_mlx.errors import UsageError
 from aim_mlx.models.layers import Block
@@ -150,19 +150,16 @@ def convert_checkpoint(
     before.warn()
     _check(before, Path(folder), dtype, quantization)
     check_folder(Path(folder), overwrite)
-    shapes = expected_shapes(before.config)
-    weights = iter_weights(before, None if dtype is None else DTYPES[dtype])
-    save_checkpoint(
-        folder,
-        _counted(weights, len(shapes), progress or (lambda done, total: None)),
-        before.config,
-        before.preprocess,
-        _history(before, dtype, quantization),
-        dtype=stored_dtypes(before) if dtype is None else DTYPES[dtype],
-        quantization=quantization,
-        extra_files=tokenizer_files(before.folder) if before.kind == "lit" else {},
-        overwrite=overwrite,
-    )
+    history = {
+        "source": str(before.path.resolve()),
+        "dtype": dtype or before.dtype,
+        "quantization": None if quantization is None else asdict(quantization),
+        "files": [
+            {"name": file.path.name, "bytes": file.size, "sha256": sha256_of(file.path)}
+            for file in before.files
+        ],
+    }
+    rewrite(before, folder, history, dtype, quantization, overwrite, progress)
     after = open_checkpoint(folder)
     return Conversion(
         source=str(source),
@@ -185,8 +182,7 @@ def _check(
     before: Checkpoint, folder: Path, dtype: str | None, quantization: Quantization | None
 ) -> None:
     """Raises UsageError for a conversion that makes no sense."""
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r:.80}")
+    dtype_named(dtype)
     if folder.exists() and any(
         file.path.resolve().parent == folder.resolve() for file in before.files
     ):
@@ -204,36 +200,51 @@ def _check(
         )
 
 
-def _counted(
-    weights: Iterator[tuple[str, mx.array]], total: int, progress: Callable[[int, int], None]
-) -> Iterator[tuple[str, mx.array]]:
-    for done, pair in enumerate(weights, 1):
-        yield pair
-        progress(done, total)
+def rewrite(
+    checkpoint: Checkpoint,
+    folder: str | os.PathLike[str],
+    history: Mapping[str, Any],
+    dtype: str | None = None,
+    quantization: Quantization | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Writes an opened checkpoint as a folder of ours, a LiT model with its tokenizer's files.
+
+    `history` is what the new folder says of its past; the checkpoint's own goes with it. Raises as
+    `save_checkpoint` does.
+    """
+    target = None if dtype is None else dtype_named(dtype)
+    total = len(expected_shapes(checkpoint.config))
+
+    def weights() -> Iterator[tuple[str, mx.array]]:
+        for done, pair in enumerate(iter_weights(checkpoint, target), 1):
+            yield pair
+            if progress is not None:
+                progress(done, total)
+
+    return save_checkpoint(
+        folder,
+        weights(),
+        checkpoint.config,
+        checkpoint.preprocess,
+        provenance(
+            layout=checkpoint.layout,
+            trained=checkpoint.trained,
+            **history,
+            earlier=checkpoint.provenance or None,
+        ),
+        dtype=_stored_dtypes(checkpoint) if target is None else target,
+        quantization=quantization,
+        extra_files=_tokenizer_files(checkpoint.folder) if checkpoint.kind == "lit" else {},
+        overwrite=overwrite,
+    )
 
 
-def stored_dtypes(checkpoint: Checkpoint) -> dict[str, mx.Dtype]:
+def _stored_dtypes(checkpoint: Checkpoint) -> dict[str, mx.Dtype]:
     """The stored dtype of each of our tensors; of a packed one that of its scales, or float32."""
     kinds = {s.ours: checkpoint.tensors[s.sources[-1]].dtype for s in checkpoint.steps()}
     return {name: STORED.get(kind, mx.float32) for name, kind in kinds.items()}
-
-
-def _history(
-    before: Checkpoint, dtype: str | None, quantization: Quantization | None
-) -> dict[str, Any]:
-    """What the new folder says of its past; the source's own history goes with it."""
-    return provenance(
-        source=str(before.path.resolve()),
-        layout=before.layout,
-        trained=before.trained,
-        dtype=dtype or before.dtype,
-        quantization=None if quantization is None else asdict(quantization),
-        files=[
-            {"name": file.path.name, "bytes": file.size, "sha256": sha256_of(file.path)}
-            for file in before.files
-        ],
-        earlier=before.provenance or None,
-    )
 
 
 def sha256_of(path: Path) -> str:
@@ -242,7 +253,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tokenizer_files(folder: Path) -> dict[str, bytes]:
+def _tokenizer_files(folder: Path) -> dict[str, bytes]:
     """The files of a LiT model's tokenizer, as they are; raises CheckpointError for huge ones."""
     paths = [folder / name for name in TOKENIZER_FILES]
     return {p.name: read_bytes(p, LARGEST_EXTRA) for p in paths if os.path.lexists(p)}
