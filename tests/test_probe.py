@@ -206,7 +206,7 @@ def test_a_folder_with_a_probe_is_not_overwritten_unasked(trained, tmp_path):
     with pytest.raises(OutputError, match="has a probe already"):
         trained.save(tmp_path / "probe")
     trained.save(tmp_path / "probe", overwrite=True)
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot write"):
         trained.save(tmp_path / "missing" / "probe")
 
 

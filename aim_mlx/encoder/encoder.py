@@ -16,7 +16,7 @@ from aim_mlx.config import PreprocessConfig
 from aim_mlx.encoder.digest import parameters_digest
 from aim_mlx.encoder.pipeline import EmbedOptions, Pipeline
 from aim_mlx.errors import ImageError, UsageError
-from aim_mlx.images import Embedded, ImageSource, decode, preprocess
+from aim_mlx.images import Embedded, ImageSource, Skip, decode, preprocess
 from aim_mlx.models.layers import block_indices, layer_numbers
 from aim_mlx.models.pooling import POOLINGS, check_pooling, normalized, pool
 from aim_mlx.models.vision import Features, VisionEncoder
@@ -207,3 +207,20 @@ def named(failure: ImageError, index: int, image: ImageSource) -> ImageError:
     """A failure with the image's place and, of a path, its name."""
     name = f" ({image!s:.200})" if isinstance(image, (str, Path)) else ""
     return ImageError(failure.reason, f"image {index}{name}: {failure.detail}")
+
+
+def vectors_and_skips(
+    rows: Generator[Embedded, None, None],
+    paths: Sequence[str],
+    progress: Callable[[int, int], None],
+) -> tuple[list[NDArray[np.float32]], list[Skip]]:
+    """All vectors of a stream over files, in order, and the files that have none."""
+    vectors, skips = [], []
+    with closing(rows):
+        for row in rows:
+            if row.failure is None:
+                vectors.append(row.vector)
+            else:
+                skips.append(Skip(paths[row.index], row.failure.reason, row.failure.detail))
+            progress(row.index + 1, len(paths))
+    return vectors, skips

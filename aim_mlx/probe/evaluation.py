@@ -2,21 +2,22 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from aim_mlx.data.labelled import SPLITS, Data, Labelled
-from aim_mlx.data.parts import Image, Part, Progress, as_part, read_images
+from aim_mlx.data.parts import Image, Part, as_part, read_images
+from aim_mlx.encoder.encoder import vectors_and_skips
 from aim_mlx.errors import AimError, OutputError, UsageError
 from aim_mlx.images import Skip
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import SPLITS_FILE
 from aim_mlx.probe.summary import Measured
-from aim_mlx.report.figures import near_chance
+from aim_mlx.training.report import Advanced
 from aim_mlx.wording import counted
 
 ALL = "all"  # in place of a split
@@ -24,7 +25,7 @@ ALL = "all"  # in place of a split
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a probe came to on labelled images."""
+    """How good a probe is on labelled images."""
 
     measured: Measured
     skips: tuple[Skip, ...]
@@ -37,7 +38,7 @@ def evaluate_probe(
     folder: Path,
     data: Data,
     split: str | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Advanced = lambda what, done, total: None,
 ) -> Evaluation:
     """Measures the probe of a folder on the images of a split, or on "all".
 
@@ -57,17 +58,20 @@ def evaluate_probe(
             f"{str(folder / SPLITS_FILE)!r}, which would say what was in {split}, is not there: "
             "leave out --split, or give images with splits of their own"
         )
-    images, skips, notes = read_images(labelled, lambda *n: progress("reading images", *n))
+    images, skips, notes = read_images(labelled, partial(progress, "reading images"))
     if not labelled.has_splits:
         images, split, more = _recorded(images, split, seen)
         notes += more
     part = as_part(images, probe.classes, probe.multi_label)
-    part, found, failed = _probabilities(probe, part, lambda *n: progress("looking at", *n))
-    measured = Measured.of(split or ALL, part, found, probe.classes)
-    warnings = _warnings(probe, part, seen)
-    if (warning := near_chance(measured.figures)) is not None:
-        warnings.append(warning)
-    return Evaluation(measured, (*skips, *failed), notes, tuple(warnings))
+    looking = partial(progress, "looking at")
+    rows = probe.predict_stream(part.paths)
+    vectors, failed = vectors_and_skips(rows, part.paths, looking)
+    if not vectors:
+        raise AimError(f"none of the {len(part)} images can be decoded: {failed[0].detail}")
+    part = part.without({skip.path for skip in failed})
+    measured = Measured.of(split or ALL, part, np.stack(vectors), probe.classes)
+    warnings = (*_warnings(probe, part, seen), *measured.warnings)
+    return Evaluation(measured, (*skips, *failed), notes, warnings)
 
 
 def _own(labelled: Labelled, split: str | None) -> tuple[Labelled, str]:
@@ -94,15 +98,8 @@ def _recorded(
     if not chosen:
         raise UsageError(f"none of these images was in {split} when the probe was trained")
     if split is None and len(chosen) < len(images):
-        left = len(images) - len(chosen)
-        return (
-            chosen,
-            wanted,
-            (
-                counted(left, "image was", "images were")
-                + " not in test: --split all measures them too",
-            ),
-        )
+        left = counted(len(images) - len(chosen), "image was", "images were")
+        return chosen, wanted, (f"{left} not in test: --split all measures them too",)
     return chosen, wanted, ()
 
 
@@ -118,24 +115,6 @@ def _read_splits(path: Path) -> dict[str, str]:
             return {row["digest"]: row["split"] for row in rows}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(f"{str(path)!r} cannot be read ({error!s:.80}): remove it") from error
-
-
-def _probabilities(
-    probe: AttentiveProbe, part: Part, progress: Progress
-) -> tuple[Part, np.ndarray, list[Skip]]:
-    """The images that can be decoded with their probabilities (n, C), and the others."""
-    found, skips = [], []
-    with closing(probe.predict_stream(part.paths)) as rows:
-        for row in rows:
-            if row.failure is not None:
-                path = part.paths[row.index]
-                skips.append(Skip(path, row.failure.reason, row.failure.detail))
-            else:
-                found.append(row.vector)
-            progress(row.index + 1, len(part))
-    if not found:
-        raise AimError(f"none of the {len(part)} images can be decoded: {skips[0].detail}")
-    return part.without({skip.path for skip in skips}), np.stack(found), skips
 
 
 def _warnings(probe: AttentiveProbe, part: Part, seen: Mapping[str, str]) -> list[str]:

@@ -7,8 +7,9 @@ FOLDER/probe.json           its sizes, classes, the encoder it belongs to, metri
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +19,7 @@ import safetensors.numpy
 from aim_mlx.backend import check_not_forked, mx
 from aim_mlx.config import HEAD_DIM
 from aim_mlx.errors import CheckpointError, OutputError, UsageError
-from aim_mlx.files import publish
+from aim_mlx.files import disk_errors, publish
 from aim_mlx.probe.heads import Head, HeadConfig, flat
 from aim_mlx.weights.layouts import HEAD, others, plan
 from aim_mlx.weights.safetensors_file import (
@@ -30,11 +31,20 @@ from aim_mlx.weights.safetensors_file import (
 )
 from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
 
-WEIGHTS, FACTS = "probe.safetensors", "probe.json"
+WEIGHTS, RECORD = "probe.safetensors", "probe.json"
 _FORMAT, _VERSION = "aim-mlx probe", 1
-_LARGEST_FACTS = 16 * 2**20  # bytes: a hundred thousand names; parsed, up to thirty times that
+_LARGEST_RECORD = 16 * 2**20  # bytes: a hundred thousand names; parsed, up to thirty times that
 _COUNTER = "bn.num_batches_tracked"  # PyTorch's; no result depends on it
 _FLOATS = ("F32", "F16", "BF16")
+_KINDS = {
+    "classes": list,
+    "layers": list,
+    "identity": dict,
+    "model": dict,
+    "multi_label": bool,
+    "metrics": dict,
+    "training": dict,
+}
 
 
 def load_head(path: str | os.PathLike[str], heads: int | None = None) -> Head:
@@ -77,24 +87,20 @@ def write_probe(folder: Path, head: Head, values: Mapping[str, Any], overwrite: 
     """Writes a probe; raises OutputError where one is there already or the disk fails."""
     tensors = {f"head.{n}": np.array(value) for n, value in flat(head.parameters()).items()}
     data = safetensors.numpy.save(tensors, {"format": _FORMAT})
-    facts = {
+    record = {
         "format": _FORMAT,
         "format_version": _VERSION,
         "head": asdict(head.config),
         **values,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    text = json.dumps(facts, indent=1).encode() + b"\n"
-    if not overwrite and any(os.path.lexists(folder / name) for name in (WEIGHTS, FACTS)):
+    text = json.dumps(record, indent=1).encode() + b"\n"
+    if not overwrite and any(os.path.lexists(folder / name) for name in (WEIGHTS, RECORD)):
         raise OutputError(f"{at(folder)} has a probe already: choose another folder")
-    try:
+    contents = {WEIGHTS: data, RECORD: text}
+    with disk_errors("write", folder, "fix that, or choose another folder"):
         folder.mkdir(exist_ok=True)
-        publish({folder / WEIGHTS: _writing(data), folder / FACTS: _writing(text)})
-    except OSError as error:
-        raise OutputError(
-            f"{at(folder)} cannot be written: {error.strerror or error}: mend that, or choose "
-            "another folder"
-        ) from error
+        publish({folder / name: partial(_write, content) for name, content in contents.items()})
     return folder
 
 
@@ -103,7 +109,7 @@ def read_probe(folder: Path) -> dict[str, Any]:
 
     Raises UsageError for a folder without a probe, CheckpointError for a damaged one or a pickle.
     """
-    path = folder / FACTS
+    path = folder / RECORD
     if folder.is_file():
         refuse_suffix(folder)
         raise UsageError(
@@ -111,16 +117,16 @@ def read_probe(folder: Path) -> dict[str, Any]:
             "for AttentiveProbe.from_head"
         )
     if not path.exists():
-        raise UsageError(f"{at(folder)} has no {FACTS}: expected a folder with a trained probe")
-    facts = parse_object(read_bytes(path, _LARGEST_FACTS), at(path))
-    if facts.pop("format", None) != _FORMAT or facts.pop("format_version", None) != _VERSION:
+        raise UsageError(f"{at(folder)} has no {RECORD}: expected a folder with a trained probe")
+    record = parse_object(read_bytes(path, _LARGEST_RECORD), at(path))
+    if record.pop("format", None) != _FORMAT or record.pop("format_version", None) != _VERSION:
         raise CheckpointError(
             f"{at(path)} is not a probe of version {_VERSION}: train it again, or upgrade aim-mlx"
         )
     try:
-        config = HeadConfig.from_dict(facts.pop("head"))
-        digest = facts.pop("sha256")
-        _check_values(facts, config)
+        config = HeadConfig.from_dict(record.pop("head"))
+        digest = record.pop("sha256")
+        _check_values(record, config)
     except (KeyError, TypeError, CheckpointError) as error:
         raise CheckpointError(
             f"{at(path)} is not what saving a probe writes ({error!s:.200}): train it again"
@@ -129,35 +135,25 @@ def read_probe(folder: Path) -> dict[str, Any]:
     checked = check_file(weights)
     with open(weights, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise CheckpointError(f"{at(weights)} is not the file that {FACTS} describes")
-    facts["classes"], facts["layers"] = tuple(facts["classes"]), tuple(facts["layers"])
-    return {"head": _read_head(checked, config), **facts}
+            raise CheckpointError(f"{at(weights)} is not the file that {RECORD} describes")
+    record["classes"], record["layers"] = tuple(record["classes"]), tuple(record["layers"])
+    return {"head": _read_head(checked, config), **record}
 
 
-def _check_values(facts: dict[str, Any], config: HeadConfig) -> None:
+def _check_values(record: dict[str, Any], config: HeadConfig) -> None:
     """Raises TypeError for values of other kinds than a probe has."""
-    kinds = {
-        "classes": list,
-        "layers": list,
-        "identity": dict,
-        "model": dict,
-        "multi_label": bool,
-        "metrics": dict,
-        "training": dict,
-    }
-    if set(facts) != set(kinds):
-        raise TypeError(f"expected the fields {', '.join(kinds)}")
-    for name, kind in kinds.items():
-        if not isinstance(facts[name], kind):
-            raise TypeError(f"{name} is {show(facts[name])}")
-    if not all(isinstance(name, str) for name in facts["classes"]):
+    if set(record) != set(_KINDS):
+        raise TypeError(f"expected the fields {', '.join(_KINDS)}")
+    for name, kind in _KINDS.items():
+        if not isinstance(record[name], kind):
+            raise TypeError(f"{name} is {show(record[name])}")
+    classes = record["classes"]
+    if not all(isinstance(name, str) for name in classes):
         raise TypeError("classes are names")
-    if len(set(facts["classes"])) != len(facts["classes"]):
-        raise TypeError("a class is there twice")
-    if not all(type(layer) is int for layer in facts["layers"]):
+    if not len(set(classes)) == len(classes) == config.classes:
+        raise TypeError(f"expected {config.classes} classes, each once")
+    if not all(type(layer) is int for layer in record["layers"]):
         raise TypeError("layers are whole numbers")
-    if len(facts["classes"]) != config.classes:
-        raise TypeError(f"{len(facts['classes'])} classes for {config.classes} outputs")
 
 
 def _names(checked: CheckedFile) -> dict[str, str]:
@@ -172,15 +168,15 @@ def _read_head(checked: CheckedFile, config: HeadConfig) -> Head:
     head = Head(config)
     expected = {name: value.shape for name, value in flat(head.parameters()).items()}
     names = _names(checked)
-    if missing := sorted(set(expected) - set(names)):
-        raise CheckpointError(
-            f"{at(checked.path)}: missing tensor head.{missing[0]}{others(missing)}"
-        )
-    if odd := sorted(set(names) - set(expected)):
-        raise CheckpointError(
-            f"{at(checked.path)}: unexpected tensor head.{odd[0]}{others(odd)} in a head of kind "
-            f"{config.kind!r}"
-        )
+    for what, odd in (
+        ("missing", sorted(set(expected) - set(names))),
+        ("unexpected", sorted(set(names) - set(expected))),
+    ):
+        if odd:
+            raise CheckpointError(
+                f"{at(checked.path)}: {what} tensor head.{odd[0]}{others(odd)}, in a head of kind "
+                f"{config.kind!r}"
+            )
     weights = []
     with TensorReader(checked) as reader:
         for name, source in names.items():
@@ -202,5 +198,5 @@ def _read_head(checked: CheckedFile, config: HeadConfig) -> Head:
     return head
 
 
-def _writing(data: bytes) -> Callable[[BinaryIO], Any]:
-    return lambda file: file.write(data)
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)

@@ -5,7 +5,6 @@ class with exp(cosine / temperature).
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from aim_mlx.data.labelled import Data
 from aim_mlx.data.parts import Part
 from aim_mlx.data.splits import DataSet, divided
-from aim_mlx.encoder.encoder import EmbedOptions, Encoder
+from aim_mlx.encoder.encoder import EmbedOptions, Encoder, vectors_and_skips
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Skip
 from aim_mlx.probe.losses import check_labels
@@ -137,13 +136,6 @@ def _vectors(
     encoder: Encoder, part: Part, options: EmbedOptions, progress: Callable[[int, int], None]
 ) -> tuple[np.ndarray, list[Skip]]:
     """The vectors of the images that can be decoded, in order, and the others."""
-    vectors, skips = [], []
-    with closing(encoder.embed_stream(part.paths, options)) as rows:
-        for row in rows:
-            if row.failure is not None:
-                path = part.paths[row.index]
-                skips.append(Skip(path, row.failure.reason, row.failure.detail))
-            else:
-                vectors.append(row.vector)
-            progress(row.index + 1, len(part))
+    rows = encoder.embed_stream(part.paths, options)
+    vectors, skips = vectors_and_skips(rows, part.paths, progress)
     return np.array(vectors, np.float32).reshape(len(vectors), encoder.dim(options)), skips

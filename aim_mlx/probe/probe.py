@@ -1,7 +1,7 @@
 """AttentiveProbe: a trained head with its classes and the encoder that it belongs to."""
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -267,7 +267,6 @@ def trained_probe(
     encoder: Encoder,
     classes: Sequence[str],
     layers: Sequence[int] = (),
-    metrics: Mapping[str, Any] | None = None,
 ) -> AttentiveProbe:
     """The best head of a trainer as a probe; raises AimError where it has none yet."""
     head, best = trainer.best_head(), trainer.best
@@ -279,7 +278,7 @@ def trained_probe(
         encoder.identity,
         tuple(layers),
         trainer.multi_label,
-        {"validation": chosen, **(metrics or {})},
+        {"validation": chosen},
         {**asdict(trainer.config), "epochs_done": len(trainer.history)},
         encoder,
     )

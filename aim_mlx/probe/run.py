@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.probe import AttentiveProbe, trained_probe
 from aim_mlx.probe.summary import Measured, made_report
 from aim_mlx.probe.training import GridTrainer, Labelled
-from aim_mlx.report.figures import near_chance
 from aim_mlx.report.probe_page import write_report
 from aim_mlx.tokens.source import token_shape
 from aim_mlx.training import loop
@@ -54,7 +53,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to; `figures` are those of `measured_on`, "test" where there is one."""
+    """The outcome of a run; `figures` are those of `measured_on`, "test" where there is one."""
 
     output: str
     classes: int
@@ -92,43 +91,50 @@ def train_probe(
     report, folder = report or Silent(), Path(folder)
     check_output(folder)
     advanced = advancing(report, stop)
-    found = divided(data, plan.config.seed, partial(advanced, "reading images"), folder)
+    images = divided(data, plan.config.seed, partial(advanced, "reading images"), folder)
     encoder = load()
     encoder.check(EmbedOptions(layers=plan.layers))
     token_shape(encoder)  # a native-resolution model is refused before anything is written
-    about = _about(plan, found, encoder)
+    about = _about(plan, images, encoder)
     with working(folder, about) as work:
         begin(work, about)
         cache = plan.cache or work / TOKENS
         features = Features(encoder, cache, plan.cache_limit, plan.layers, plan.augmentation)
-        found = _told(features.prepare(found, report, advanced), encoder, report)
-        trainer = _trainer(plan, found, features, encoder)
-        made = partial(trained_probe, trainer, encoder, found.classes, plan.layers)
+        images = features.prepare(images, report, advanced)
+        warnings = [*images.warnings, *_warnings(images, encoder)]
+        pass_on(report, images.skips, images.notes, warnings)
+        trainer = _trainer(plan, images, features, encoder)
+        made = partial(trained_probe, trainer, encoder, images.classes, plan.layers)
         try:
             loop.run(trainer, work, report, stop=stop)
         except AimError as error:
             if not isinstance(error, (Interrupted, OutputError)) and trainer.best is not None:
                 made().save(folder, overwrite=True)  # the best head until none was finite
             raise
-        measured = [_measured(made(), features, found, name) for name in _judges(found)]
-        found = _judged(found, measured[-1], report)
-        probe = made({each.name: each.figures for each in measured})
-        described = _described(data, found, plan, probe)
-        title = f"Probe of {data.name}"
-        page = made_report(title, probe, measured[-1], described, found.warnings, trainer)
+        probe = made()
+        measured = [
+            _measured(probe, features, images, name)
+            for name in ("val", "test")
+            if name in images.parts
+        ]
+        pass_on(report, warnings=measured[-1].warnings)
+        warnings += measured[-1].warnings
+        probe.metrics |= {each.name: each.figures for each in measured}
+        described, title = _described(data, images, plan, probe), f"Probe of {data.name}"
+        page = made_report(title, probe, measured[-1], described, warnings, trainer)
         write_report(folder / REPORT_FILE, page)
-        write_lines(folder / SPLITS_FILE, _split_lines(found))
+        write_lines(folder / SPLITS_FILE, _split_lines(images))
         probe.save(folder, overwrite=True)
     return Result(
         str(folder),
-        len(found.classes),
-        {name: len(part) for name, part in found.parts.items()},
-        len(found.skips),
+        len(images.classes),
+        {name: len(part) for name, part in images.parts.items()},
+        len(images.skips),
         len(trainer.history),
         probe.metrics["validation"],
         measured[-1].name,
         measured[-1].figures,
-        found.warnings,
+        tuple(warnings),
         round(time.monotonic() - started, 3),
     )
 
@@ -146,18 +152,14 @@ def _about(plan: Plan, data: DataSet, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _told(data: DataSet, encoder: Encoder, report: Report) -> DataSet:
-    """Tells what was left out and noticed; the data set with all that its report must say."""
-    warnings = list(data.warnings)
+def _warnings(data: DataSet, encoder: Encoder) -> Iterator[str]:
     if not encoder.trained:
-        warnings.append("the encoder has random weights: this shows that training works, no more")
+        yield "the encoder has random weights: this shows that training works, no more"
     if "test" not in data.parts:
-        warnings.append(
+        yield (
             "there is no test split: the figures are of val, on which the head was chosen, and are "
             "a little too good"
         )
-    pass_on(report, data.skips, data.notes, warnings)
-    return replace(data, warnings=tuple(warnings))
 
 
 def _trainer(plan: Plan, data: DataSet, features: Features, encoder: Encoder) -> GridTrainer:
@@ -169,11 +171,6 @@ def _trainer(plan: Plan, data: DataSet, features: Features, encoder: Encoder) ->
     return GridTrainer(plan.config, len(data.classes), train, val, heads)
 
 
-def _judges(data: DataSet) -> list[str]:
-    """The parts that figures are made of; the last one's stand in the report."""
-    return [name for name in ("val", "test") if name in data.parts]
-
-
 def _measured(probe: AttentiveProbe, features: Features, data: DataSet, name: str) -> Measured:
     part = data.parts[name]
     tokens = features.tokens(name, part).for_epoch(0)
@@ -181,33 +178,24 @@ def _measured(probe: AttentiveProbe, features: Features, data: DataSet, name: st
     return Measured.of(name, part, probabilities(logits, probe.multi_label), data.classes)
 
 
-def _judged(data: DataSet, measured: Measured, report: Report) -> DataSet:
-    """The data set with a warning where the figures are near chance, which is told too."""
-    warning = near_chance(measured.figures)
-    if warning is None:
-        return data
-    report.warned(warning)
-    return replace(data, warnings=(*data.warnings, warning))
-
-
-def _described(data: Data, found: DataSet, plan: Plan, probe: AttentiveProbe) -> dict[str, str]:
+def _described(data: Data, images: DataSet, plan: Plan, probe: AttentiveProbe) -> dict[str, str]:
     """How the probe was made, in words."""
-    counts = ", ".join(f"{len(part):,} {name}" for name, part in found.parts.items())
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in images.parts.items())
     best = probe.metrics["validation"]
     point = best["point"]
     norm = "with" if point["batch_norm"] else "without"
-    of = len(plan.config.grid)
     views = "none"
     if plan.augmentation is not None:
         views = f"{plan.augmentation.views} of each image" if plan.augmentation.views else "endless"
     return {
-        "data": f"{data.source}: {len(found.classes)} classes, {counts}; {len(found.skips)} left "
+        "data": f"{data.source}: {len(images.classes)} classes, {counts}; {len(images.skips)} left "
         "out",
         "encoder": f"{probe.model.get('model')}, weights {probe.identity['weights'][:16]}",
         "tokens": f"mean of blocks {list(plan.layers)}" if plan.layers else "of the final norm",
         "random views": views,
         "head": f"{plan.config.head}, learning rate {point['learning_rate']:g}, weight decay "
-        f"{point['weight_decay']:g}, {norm} batch norm: the best of {of}, after epoch "
+        f"{point['weight_decay']:g}, {norm} batch norm: the best of "
+        f"{len(plan.config.grid)}, after epoch "
         f"{best['epoch']}",
         "seed": str(plan.config.seed),
     }

@@ -11,7 +11,7 @@ from aim_mlx.errors import ImageError
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.training import GridTrainer
 from aim_mlx.report.charts import Curve
-from aim_mlx.report.figures import confusion, figures_of
+from aim_mlx.report.figures import confusion, figures_of, near_chance
 from aim_mlx.report.probe_page import Mistake, Report
 from aim_mlx.words.heatmap import heat_picture, seen
 
@@ -28,8 +28,16 @@ class Measured:
     figures: dict[str, Any]
 
     @classmethod
-    def of(cls, name: str, part: Part, found: np.ndarray, classes: Sequence[str]) -> "Measured":
-        return cls(name, part, found, figures_of(found, part.labels, classes))
+    def of(
+        cls, name: str, part: Part, probabilities: np.ndarray, classes: Sequence[str]
+    ) -> "Measured":
+        return cls(name, part, probabilities, figures_of(probabilities, part.labels, classes))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One where the figures are near chance."""
+        warning = near_chance(self.figures)
+        return () if warning is None else (warning,)
 
 
 def made_report(

@@ -36,7 +36,10 @@ class Silent(Report):
 
 
 def pass_on(
-    report: Report, skips: Iterable[Any], notes: Iterable[str], warnings: Iterable[str]
+    report: Report,
+    skips: Iterable[Any] = (),
+    notes: Iterable[str] = (),
+    warnings: Iterable[str] = (),
 ) -> None:
     """Says what was left out and noticed while the data was read."""
     for skip in skips:
