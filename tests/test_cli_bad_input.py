@@ -396,7 +396,7 @@ def test_inspect_escapes_what_a_checkpoint_says_of_itself(capsys, tmp_path):
         (["embed", ".", "-o", "{}/out", "--model", "{}/m"], 1, "0 images"),
         (["embed", "{}/in", "-o", "{}/out", "--model", "{}/m"], 0, "1 embedded"),
         (["verify", "{}/store"], 0, "sound and complete"),
-        (["verify", "store"], 2, "is none"),
+        (["verify", "store"], 2, "is not a folder"),
         (["duplicates", "{}/store", "--html", "page.html"], 5, "cannot write 'page.html'"),
         (["export", "{}/store", "x.npz"], 5, "cannot write 'x.npz'"),
     ],

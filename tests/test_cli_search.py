@@ -330,7 +330,7 @@ def test_stores_that_cannot_be_searched_are_refused(capsys, made, monkeypatch, t
     monkeypatch.chdir(tmp_path)
     name, *options = command
     (tmp_path / "other").mkdir()
-    for store, code, said in (("missing", 2, "missing"), ("other", 5, "no store")):
+    for store, code, said in (("missing", 2, "missing"), ("other", 5, "not a store")):
         assert run(capsys, name, store, *options)[0] == code
         assert_one_line(run(capsys, name, store, *options)[2], said)
     monkeypatch.setattr(EmbeddingStore, "__len__", lambda _: 0)

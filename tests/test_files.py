@@ -114,7 +114,9 @@ def test_only_a_regular_file_is_opened_and_nothing_is_waited_for(tmp_path, kind)
     else:
         path = Path(os.devnull)
     for mode in ("rb", "r+b", "ab"):
-        with pytest.raises(OSError, match="it is a link" if kind == "link" else "no regular file"):
+        with pytest.raises(
+            OSError, match="it is a link" if kind == "link" else "not a regular file"
+        ):
             open_regular(path, mode)
 
 

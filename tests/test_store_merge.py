@@ -143,7 +143,7 @@ def test_shares_that_grew_in_several_runs_are_sorted_too(capsys, work):
         (["whole"], 2, "without --shard"),
         (["s1", "whole"], 2, "without --shard"),
         (["s1", "nowhere"], 2, "nowhere"),
-        (["s1", "model"], 5, "no store"),
+        (["s1", "model"], 5, "is not a store"),
         (["s1", "photos/0.png"], 2, "photos/0.png"),
     ],
 )
@@ -168,7 +168,7 @@ def test_shares_of_other_lists_are_refused(capsys, work):
     Image.fromarray(small.photo(40)).save(work / "photos" / "new.png")
     embed("s3", "--shard", "3/3")
     code, line = refused(capsys, *SHARES)
-    assert code == 5 and "'s3' and 's1' were made of other lists" in line
+    assert code == 5 and "'s3' and 's1' were made from different lists" in line
 
 
 def test_a_share_that_was_not_finished_is_refused(capsys, work):

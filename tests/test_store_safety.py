@@ -212,7 +212,7 @@ def check_named(store: Path, *words: str) -> None:
         (lists.FILES, 0, {"folder": ""}, "it lacks listed"),
         (lists.FILES, 1, ["a.jpg"], r"its paths\[0\] must be the path of a file, not a list"),
         (lists.SKIPPED, 0, {"path": "a", "reason": 7, "detail": ""}, "its reason must be a text"),
-        (lists.SKIPPED, 0, DEEP, "it is no plain JSON object"),
+        (lists.SKIPPED, 0, DEEP, "it is not a plain JSON object"),
     ],
 )
 def test_a_field_of_a_list_that_cannot_be_is_damage_and_named(store, name, line, value, words):

@@ -103,7 +103,7 @@ def parse(data: bytes, form: Any) -> dict[str, Any]:
     try:
         record = parse_object(data, "it")
     except CheckpointError as error:
-        raise Damaged("it is no plain JSON object") from error
+        raise Damaged("it is not a plain JSON object") from error
     check(record, form)
     return record
 

@@ -74,7 +74,7 @@ def read(folder: Path) -> dict[str, Any]:
             data = read_regular(path, _LARGEST)
         except FileNotFoundError as error:
             raise OutputError(
-                f"{str(folder)!r} is no store of embeddings: it has no {NAME}; "
+                f"{str(folder)!r} is not a store of embeddings, it has no {NAME}: "
                 "make one with: aim-mlx embed PHOTOS -o FOLDER"
             ) from error
     try:

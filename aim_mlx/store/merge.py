@@ -50,8 +50,8 @@ class _Share:
         share = self.header.get("share")
         if share is None:
             raise UsageError(
-                f"{self.name} is not a share of several: it was made without --shard; "
-                "merge takes the stores of all shares"
+                f"{self.name} was made without --shard, so it is not a share: "
+                "give the stores of --shard 1/n to n/n"
             )
         self.number, self.count = share
 
@@ -132,17 +132,17 @@ def _check_division(shares: Sequence[_Share]) -> None:
 
 
 def _check_like(share: _Share, first: _Share) -> None:
-    """Raises OutputError where two shares are of other vectors or of another list of files."""
+    """Raises OutputError where two shares have different vectors or lists of files."""
     name = manifest.difference(share.store.manifest, first.store.manifest)
     if name is not None:
         raise OutputError(
-            f"{share.name} and {first.name} have other vectors (their {name} differs): "
+            f"{share.name} and {first.name} have different vectors (their {name} differs): "
             "embed one of them again as the other was"
         )
     if share.header.get("all_files") != first.header.get("all_files"):
         raise OutputError(
-            f"{share.name} and {first.name} were made of other lists of files: embed both again, "
-            "of the same photos named alike"
+            f"{share.name} and {first.name} were made from different lists of files: embed "
+            "both again, from the same photos under the same names"
         )
 
 

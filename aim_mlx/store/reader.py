@@ -53,7 +53,7 @@ class EmbeddingStore:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UsageError(
-                f"expected the folder of a store, but {os.fspath(folder)!r} is none: "
+                f"expected the folder of a store, but {os.fspath(folder)!r} is not a folder: "
                 "make one with: aim-mlx embed PHOTOS -o FOLDER"
             )
         self.manifest: dict[str, Any] = manifest.read(self.folder)
@@ -200,7 +200,7 @@ class EmbeddingStore:
             except OSError as error:
                 raise OutputError(
                     f"no room for the {4 * len(self) * self.dim:,} bytes of all vectors, neither "
-                    f"in {str(self.folder)!r} nor in {tempfile.gettempdir()!r}"
+                    f"in {str(self.folder)!r} nor in {tempfile.gettempdir()!r}: make room"
                 ) from error
             return np.memmap(file, np.float32, "r", shape=(len(self), self.dim))
 
