@@ -11,7 +11,7 @@ from typing import Any
 
 from aim_mlx.backend import mx, nn
 from aim_mlx.config import TextConfig, VisionConfig
-from aim_mlx.models.layers import Trunk, attend
+from aim_mlx.models.layers import Seen, Trunk
 from aim_mlx.models.text import TokenEmbedding
 from aim_mlx.models.vision import VisionEncoder
 
@@ -93,26 +93,12 @@ class CachedTrunk:
     Without a mask the tokens of a part see each other and all parts before.
     """
 
-    def __init__(self, trunk: Trunk, heads: int):
-        self._trunk, self._heads = trunk, heads
-        self._seen: list[tuple[mx.array, mx.array]] = []
+    def __init__(self, trunk: Trunk):
+        self._trunk, self._seen = trunk, [Seen() for _ in trunk.blocks]
 
     def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
         """The next tokens (B, L, D) -> theirs after the final norm."""
-        seen = []
-        for number, block in enumerate(self._trunk.blocks):
-            B, L, D = x.shape
-            split = block.attn.qkv(block.norm_1(x)).reshape(B, L, 3, self._heads, -1)
-            q, k, v = split.transpose(2, 0, 3, 1, 4)
-            if self._seen:
-                before = self._seen[number]
-                k, v = (mx.concatenate([before[i], new], axis=2) for i, new in enumerate((k, v)))
-            seen.append((k, v))
-            heads = attend(q, k, v, mask).transpose(0, 2, 1, 3).reshape(B, L, D)
-            x = x + block.attn.proj(heads)
-            x = x + block.mlp(block.norm_2(x))
-        self._seen = seen
-        return self._trunk.post_trunk_norm(x)
+        return self._trunk(x, mask, seen=self._seen)[0]
 
 
 def _through(trunk: Trunk, x: mx.array, mask: mx.array | None, checkpointed: bool) -> mx.array:

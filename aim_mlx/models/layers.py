@@ -8,6 +8,7 @@
 import math
 import operator
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from aim_mlx.backend import mx, nn, on_gpu
 from aim_mlx.config import TextConfig, VisionConfig
@@ -23,11 +24,30 @@ _QUERIES_AT_ONCE = 512
 _SILU_FLOOR = -80.0
 
 
+class Seen:
+    """The keys and values, for one attention, of the tokens that came before.
+
+    Those of a single row (1, p, D) serve for all rows that follow.
+    """
+
+    def __init__(self):
+        self._before: tuple[mx.array, mx.array] | None = None
+
+    def followed_by(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        """These (B, heads, N, head_dim) with all before them, which are kept for what follows."""
+        if self._before is not None:
+            k, v = (
+                mx.concatenate([mx.broadcast_to(old, (len(k), *old.shape[1:])), new], axis=2)
+                for old, new in zip(self._before, (k, v), strict=True)
+            )
+        self._before = k, v
+        return k, v
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: (B, N, D), mask (N, N), (B, 1, N, N) or None for all -> (B, N, D).
 
-    `before` (1, p, D) are tokens that all rows have before their own, which attend to them too; the
-    mask then is (N, p + N).
+    With `seen` the p tokens before are attended to as well; the mask then is (N, p + N).
     """
 
     def __init__(self, config: TrunkConfig):
@@ -37,24 +57,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
 
     def __call__(
-        self, x: mx.array, mask: mx.array | None = None, before: mx.array | None = None
+        self, x: mx.array, mask: mx.array | None = None, seen: Seen | None = None
     ) -> mx.array:
         B, N, D = x.shape
-        q, k, v = self._split(x)
-        if before is not None:
-            shape = (B, self._heads, before.shape[1], D // self._heads)
-            _, *shared = self._split(before)
-            k, v = (
-                mx.concatenate([mx.broadcast_to(theirs, shape), own], axis=2)
-                for theirs, own in zip(shared, (k, v), strict=True)
-            )
-        return self.proj(attend(q, k, v, mask).transpose(0, 2, 1, 3).reshape(B, N, D))
-
-    def _split(self, x: mx.array) -> mx.array:
-        """Queries, keys and values of tokens: (3, B, heads, N, head_dim)."""
-        B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self._heads, D // self._heads)
-        return qkv.transpose(2, 0, 3, 1, 4)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        if seen is not None:
+            k, v = seen.followed_by(k, v)
+        return self.proj(attend(q, k, v, mask).transpose(0, 2, 1, 3).reshape(B, N, D))
 
 
 class SwiGLU(nn.Module):
@@ -71,7 +81,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: (B, N, D) -> (B, N, D); `before` as for Attention."""
+    """One pre-norm transformer block: (B, N, D) -> (B, N, D); mask and `seen` as for Attention."""
 
     def __init__(self, config: TrunkConfig):
         super().__init__()
@@ -81,10 +91,9 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
 
     def __call__(
-        self, x: mx.array, mask: mx.array | None = None, before: mx.array | None = None
+        self, x: mx.array, mask: mx.array | None = None, seen: Seen | None = None
     ) -> mx.array:
-        normed_before = None if before is None else self.norm_1(before)
-        x = x + self.attn(self.norm_1(x), mask, normed_before)
+        x = x + self.attn(self.norm_1(x), mask, seen)
         return x + self.mlp(self.norm_2(x))
 
 
@@ -92,7 +101,8 @@ class Trunk(nn.Module):
     """The blocks and the final norm: (B, N, D), mask as for Attention -> (B, N, D).
 
     With it come the outputs of the blocks named by `layers`, before the norm; nothing else is kept.
-    Raises UsageError for layers that do not exist.
+    With `seen`, one for each block, a sequence can be given part by part. Raises UsageError for
+    layers that do not exist.
     """
 
     def __init__(self, config: TrunkConfig):
@@ -101,12 +111,16 @@ class Trunk(nn.Module):
         self.post_trunk_norm = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
 
     def __call__(
-        self, x: mx.array, mask: mx.array | None = None, layers: Sequence[int] = ()
+        self,
+        x: mx.array,
+        mask: mx.array | None = None,
+        layers: Sequence[int] = (),
+        seen: Sequence[Seen] = (),
     ) -> tuple[mx.array, dict[int, mx.array]]:
         wanted = block_indices(layers, len(self.blocks))
         outputs = {}
         for i, block in enumerate(self.blocks):
-            x = block(x, mask)
+            x = block(x, mask, seen[i] if seen else None)
             if i in wanted.values():
                 outputs[i] = x
         return self.post_trunk_norm(x), {asked: outputs[i] for asked, i in wanted.items()}
@@ -151,7 +165,7 @@ def gated(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up, elementwise, where silu(x) is x * sigmoid(x)."""
     if on_gpu():
         return nn.silu(gate) * up
-    return _gated_on_cpu(gate, up)[0]
+    return cast(tuple[mx.array, mx.array], _gated_on_cpu(gate, up))[0]
 
 
 @mx.custom_function

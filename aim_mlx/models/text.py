@@ -13,7 +13,7 @@ import numpy as np
 from aim_mlx.backend import check_not_forked, mx, nn
 from aim_mlx.config import TextConfig
 from aim_mlx.errors import UsageError
-from aim_mlx.models.layers import Trunk
+from aim_mlx.models.layers import Seen, Trunk
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +69,14 @@ class TextEncoder(nn.Module):
         check_not_forked()
         ends = self.ends(ids)
         x = self.preprocessor(mx.array(ids.astype(np.int32)))
-        before, x = (x[:1, :shared], x[:, shared:]) if shared else (None, x)
+        seen = [Seen() for _ in self.trunk.blocks] if shared else []
+        if shared:
+            self.trunk(x[:1, :shared], mx.array(np.tri(shared, dtype=bool)), seen=seen)
         L = ids.shape[1]
         causal = mx.array(np.tri(L - shared, L, shared, dtype=bool))
-        causal_before = mx.array(np.tri(shared, dtype=bool))
-        for block in self.trunk.blocks:
-            next_before = None if before is None else block(before, causal_before)
-            x, before = block(x, causal, before), next_before
-        x = x[mx.arange(len(ids)), mx.array(ends - shared)]
+        _, outputs = self.trunk(x[:, shared:], causal, layers=[-1], seen=seen)
+        # The final norm is computed for these tokens alone.
+        x = outputs[-1][mx.arange(len(ids)), mx.array(ends - shared)]
         return self.trunk.post_trunk_norm(x)
 
     def features(self, ids: np.ndarray, layers: Sequence[int] = ()) -> TextFeatures:

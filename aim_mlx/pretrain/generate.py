@@ -26,7 +26,7 @@ def captions(
             f"{longest} and {temperature}"
         )
     B, decoder, key = len(pixels), model.decoder, mx.random.key(seed)
-    trunk = CachedTrunk(decoder.trunk, text.num_heads)
+    trunk = CachedTrunk(decoder.trunk)
     image = model.connector(model.encoder(pixels).tokens)
     trunk(image, _causal(image.shape[1]))
     hidden = trunk(decoder.embed(mx.zeros((B, 0), mx.int32)))
@@ -64,8 +64,8 @@ def continued(model: PretrainingModel, pixels: np.ndarray, prefix: int) -> np.nd
     canvas = np.zeros_like(pixels)
     for i in range(prefix):
         canvas[_place(i, w, patch)] = pixels[_place(i, w, patch)]
-    encoder = CachedTrunk(model.encoder.trunk, config.vision.num_heads)
-    decoder = CachedTrunk(model.decoder.trunk, config.decoder.num_heads)
+    encoder = CachedTrunk(model.encoder.trunk)
+    decoder = CachedTrunk(model.decoder.trunk)
     new, mask = slice(0, prefix), _causal(prefix)
     for i in range(prefix, h * w):
         tokens = model.encoder.preprocessor(mx.array(canvas[None]), (h, w))[:, new]
