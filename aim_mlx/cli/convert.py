@@ -1,11 +1,13 @@
 """`aim-mlx convert`: a checkpoint of any layout to a folder of our format, cast or quantised."""
 
-import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from aim_mlx.cli.options import AsJson, Overwrite
 
 
 def convert(
@@ -27,20 +29,14 @@ def convert(
     compare: Annotated[
         bool, typer.Option(help="Embed four pictures before and after, and say how they agree.")
     ] = True,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a checkpoint of this format in DST.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a summary as one JSON object.")
-    ] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Cast, quantise or rewrite a checkpoint.
 
     DST is a folder that loads unchanged. SRC is never changed.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from aim_mlx.cli.reporter import Reporter
     from aim_mlx.errors import UsageError
     from aim_mlx.weights.convert import convert_checkpoint
     from aim_mlx.weights.quantize import Quantization
@@ -49,9 +45,7 @@ def convert(
     if not quantize and not (bits is group_size is mode is None):
         raise UsageError("--q-bits, --q-group-size and --q-mode need -q")
     quantization = Quantization.of(mode or "affine", bits, group_size) if quantize else None
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("convert", total=None)
+    with Reporter(as_json) as report:
         done = convert_checkpoint(
             source,
             folder,
@@ -59,10 +53,9 @@ def convert(
             quantization=quantization,
             overwrite=overwrite,
             compare=compare,
-            progress=lambda count, total: bar.update(task, completed=count, total=total),
+            progress=partial(report.advanced, "convert"),
         )
-    if as_json:
-        print(json.dumps({"event": "summary", **asdict(done), "exit_code": 0}))
+    report.emit("summary", {**asdict(done), "exit_code": 0})
     form = done.dtype
     if done.quantization is not None:
         form = "{mode} {bits} bits in groups of {group_size}".format(**done.quantization)
@@ -71,4 +64,4 @@ def convert(
     if done.cosines is not None:
         low, mean = min(done.cosines), sum(done.cosines) / len(done.cosines)
         line += f"; cosine of {len(done.cosines)} embeddings: mean {mean:.6f}, lowest {low:.6f}"
-    typer.echo(line, err=True)
+    report.say(line)

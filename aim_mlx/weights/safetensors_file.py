@@ -342,40 +342,31 @@ class SafetensorsWriter:
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Writes one tensor, bfloat16 as its uint16 bits; ValueError if it is not as stated."""
-        dtype, shape = self._start_of(name)
-        if array.shape != shape or array.dtype != np.dtype(NUMPY_DTYPES[dtype]):
-            raise ValueError(
-                f"tensor {name}: expected {dtype} {shape}, got {array.dtype} {array.shape}"
-            )
-        self._write(array)
-        self._missing.discard(name)
+        self._check(name, array, array.shape)
+        self.write_parts(name, [array])
 
     def write_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
         """Writes one tensor by parts of its first axis; ValueError if they do not make it up."""
-        dtype, shape = self._start_of(name)
-        rows = 0
-        for part in parts:
-            if part.shape[1:] != shape[1:] or part.dtype != np.dtype(NUMPY_DTYPES[dtype]):
-                raise ValueError(
-                    f"tensor {name}: expected parts of {dtype} {shape}, got {part.dtype} "
-                    f"{part.shape}"
-                )
-            self._write(part)
-            rows += len(part)
-        if rows != shape[0]:
-            raise ValueError(f"tensor {name}: expected {shape[0]} rows, got {rows}")
-        self._missing.discard(name)
-
-    def _start_of(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Goes to where a tensor begins; its dtype and shape."""
         if name not in self._missing:
             raise ValueError(f"tensor {name} is written twice")
+        shape = self._specs[name][1]
         self._file.seek(self._start + self._offsets[name])
-        return self._specs[name]
+        size = 0
+        for part in parts:
+            self._check(name, part, shape[:1] + part.shape[1:])
+            # A view of the bytes of a one-dimensional array: no copy if it is contiguous already.
+            self._file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+            size += part.size
+        if size != math.prod(shape):
+            raise ValueError(f"tensor {name}: expected {math.prod(shape)} values, got {size}")
+        self._missing.discard(name)
 
-    def _write(self, array: np.ndarray) -> None:
-        # A view of the bytes of a one-dimensional array: no copy if it is contiguous already.
-        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    def _check(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+        dtype, expected = self._specs[name]
+        if shape != expected or array.dtype != np.dtype(NUMPY_DTYPES[dtype]):
+            raise ValueError(
+                f"tensor {name}: expected {dtype} {expected}, got {array.dtype} {array.shape}"
+            )
 
     def finish(self) -> None:
         """Raises ValueError unless every tensor was written."""
