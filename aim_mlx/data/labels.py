@@ -86,5 +86,5 @@ def _label(label: Any) -> str | tuple[str, ...]:
 
 def quoted(names: Sequence[str]) -> str:
     """The first few names, for messages."""
-    shown = ", ".join(f"{name!r:.80}" for name in names[:5])
+    shown = ", ".join(f"{name!r:.300}" for name in names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
