@@ -6,6 +6,11 @@ def counted(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
+def megabytes(count: int) -> str:
+    """Bytes, as "0.21 MB" or "1.50 GB"."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
 def escaped(text: str) -> str:
     """Control characters and undecodable bytes become escapes; the result is one line."""
     return "".join(

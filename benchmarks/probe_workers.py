@@ -53,12 +53,12 @@ def grid(folder: str, batch: int, steps: int, classes: int) -> dict[str, Any]:
 
 def _ours(folder: str, batch: int, steps: int, classes: int, *grid: Any) -> dict[str, Any]:
     from aim_mlx.probe.config import protocol
-    from aim_mlx.probe.training import GridTrainer, Labelled
+    from aim_mlx.probe.training import GridTrainer, LabelledTokens
 
     tokens, labels = _Mapped(folder), np.load(Path(folder) / "labels.npy")
     names = ("learning_rates", "weight_decays", "batch_norm")
     config = protocol("paper", epochs=1000, batch_size=batch, **dict(zip(names, grid, strict=True)))
-    part = Labelled(tokens, labels)
+    part = LabelledTokens(tokens, labels)
     trainer = GridTrainer(config, classes, part, part, _HEADS)
     trainer._end_epoch = lambda epoch: {}  # no evaluation: the plain probe has none either
     seconds = _timed(lambda: trainer.run_step(), steps)

@@ -4,7 +4,7 @@ import numpy as np
 
 from aim_mlx.backend import mx
 from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
-from aim_mlx.probe.training import Labelled
+from aim_mlx.probe.training import LabelledTokens
 
 D, HEADS, CLASSES = 32, 4, 5
 
@@ -47,14 +47,14 @@ class ArrayTokens:
         return list(self.tokens[np.asarray(indices)])
 
 
-def labelled(count: int, seed: int = 0, classes: int = 4, strength: float = 4.0) -> Labelled:
+def labelled(count: int, seed: int = 0, classes: int = 4, strength: float = 4.0) -> LabelledTokens:
     """Images of which one token, anywhere, tells the class."""
     rng = np.random.default_rng([seed, 1])
     centers = np.random.default_rng(99).normal(0, strength, (classes, D))
     labels = rng.integers(0, classes, count)
     tokens = rng.normal(0, 1, (count, 9, D))
     tokens[np.arange(count), rng.integers(0, 9, count)] += centers[labels]
-    return Labelled(ArrayTokens(tokens.astype(np.float16)), labels)
+    return LabelledTokens(ArrayTokens(tokens.astype(np.float16)), labels)
 
 
 def plain(head: Head, tokens: mx.array) -> mx.array:

@@ -16,7 +16,7 @@ from aim_mlx.probe.config import PROTOCOLS, GridPoint, ProbeConfig, protocol
 from aim_mlx.probe.gradients import batch_gradients, logits_of
 from aim_mlx.probe.heads import KINDS, flat
 from aim_mlx.probe.losses import loss_sum, probabilities, targets_of, total_weight
-from aim_mlx.probe.training import GridTrainer, Labelled, _is_matrix, epoch_rows
+from aim_mlx.probe.training import GridTrainer, LabelledTokens, _is_matrix, epoch_rows
 from aim_mlx.report.figures import balanced_accuracy, mean_average_precision
 from aim_mlx.training import loop
 from aim_mlx.training.optimizer import adamw
@@ -27,7 +27,7 @@ QUICK = protocol("fast", epochs=4, batch_size=16, patience=None)
 TRAIN, VALIDATION = labelled(60, 0), labelled(30, 1)
 
 
-def trainer(config: ProbeConfig = QUICK, train: Labelled = TRAIN) -> GridTrainer:
+def trainer(config: ProbeConfig = QUICK, train: LabelledTokens = TRAIN) -> GridTrainer:
     return GridTrainer(config, 4, train, VALIDATION, heads=4)
 
 
@@ -106,9 +106,9 @@ def test_weight_decay_pulls_at_matrices_and_at_no_query_or_bias(kind):
 def test_label_smoothing_spreads_its_share_over_all_classes(several):
     """The loss of a grid on validation against the definition, in double precision."""
     labels = np.eye(4)[VALIDATION.labels] if several else VALIDATION.labels
-    train = Labelled(TRAIN.tokens, np.eye(4)[TRAIN.labels] if several else TRAIN.labels)
+    train = LabelledTokens(TRAIN.tokens, np.eye(4)[TRAIN.labels] if several else TRAIN.labels)
     config = replace(QUICK, label_smoothing=0.3)
-    found = GridTrainer(config, 4, train, Labelled(VALIDATION.tokens, labels), heads=4)
+    found = GridTrainer(config, 4, train, LabelledTokens(VALIDATION.tokens, labels), heads=4)
     while not found.history:
         found.run_step()
     scores = logits(found).astype(np.float64)
@@ -313,11 +313,11 @@ def test_a_dropped_head_stays_dropped_after_a_resume(tmp_path):
 
 
 def test_several_labels_are_learned_and_chosen_by_mean_average_precision():
-    def several(part: Labelled) -> Labelled:
+    def several(part: LabelledTokens) -> LabelledTokens:
         labels = np.zeros((len(part.labels), 4), np.float32)
         labels[np.arange(len(part.labels)), part.labels] = 1
         labels[:, 3] = labels[:, 0]
-        return Labelled(part.tokens, labels)
+        return LabelledTokens(part.tokens, labels)
 
     config = protocol("fast", epochs=15, batch_size=8, balanced=True)
     found = GridTrainer(config, 4, several(TRAIN), several(VALIDATION), heads=4)
@@ -326,11 +326,11 @@ def test_several_labels_are_learned_and_chosen_by_mean_average_precision():
 
 
 def test_labels_of_two_kinds_or_none_are_refused():
-    several = Labelled(TRAIN.tokens, np.zeros((60, 4)))
+    several = LabelledTokens(TRAIN.tokens, np.zeros((60, 4)))
     with pytest.raises(UsageError, match="both be single or both several"):
         GridTrainer(QUICK, 4, several, VALIDATION)
     with pytest.raises(UsageError, match="got none"):
-        GridTrainer(QUICK, 4, TRAIN, Labelled(TRAIN.tokens, np.zeros(0, int)))
+        GridTrainer(QUICK, 4, TRAIN, LabelledTokens(TRAIN.tokens, np.zeros(0, int)))
 
 
 def test_tokens_may_differ_by_epoch():
@@ -342,7 +342,7 @@ def test_tokens_may_differ_by_epoch():
             return ArrayTokens(self.tokens + np.float16(epoch))
 
     source = Views(TRAIN.tokens.tokens)  # pyright: ignore[reportAttributeAccessIssue]
-    moving, fixed = trainer(train=Labelled(source, TRAIN.labels)), trainer()
+    moving, fixed = trainer(train=LabelledTokens(source, TRAIN.labels)), trainer()
     loop.run(moving)
     loop.run(fixed)
     assert set(asked) == {0, 1, 2, 3}

@@ -12,6 +12,7 @@ from aim_mlx.lit_training.model import trimmed
 from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.tokens.source import StreamedTokens, TokenSource, undecodable
 from aim_mlx.training.report import Advanced, Report
+from aim_mlx.wording import megabytes
 from aim_mlx.words.tokenizer import TokenIds
 
 TokensOf = Callable[[Pairs], TokenSource]
@@ -42,17 +43,13 @@ def tokens_of(
     size = cache.bytes_to_add(digests)
     if cache.fits(digests):
         if size:
-            report.noted(f"the image tokens take {_megabytes(size)} on the disk, at most")
+            report.noted(f"the image tokens take {megabytes(size)} on the disk, at most")
         images = dict(zip(digests, zip(pairs.paths, pairs.contents, strict=True), strict=True))
         skips = cache.fill(images, lambda *n: advanced("caching tokens", *n))
         return lambda part: cache.rows(part.digests), skips
     report.noted(
-        f"the image tokens would take {_megabytes(size)}, over the limit: they are computed from "
+        f"the image tokens would take {megabytes(size)}, over the limit: they are computed from "
         "the images in every epoch"
     )
     skips = undecodable(encoder, pairs.paths, lambda *n: advanced("checking images", *n))
     return lambda part: StreamedTokens(encoder, part.paths), skips
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

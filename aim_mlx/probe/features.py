@@ -26,6 +26,7 @@ from aim_mlx.images.decode import decoded
 from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.tokens.source import StreamedTokens, TokenSource, undecodable
 from aim_mlx.training.report import Advanced, Report
+from aim_mlx.wording import megabytes
 
 
 @dataclass(frozen=True)
@@ -181,17 +182,12 @@ class Features:
                 total += size
             else:
                 report.noted(
-                    f"the tokens of {name} would take {gigabytes(size)}, over the limit: they are "
+                    f"the tokens of {name} would take {megabytes(size)}, over the limit: they are "
                     "computed from the images in every epoch"
                 )
         if total:
             names = ", ".join(name for name in SPLITS if name in self._chosen)
-            report.noted(f"the tokens of {names} take {gigabytes(total)} on the disk, at most")
-
-
-def gigabytes(count: int) -> str:
-    """Bytes for a reader."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+            report.noted(f"the tokens of {names} take {megabytes(total)} on the disk, at most")
 
 
 def view_key(digest: str, seed: int, number: int) -> str:

@@ -21,7 +21,7 @@ from aim_mlx.probe.config import protocol
 from aim_mlx.probe.head_files import load_head, read_probe, write_probe
 from aim_mlx.probe.heads import Head
 from aim_mlx.probe.losses import probabilities
-from aim_mlx.probe.training import GridTrainer, Labelled
+from aim_mlx.probe.training import GridTrainer, LabelledTokens
 from aim_mlx.tokens.source import frozen_tokens, token_identity, token_shape
 from aim_mlx.training import loop
 from aim_mlx.training.report import Report
@@ -83,7 +83,7 @@ class AttentiveProbe:
             kept, held = range(len(images)), range(len(validation[0]))
         classes, multi_label = classes_of(labels)
         parts = [
-            Labelled(
+            LabelledTokens(
                 _InMemory.of(encoder, part, layers, places), as_labels(names, classes, multi_label)
             )
             for part, names, places in ((images, labels, kept), (*validation, held))

@@ -29,7 +29,7 @@ from aim_mlx.probe.gradients import logits_of
 from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.probe import AttentiveProbe, trained_probe
 from aim_mlx.probe.summary import Measured, made_report
-from aim_mlx.probe.training import GridTrainer, Labelled
+from aim_mlx.probe.training import GridTrainer, LabelledTokens
 from aim_mlx.report.probe_page import write_report
 from aim_mlx.tokens.source import token_shape
 from aim_mlx.training import loop
@@ -164,7 +164,7 @@ def _warnings(data: DataSet, encoder: Encoder) -> Iterator[str]:
 
 def _trainer(plan: Plan, data: DataSet, features: Features, encoder: Encoder) -> GridTrainer:
     train, val = (
-        Labelled(features.tokens(name, data.parts[name]), data.parts[name].labels)
+        LabelledTokens(features.tokens(name, data.parts[name]), data.parts[name].labels)
         for name in ("train", "val")
     )
     heads = encoder.model.config.num_heads

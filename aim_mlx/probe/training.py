@@ -31,7 +31,7 @@ class EpochTokens(Protocol):
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledTokens:
     """Images as training sees them: their tokens, and labels int (n,) or 0 and 1 (n, C)."""
 
     tokens: EpochTokens
@@ -66,8 +66,8 @@ class GridTrainer:
         self,
         config: ProbeConfig,
         classes: int,
-        train: Labelled,
-        validation: Labelled,
+        train: LabelledTokens,
+        validation: LabelledTokens,
         heads: int | None = None,
     ):
         self.config, self.classes = config, classes

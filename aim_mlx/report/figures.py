@@ -25,10 +25,11 @@ def average_precision(scores: np.ndarray, wanted: np.ndarray) -> float | None:
     if not wanted.any():
         return None
     order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(wanted[order])
-    last = np.searchsorted(-scores[order], -scores[order], side="right") - 1
-    precision = hits[last] / (last + 1)
-    return float(precision[wanted[order]].mean())
+    scores, wanted = scores[order], wanted[order]
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # of each group of equals
+    hits = np.cumsum(wanted)[last]
+    # Heads are chosen by this sum: another order of it would go on to other bits.
+    return float((np.diff(hits, prepend=0) * (hits / (last + 1))).sum() / hits[-1])
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
