@@ -6,6 +6,7 @@ patch side, N patches.
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aim_mlx.config import HEAD_DIM, LiTConfig, TextConfig, VisionConfig
@@ -49,56 +50,78 @@ def config_from_tensors(
     last of the vocabulary ends a text. `names` says how messages call one of our tensors. Raises
     CheckpointError when a tensor that states a size is missing or of an impossible shape.
     """
+    tensors = _Tensors(shapes, names)
+    if kind == "vision":
+        return _vision(tensors, "", stated.vision)
+    return LiTConfig(
+        _vision(tensors, IMAGE, stated.vision),
+        _text(tensors, _TEXT, stated.text),
+        tensors.shape("image_projector.weight", 2)[0],
+        **_only(stated.lit, "max_logit_scale"),
+    )
 
-    def shape(name: str, rank: int) -> tuple[int, ...]:
-        if name not in shapes:
+
+@dataclass(frozen=True)
+class _Tensors:
+    shapes: Shapes
+    names: Callable[[str], str]
+
+    def shape(self, name: str, rank: int) -> tuple[int, ...]:
+        """The shape of a tensor that states a size."""
+        if name not in self.shapes:
             raise CheckpointError(
-                f"missing tensor {names(name)}: expected in every checkpoint of this kind; "
+                f"missing tensor {self.names(name)}: expected in every checkpoint of this kind; "
                 "download it again"
             )
-        if len(shapes[name]) != rank:
+        shape = self.shapes[name]
+        if len(shape) != rank:
             raise CheckpointError(
-                f"wrong shape of tensor {names(name)}: expected {rank} dimensions, "
-                f"got {list(shapes[name])}"
+                f"wrong shape of tensor {self.names(name)}: expected {rank} dimensions, "
+                f"got {list(shape)}"
             )
-        return shapes[name]
+        return shape
 
-    def trunk(prefix: str, dim: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "embed_dim": dim,
-            "mlp_hidden_dim": shape(f"{prefix}trunk.blocks.0.mlp.fc1.weight", 2)[0],
-            "num_blocks": _count_blocks(shapes, prefix),
-            "num_heads": values["num_heads"] if "num_heads" in values else _count_heads(dim),
-            **_only(values, "rms_norm_eps"),
-        }
+    def blocks(self, prefix: str) -> int:
+        """One more than the largest block number; a gap shows later as a missing tensor."""
+        start = f"{prefix}trunk.blocks."
+        numbers = [int(n[len(start) :].split(".")[0]) for n in self.shapes if n.startswith(start)]
+        return max(numbers, default=-1) + 1
 
-    def vision(prefix: str) -> VisionConfig:
-        dim, patch = shape(f"{prefix}preprocessor.patchifier.proj.weight", 4)[:2]
-        positions, image_size = f"{prefix}preprocessor.pos_embed", None
-        if positions in shapes:
-            count = shape(positions, 3)[1]
-            side = math.isqrt(count)
-            if side < 1 or side * side != count:
-                raise CheckpointError(
-                    f"tensor {names(positions)} has {count} positions, expected a square number"
-                )
-            image_size = side * patch
-        sizes = trunk(prefix, dim, stated.vision)
-        return VisionConfig(**sizes, patch_size=patch, image_size=image_size)
 
-    def text(prefix: str) -> TextConfig:
-        vocab_size, dim = shape(f"{prefix}preprocessor.text_embedding.weight", 2)
-        return TextConfig(
-            **trunk(prefix, dim, stated.text),
-            vocab_size=vocab_size,
-            context_length=shape(f"{prefix}preprocessor.positional_embedding", 2)[0],
-            eos_token_id=stated.text.get("eos_token_id", vocab_size - 1),
-        )
+def _vision(tensors: _Tensors, prefix: str, stated: Mapping[str, Any]) -> VisionConfig:
+    dim, patch = tensors.shape(f"{prefix}preprocessor.patchifier.proj.weight", 4)[:2]
+    positions, image_size = f"{prefix}preprocessor.pos_embed", None
+    if positions in tensors.shapes:
+        count = tensors.shape(positions, 3)[1]
+        side = math.isqrt(count)
+        if side < 1 or side * side != count:
+            raise CheckpointError(
+                f"tensor {tensors.names(positions)} has {count} positions, expected a square number"
+            )
+        image_size = side * patch
+    trunk = _trunk(tensors, prefix, dim, stated)
+    return VisionConfig(**trunk, patch_size=patch, image_size=image_size)
 
-    if kind == "vision":
-        return vision("")
-    projected = shape("image_projector.weight", 2)[0]
-    return LiTConfig(vision(IMAGE), text(_TEXT), projected, **_only(stated.lit, "max_logit_scale"))
+
+def _text(tensors: _Tensors, prefix: str, stated: Mapping[str, Any]) -> TextConfig:
+    vocab_size, dim = tensors.shape(f"{prefix}preprocessor.text_embedding.weight", 2)
+    return TextConfig(
+        **_trunk(tensors, prefix, dim, stated),
+        vocab_size=vocab_size,
+        context_length=tensors.shape(f"{prefix}preprocessor.positional_embedding", 2)[0],
+        eos_token_id=stated.get("eos_token_id", vocab_size - 1),
+    )
+
+
+def _trunk(tensors: _Tensors, prefix: str, dim: int, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What both towers have in common, for their configs."""
+    return {
+        "embed_dim": dim,
+        "mlp_hidden_dim": tensors.shape(f"{prefix}trunk.blocks.0.mlp.fc1.weight", 2)[0],
+        "num_blocks": tensors.blocks(prefix),
+        "num_heads": stated["num_heads"] if "num_heads" in stated else _count_heads(dim),
+        **_only(stated, "rms_norm_eps"),
+    }
 
 
 def check_shapes(shapes: Shapes, expected: Shapes, names: Callable[[str], str] = show) -> None:
@@ -128,13 +151,6 @@ def _count_heads(dim: int) -> int:
             "states the heads: give the sizes with config="
         )
     return dim // HEAD_DIM
-
-
-def _count_blocks(shapes: Shapes, prefix: str) -> int:
-    """One more than the largest block number; a gap shows later as a missing tensor."""
-    start = f"{prefix}trunk.blocks."
-    numbers = [int(n[len(start) :].split(".")[0]) for n in shapes if n.startswith(start)]
-    return max(numbers, default=-1) + 1
 
 
 def _vision_shapes(prefix: str, config: VisionConfig) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,6 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
     Raises CheckpointError for what is not plain UTF-8 JSON, and for duplicate keys, NaN, infinity,
     numbers too large and nesting too deep, which other parsers read differently.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            seen: set[str] = set()
-            twice = next(k for k, _ in pairs if k in seen or seen.add(k))
-            raise CheckpointError(
-                f"{what} states the key {show(twice)} twice: expected once; download it again"
-            )
-        return values
-
-    def constant(name: str) -> Any:
-        raise CheckpointError(f"{what} holds {name}, which is not JSON: write a finite number")
-
-    def whole(digits: str) -> int:
-        if len(digits) > LARGEST_NUMBER:
-            raise ValueError(f"a number of {len(digits)} digits")
-        return int(digits)
-
-    def real(digits: str) -> float:
-        if math.isinf(value := float(digits)):
-            raise ValueError(f"{show(digits)} is too large a number")
-        return value
-
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise CheckpointError(
             f"{what} starts with a byte-order mark: save it as plain UTF-8 without one"
@@ -51,21 +28,45 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
     try:
         values = json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=unique,
-            parse_constant=constant,
-            parse_int=whole,
-            parse_float=real,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_int=_whole,
+            parse_float=_real,
         )
     except RecursionError:
         raise _too_deep(what) from None
-    except ValueError as error:  # also UnicodeDecodeError, and what whole() and real() raise
+    except ValueError as error:  # also UnicodeDecodeError
         raise CheckpointError(
-            f"{what} is not valid JSON ({error!s:.100}): download it again"
+            f"{what} is not valid JSON ({error!s:.150}): download it again"
         ) from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{what} must be a JSON object, got {type(values).__name__}")
     _check_depth(values, what)
     return values
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"it states the key {show(twice)} twice")
+    return values
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"it holds {name} where a finite number is expected")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > LARGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"{show(digits)} is too large a number")
+    return value
 
 
 def _check_depth(values: dict[str, Any], what: str) -> None:
