@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aim_mlx.data.labels import quoted
-from aim_mlx.data.tables import MissingColumn, Row, beside, check_characters, read_table
+from aim_mlx.data.labels import check_characters, quoted
+from aim_mlx.data.tables import MissingColumn, Row, beside, read_table
 from aim_mlx.errors import UsageError
 from aim_mlx.files import disk_errors
 from aim_mlx.images import Skip, discover
@@ -202,7 +202,7 @@ def _from_table(path: Path, columns: Columns, multi_label: bool) -> Labelled:
     for row in rows:
         labels = row.several if multi_label else row.values[1:2]
         for label in labels:
-            check_characters(row.place, "label", label)
+            check_characters(f"{row.place}: the label", label, is_utf_8=True)
         split = row.values[place:]
         items.append(
             Item(

@@ -1,6 +1,7 @@
 """Labels in memory: names, or lists of names, beside images; as numbers; some of them held out."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,10 @@ import numpy as np
 from aim_mlx.errors import UsageError
 
 _HELD_OUT = 0.2  # of each class
+# Half a character, as JSON can hold. Those between stand for bytes of a file's name that are not
+# UTF-8.
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_HALF_OR_BYTE = re.compile("[\ud800-\udfff]")
 
 
 def paired(images: Iterable[Any], labels: Iterable[Any]) -> tuple[list[Any], list[Any]]:
@@ -77,11 +82,16 @@ def _label(label: Any) -> str | tuple[str, ...]:
     for name in names:
         if not isinstance(name, str):
             raise UsageError(f"a label is a name or a list of names, got {label!r:.80}: use str()")
-        if any("\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in name):
-            raise UsageError(f"the label {ascii(name):.80} holds half a character: fix it")
+        check_characters(f"the label {ascii(name):.80}", name)
     if isinstance(label, str):
         return str(label)
     return tuple(sorted(set(map(str, names))))
+
+
+def check_characters(what: str, text: str, is_utf_8: bool = False) -> None:
+    """Raises UsageError for half a character, with `is_utf_8` also for what stands for a byte."""
+    if (_HALF_OR_BYTE if is_utf_8 else _HALF).search(text):
+        raise UsageError(f"{what} holds half a character: fix it")
 
 
 def quoted(names: Sequence[str]) -> str:

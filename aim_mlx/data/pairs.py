@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aim_mlx.data.labels import check_characters
 from aim_mlx.data.parts import Progress, read_contents
-from aim_mlx.data.tables import MissingColumn, beside, check_characters, read_table
+from aim_mlx.data.tables import MissingColumn, beside, read_table
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Content, Skip
 
@@ -70,7 +71,7 @@ def read_pairs(
     except MissingColumn as error:
         raise MissingColumn(f"{error} (--path-column and --caption-column say which)") from None
     for row in rows:
-        check_characters(row.place, "caption", row.values[1])
+        check_characters(f"{row.place}: the caption", row.values[1], is_utf_8=True)
     captions = [(beside(table, row.values[0]), row.values[1]) for row in rows]
     try:
         return _paired(captions, progress)

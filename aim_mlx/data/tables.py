@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from aim_mlx.data.labels import check_characters
 from aim_mlx.errors import UsageError
 from aim_mlx.files import disk_errors
 
@@ -88,15 +89,6 @@ def beside(table: str | os.PathLike[str], path: str) -> str:
     return os.path.join(os.path.dirname(os.fspath(table)), path)
 
 
-def check_characters(place: str, what: str, text: str) -> None:
-    """Raises UsageError for half a character in a text that is to be written as UTF-8.
-
-    JSON can hold one; in a path it stands for a byte that is not UTF-8.
-    """
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise UsageError(f"{place}: the {what} holds half a character: fix it")
-
-
 def _row(
     place: str,
     values: Mapping[str, Any],
@@ -136,8 +128,8 @@ def _text(place: str, column: str, value: Any, may_be_empty: bool = False) -> st
         raise UsageError(
             f"{place}: {column!r} has {len(value):,} characters: expected {_LONGEST_TEXT:,} at most"
         )
-    if not value.isascii() and not _is_path(value):
-        raise UsageError(f"{place}: {column!r} holds half a character: fix it")
+    if not value.isascii():
+        check_characters(f"{place}: {column!r}", value)
     return value
 
 
@@ -301,15 +293,6 @@ def _missing(place: str, column: str, names: Iterable[str]) -> MissingColumn:
     there = ", ".join(map(repr, names))
     there = there if len(there) <= 200 else f"{there[:197]}..."
     return MissingColumn(f"{place} has no column {column!r}: it has {there or 'none'}")
-
-
-def _is_path(text: str) -> bool:
-    """Whether a text could name a file: half a character, as JSON can hold, could not."""
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _short(value: object) -> str:
