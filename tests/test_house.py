@@ -1,6 +1,8 @@
 """The rooms of the package lie on floors: an import leads down, or stays in its room."""
 
 import ast
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,3 +82,13 @@ def test_no_modules_import_each_other_in_a_circle():
         for module in free:
             del left[module]
     assert not left
+
+
+def test_the_tests_that_run_with_other_kernels_are_there():
+    repository = ROOT.parent
+    (patterns,) = re.findall(
+        r"^numeric=\(.*?\)$", (repository / ".ci/run").read_text(), re.M | re.S
+    )
+    script = f'shopt -s failglob\n{patterns}\nls -- "${{numeric[@]}}"'
+    done = subprocess.run(["bash", "-c", script], cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) > 30, done.stderr
