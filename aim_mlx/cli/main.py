@@ -140,11 +140,12 @@ def _explained(error: BaseException) -> tuple[str, int]:
     """What went wrong in a line, and the exit code."""
     if isinstance(error, TyperException):
         return error.format_message(), 2
-    if isinstance(error, AimError) and not (
-        isinstance(error, BackendError) and is_interrupt(error)
-    ):
+    # After Ctrl-C our errors say what is kept. A back end that seems to be missing says nothing: its
+    # import may have been interrupted.
+    interrupted = isinstance(error, Abort) or is_interrupt(error)
+    if isinstance(error, AimError) and not (interrupted and isinstance(error, BackendError)):
         return str(error), error.exit_code
-    if isinstance(error, Abort) or is_interrupt(error):
+    if interrupted:
         return _INTERRUPTED, 130
     if isinstance(error, OSError) and error.errno in _STORAGE:
         return f"cannot write: {error.strerror}: make room and run again", 5
