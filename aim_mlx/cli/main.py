@@ -140,8 +140,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
     """What went wrong in a line, and the exit code."""
     if isinstance(error, TyperException):
         return error.format_message(), 2
-    # After Ctrl-C our errors say what is kept. A back end that seems to be missing says nothing: its
-    # import may have been interrupted.
+    # After Ctrl-C our errors say what is kept; only a back end that seems to be missing may be one
+    # whose import was interrupted.
     interrupted = isinstance(error, Abort) or is_interrupt(error)
     if isinstance(error, AimError) and not (interrupted and isinstance(error, BackendError)):
         return str(error), error.exit_code
