@@ -491,6 +491,12 @@ def test_timm_arguments_that_contradict_the_weights_are_refused(tmp_path: Path, 
     assert "config.json" in rejected(folder)
 
 
+def test_a_ratio_that_timm_rounds_agrees_with_the_weights(tmp_path: Path):
+    folder = copy_case(tmp_path, "vision_absolute", "timm")
+    edit_json(folder / "config.json", model_args={"mlp_ratio": 2.76, "num_heads": 2})  # 176 / 64
+    assert open_checkpoint(folder).config == ABSOLUTE
+
+
 @pytest.mark.parametrize(
     "pretrained",
     [
@@ -591,7 +597,8 @@ def test_a_json_file_that_is_a_pipe_or_broken_link_is_refused(folder: Path, name
 
 
 def test_sizes_given_that_contradict_the_weights_are_refused(folder: Path):
-    rejected(folder, VisionConfig(64, 176, 2, 2, 14, 56))
+    text = rejected(folder, VisionConfig(64, 176, 2, 2, 14, 56))
+    assert text == "config= states num_blocks 2, the weights have 3: correct config="
     rejected(folder, VisionConfig(64, 176, 3, 2, 14, 70))
     rejected(folder, NATIVE)
 

@@ -61,13 +61,19 @@ def config_from_preprocessor_json(values: Any, patch_size: int) -> PreprocessCon
         raise _refused("do_resize and do_center_crop alike", f"{resize} and {crop}")
     if values.get("do_pad"):
         raise _refused("do_pad false", values["do_pad"])
-    mean, std = _triple(values, "image_mean"), _triple(values, "image_std")
+    rest: dict[str, Any] = {  # checked where it goes
+        "mean": values.get("image_mean"),
+        "std": values.get("image_std"),
+        "patch_size": patch_size,
+    }
     if not resize:
-        return PreprocessConfig(None, None, mean, std, patch_size)
+        return PreprocessConfig(None, None, **rest)
     resample = values.get("resample", _BICUBIC)
     if type(resample) is not int or resample != _BICUBIC:
         raise _refused("resample 3 (bicubic)", resample)
-    return PreprocessConfig(_shortest_edge(values), _crop_size(values), mean, std, patch_size)
+    edge = _side(values, "size", "shortest_edge")
+    crop_size = _side(values, "crop_size", "height", "width")
+    return PreprocessConfig(edge, crop_size, **rest)
 
 
 def _flag(values: Mapping[str, Any], name: str) -> bool:
@@ -77,28 +83,15 @@ def _flag(values: Mapping[str, Any], name: str) -> bool:
     return value
 
 
-def _triple(values: Mapping[str, Any], name: str) -> tuple[float, float, float]:
-    value = values.get(name)
-    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(is_real, value)):
-        raise _refused(f"{name} of three numbers", value)
-    return value[0], value[1], value[2]
-
-
-def _shortest_edge(values: Mapping[str, Any]) -> int:
-    size = values.get("size")
-    if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
-        size = size["shortest_edge"]
+def _side(values: Mapping[str, Any], name: str, *keys: str) -> int:
+    """A size in pixels, as a number or stated alike under each of the keys."""
+    size = values.get(name)
+    if isinstance(size, Mapping) and set(size) == set(keys):
+        size = size[keys[0]] if size[keys[0]] == size[keys[-1]] else None
     if type(size) is not int:
-        raise _refused('size as {"shortest_edge": pixels}', values.get("size"))
-    return size
-
-
-def _crop_size(values: Mapping[str, Any]) -> int:
-    size = values.get("crop_size")
-    if isinstance(size, Mapping) and set(size) == {"height", "width"}:
-        size = size["height"] if size["height"] == size["width"] else None
-    if type(size) is not int:
-        raise _refused("a square crop_size", values.get("crop_size"))
+        raise _refused(
+            f"{name} as one number of pixels, or as {' and '.join(keys)}", values.get(name)
+        )
     return size
 
 
