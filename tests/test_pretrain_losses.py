@@ -87,7 +87,7 @@ def test_the_gradient_of_each_parameter_is_that_of_the_reference(model, batch, c
     patches, tokens = counts(batch, 16)
 
     def loss(batch):
-        pixels, text = losses(model, *batch.arrays(), checkpointed)
+        pixels, text = losses(model, *batch.arrays(), checkpointed=checkpointed)
         return text / tokens + SIZES["alpha"] * pixels / patches
 
     gradients = dict(tree_flatten(nn.value_and_grad(model, loss)(batch)[1]))

@@ -188,6 +188,14 @@ def test_the_lines_that_train_words_run(tmp_path):
     assert (tmp_path / "my-lit/model.safetensors").is_file()
 
 
+def test_the_lines_that_pretrain_an_encoder_run(tmp_path):
+    done = run_block("pretrain", tmp_path)
+    assert done.returncode == 0 and "320 images with 320 captions" in done.stderr, done.stderr
+    assert done.stdout.count("\tshapes/pictures/") == 2
+    assert (tmp_path / "my-encoder/report.html").is_file()
+    assert (tmp_path / "continued.png").is_file()
+
+
 def test_the_commands_of_the_first_table_are_lines_that_are_run():
     commands = re.findall(r"^\|[^|]*\| `(aim-mlx [^`]*)` \| \[", README, re.M)
     lines = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.S)).splitlines()
