@@ -292,7 +292,7 @@ def test_ctrl_c_ends_a_program_in_the_middle_of_a_stream():
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert errors.strip().endswith("KeyboardInterrupt")
 

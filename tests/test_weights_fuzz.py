@@ -211,7 +211,7 @@ print(peak() - before)
         [sys.executable, "-c", PEAK + code, str(tmp_path / "m")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         cwd=Path(__file__).parent.parent,
     )
     assert out.returncode == 0, out.stderr
