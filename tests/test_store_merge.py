@@ -139,7 +139,7 @@ def test_shares_that_grew_in_several_runs_are_sorted_too(capsys, work):
     "stores, code, words",
     [
         (["s1", "s3"], 2, "2/3 is missing"),
-        (["s1", "s2", "s2", "s3"], 2, "2/3 is one too many"),
+        (["s1", "s2", "s2", "s3"], 2, "2/3 is one too many ('s2' and 's2')"),
         (["whole"], 2, "without --shard"),
         (["s1", "whole"], 2, "without --shard"),
         (["s1", "nowhere"], 2, "nowhere"),
@@ -155,7 +155,7 @@ def test_what_is_not_every_share_once_is_refused(capsys, work, stores, code, wor
 def test_shares_of_other_divisions_are_refused(capsys, work):
     embed("half", "--shard", "1/2")
     code, line = refused(capsys, *SHARES, "half")
-    assert code == 2 and "each once: 1/2 is one too many" in line
+    assert code == 2 and "each once: 1/2 is one too many ('half')" in line
 
 
 def test_shares_with_other_vectors_are_refused(capsys, work):

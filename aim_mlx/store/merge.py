@@ -123,7 +123,9 @@ def _check_division(shares: Sequence[_Share]) -> None:
     given = Counter((share.number, share.count) for share in shares)
     expected = Counter((number, count) for number in range(1, count + 1))
     wrong = [f"{n}/{of} is missing" for n, of in expected - given]
-    wrong += [f"{n}/{of} is one too many" for n, of in given - expected]
+    for n, of in given - expected:
+        names = [s.name for s in shares if (s.number, s.count) == (n, of)]
+        wrong.append(f"{n}/{of} is one too many ({' and '.join(names[:5])})")
     if wrong:
         raise UsageError(
             f"expected the stores of --shard 1/{count} to {count}/{count}, each once: "
