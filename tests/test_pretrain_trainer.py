@@ -130,14 +130,14 @@ def test_validation_does_not_depend_on_the_size_of_batches(pairs):
     assert trainer_of(pairs).validation_losses() == {}
 
 
-@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
-def test_half_precision_keeps_masters_in_float32(pairs, dtype):
+# 11 and 8 bits of a number: 0.002 and 0.021 are seen.
+@pytest.mark.parametrize("dtype, most", [(mx.float16, 0.01), (mx.bfloat16, 0.06)])
+def test_half_precision_keeps_masters_in_float32(pairs, dtype, most):
     exact, half = trainer_of(pairs), trainer_of(pairs, dtype=dtype)
     before = parameters(half)
     expected, actual = gradient(exact), gradient(half)
     assert all(np.array_equal(value, before[name]) for name, value in parameters(half).items())
-    # bfloat16 keeps 8 bits of a number.
-    assert largest_relative(actual, expected) < 0.06
+    assert largest_relative(actual, expected) < most
     run(half, 1)
     assert all(value.dtype == np.float32 for value in parameters(half).values())
 

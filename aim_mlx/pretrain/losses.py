@@ -103,12 +103,16 @@ def losses(
     places: mx.array,
     checkpointed: bool = False,
 ) -> tuple[mx.array, mx.array]:
-    """The sums of the pixel and the text loss over a batch's arrays, each ()."""
+    """The sums of the pixel and the text loss over a batch's arrays, each () float32.
+
+    The network computes in its parameters' dtype; targets and losses are float32.
+    """
     patch = model.config.vision.patch_size
     patches = pixels.shape[1] * pixels.shape[2] // patch**2
     # The last token predicts nothing.
     inputs = None if ids is None else ids[:, :-1]
-    image, text = model(pixels, prefix_mask(prefix, patches), inputs, checkpointed)
+    mask, dtype = prefix_mask(prefix, patches), model.connector.weight.dtype
+    image, text = model(pixels.astype(dtype), mask, inputs, checkpointed)
     targets = pixel_targets(pixels, patch)
     of_pixels = pixel_loss(model.decoder.pixel_head(image), targets, prefix)
     if text is None or ids is None:

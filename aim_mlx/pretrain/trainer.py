@@ -181,7 +181,6 @@ class Trainer:
     ) -> tuple[mx.array, mx.array, mx.array]:
         """What is minimised, and the sums of both losses."""
         self.model.update(tree_map(lambda value: value.astype(self._dtype), parameters))
-        pixels = pixels.astype(self._dtype)
         found = losses(self.model, pixels, prefix, ids, places, self.config.checkpointed)
         return (weights * mx.stack([*found])).sum(), *found
 
