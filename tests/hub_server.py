@@ -53,6 +53,7 @@ class HubServer:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.log: list[str] = []
+        self.with_token: list[str] = []  # those of the log that came with a token
         self.listing_only: dict[str, int] = {}  # more names for every listing, with their sizes
         self.precious = ""  # a path that answers may name
         self.closed = False
@@ -153,6 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         request = f"{self.command} {path}"
         self.hub.log.append(request)
+        if "Authorization" in self.headers:
+            self.hub.with_token.append(request)
         fault = self.hub.fault(request)
         if fault and fault.answer:
             with suppress(OSError):  # the client has enough

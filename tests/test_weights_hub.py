@@ -173,6 +173,16 @@ def test_a_repo_id_has_one_owner_and_one_name():
         assert not is_repo_id(text), text
 
 
+def test_the_token_of_the_user_goes_to_the_hub_and_to_no_other_host(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fetch(REPO)
+    assert len(hub.with_token) == len(hub.log) - 1
+    assert [line for line in hub.log if line not in hub.with_token] == [
+        f"GET /cdn/{REPO}/mlx_model.safetensors"
+    ]
+
+
 # What is already here
 
 
