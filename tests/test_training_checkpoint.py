@@ -93,7 +93,7 @@ def test_other_epochs_alone_are_told_how_to_go_on(tmp_path):
     (work / "tokens").mkdir(parents=True)
     (work / RUN).write_text(json.dumps({"seed": 0, "epochs": 2}))
     with pytest.raises(
-        OutputError, match="begin anew: choose another folder by -o, and add"
+        OutputError, match="start again: choose another folder by -o, and add"
     ) as told:
         check_same_run(work, {"seed": 0, "epochs": 3})
     assert f"--cache '{work / 'tokens'}' to use its tokens again" in str(told.value)

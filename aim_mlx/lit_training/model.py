@@ -28,7 +28,7 @@ def lit_config(encoder: Encoder, text_config: str, tokenizer: Tokenizer) -> LiTC
 
 
 def new_model(encoder: Encoder, config: LiTConfig, seed: int) -> LiTModel:
-    """A model whose trunk is the encoder's own arrays, frozen, and whose rest starts anew.
+    """A model whose trunk is the encoder's own arrays, frozen, and whose rest is new.
 
     `trainable_parameters` are the attention pool, both projections, the text tower and the scale,
     in float32. Raises UsageError for an encoder whose weights are packed.

@@ -35,7 +35,7 @@ _LARGEST_EVALUATION = 5_000  # images
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: `metrics` are those of the held-out pairs, empty where there are none."""
+    """The outcome of a run: `metrics` are those of the held-out pairs, empty without any."""
 
     output: str
     pairs: int

@@ -28,7 +28,7 @@ def widened(plan: Sequence[Chunk], pool: Executor) -> Iterator[mx.array]:
 
 
 def _one_ahead(plan: Sequence[Chunk], pool: Executor) -> Iterator[mx.array]:
-    """By turns in one of two pieces of memory: used anew, they stay in the processor's cache."""
+    """By turns in one of two pieces of memory: used again, they stay in the processor's cache."""
     largest, shape = max(map(len, plan)), plan[0][0].shape
     memory = [mx.zeros((largest, *shape)) for _ in plan[:2]]
     mx.eval(memory)

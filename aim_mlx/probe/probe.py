@@ -84,7 +84,7 @@ class AttentiveProbe:
         classes, multi_label = classes_of(labels)
         parts = [
             LabelledTokens(
-                _InMemory.of(encoder, part, layers, places), as_labels(names, classes, multi_label)
+                _InMemory(encoder, part, layers, places), as_labels(names, classes, multi_label)
             )
             for part, names, places in ((images, labels, kept), (*validation, held))
         ]
@@ -194,13 +194,13 @@ class AttentiveProbe:
 
         Raises ImageError, naming the image, for one that cannot be decoded.
         """
-        found = self.predict_proba(images)
+        rows = self.predict_proba(images)
         if self.multi_label:
             return [
                 tuple(name for name, p in zip(self.classes, row, strict=True) if p > 0.5)
-                for row in found
+                for row in rows
             ]
-        return [self.classes[each] for each in found.argmax(axis=1)]
+        return [self.classes[each] for each in rows.argmax(axis=1)]
 
     def predict_proba(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
         """Probabilities, float32 (n, C), row i for image i; raises as predict().
@@ -285,29 +285,26 @@ def trained_probe(
 
 
 class _InMemory:
-    """Tokens of images, computed once and held."""
+    """Tokens of images, computed once and held.
 
-    def __init__(self, tokens: np.ndarray):
-        self._tokens = tokens
-        self.shape: tuple[int, int] = tokens.shape[1:]
+    `places` are those of the images in the list that the caller has, for errors.
+    """
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         encoder: Encoder,
         images: Sequence[ImageSource],
         layers: Sequence[int],
         places: Sequence[int],
-    ) -> "_InMemory":
-        """`places` are those of the images in the list that the caller has, for errors."""
-        tokens = np.empty((len(images), *token_shape(encoder)), np.float16)
+    ):
+        self.shape = token_shape(encoder)
+        self._tokens = np.empty((len(images), *self.shape), np.float16)
         names = [str(each)[:200] for each in images]
         with closing(frozen_tokens(encoder, names, layers, images)) as rows:
             for row in rows:
                 if row.failure is not None:
                     raise named(row.failure, places[row.index], images[row.index])
-                tokens[row.index] = row.vector
-        return cls(tokens)
+                self._tokens[row.index] = row.vector
 
     def for_epoch(self, epoch: int) -> "_InMemory":
         return self

@@ -154,7 +154,7 @@ def _about(plan: Plan, data: DataSet, encoder: Encoder) -> dict[str, Any]:
 
 def _warnings(data: DataSet, encoder: Encoder) -> Iterator[str]:
     if not encoder.trained:
-        yield "the encoder has random weights: this shows that training works, no more"
+        yield "the encoder has random weights: this only shows that training works"
     if "test" not in data.parts:
         yield (
             "there is no test split: the figures are of val, on which the head was chosen, and are "

@@ -77,12 +77,12 @@ def _learning(trainer: GridTrainer) -> tuple[list[dict[str, Any]], list[Curve], 
         name += f"{point.weight_decay:g}, {'with' if point.batch_norm else 'no'} batch norm"
         scores.append(Curve(name, metric, chosen))
         losses.append(Curve(name, loss, chosen))
-        found = [  # of equal scores the one with the lowest loss, as the trainer chooses
+        epochs = [  # of equal scores the one with the lowest loss, as the trainer chooses
             (score, -cost, epoch)
             for epoch, (score, cost) in enumerate(zip(metric, loss, strict=True), 1)
             if score is not None and cost is not None
         ]
-        highest, _, epoch = max(found, default=(None, 0, 0))
+        highest, _, epoch = max(epochs, default=(None, 0, 0))
         rows.append(
             {
                 "head": str(index + 1),
@@ -100,11 +100,11 @@ def _learning(trainer: GridTrainer) -> tuple[list[dict[str, Any]], list[Curve], 
 
 def _mistakes(probe: AttentiveProbe, measured: Measured) -> list[Mistake]:
     """The images with the least probability for what they are, worst first."""
-    labels, found = measured.part.labels, measured.probabilities
+    labels, given = measured.part.labels, measured.probabilities
     if labels.ndim == 1:
-        error = 1 - found[np.arange(len(labels)), labels]
+        error = 1 - given[np.arange(len(labels)), labels]
     else:
-        error = np.abs(labels - found).max(axis=1)
+        error = np.abs(labels - given).max(axis=1)
     shown = []
     for row in np.argsort(-error, kind="stable"):
         if len(shown) == _MISTAKES:
@@ -118,8 +118,8 @@ def _mistakes(probe: AttentiveProbe, measured: Measured) -> list[Mistake]:
 
 
 def _mistake(probe: AttentiveProbe, measured: Measured, row: int, pixels: np.ndarray) -> Mistake:
-    found, path = measured.probabilities[row], measured.part.paths[row]
-    truth, said, wrong = _words(probe.classes, measured.part.labels[row], found)
+    given, path = measured.probabilities[row], measured.part.paths[row]
+    truth, said, wrong = _words(probe.classes, measured.part.labels[row], given)
     attention = None
     if probe.head.config.attends:
         heat = probe.attention_maps([path])[0].mean(axis=0)
@@ -128,17 +128,17 @@ def _mistake(probe: AttentiveProbe, measured: Measured, row: int, pixels: np.nda
     return Mistake(path, truth, said, photo, attention, wrong)
 
 
-def _words(classes: Sequence[str], label: np.ndarray, found: np.ndarray) -> tuple[str, str, bool]:
-    """What an image is, what was said of it, and whether that is wrong."""
+def _words(classes: Sequence[str], label: np.ndarray, given: np.ndarray) -> tuple[str, str, bool]:
+    """What an image is, what its probabilities (C,) say it is, and whether that is wrong."""
 
     def listed(places: np.ndarray) -> str:
-        return ", ".join(f"{classes[int(i)]} with {found[i]:.0%}" for i in places)
+        return ", ".join(f"{classes[int(i)]} with {given[i]:.0%}" for i in places)
 
     if label.ndim == 0:
-        truth, best = int(label), int(found.argmax())
+        truth, best = int(label), int(given.argmax())
         wrong = best != truth
         return classes[truth], listed(np.array([best, truth] if wrong else [best])), wrong
-    wanted, chosen = label > 0.5, found >= 0.5
+    wanted, chosen = label > 0.5, given >= 0.5
     truth = ", ".join(classes[int(i)] for i in np.flatnonzero(wanted)) or "none of the classes"
     said = listed(np.flatnonzero(chosen)) or "none of the classes"
     if missed := listed(np.flatnonzero(wanted & ~chosen)):

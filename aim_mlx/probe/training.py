@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, optim, tree_unflatten
+from aim_mlx.config import HEAD_DIM
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.probe.chunks import ImageMoments
 from aim_mlx.probe.config import FINAL_RATE, GridPoint, ProbeConfig
@@ -40,7 +41,7 @@ class LabelledTokens:
 
 @dataclass(frozen=True)
 class Best:
-    """The head to keep: its place in the grid, how it was trained, and what it came to.
+    """The head to keep: its place in the grid, how it was trained, and its score.
 
     `epoch` counts from 1. `metric` is that of `metrics.measured` on the validation part.
     """
@@ -85,8 +86,12 @@ class GridTrainer:
             raise UsageError("training and validation labels must both be single or both several")
         if not len(self._targets) or not len(self._wanted):
             raise UsageError("expected images to train on and to validate on, got none")
+        heads = heads or (dim // HEAD_DIM if dim % HEAD_DIM == 0 else 1)
         self._heads = [
-            new_head(head_config(config, point, dim, classes, heads), config.seed)
+            new_head(
+                HeadConfig(dim, classes, heads, config.queries, config.head, point.batch_norm),
+                config.seed,
+            )
             for point in config.grid
         ]
         self._optimizers = [
@@ -154,23 +159,23 @@ class GridTrainer:
         alive = np.flatnonzero(self._alive)
         heads = [self._heads[index] for index in alive]
         moments = self._moments(source, rows, tokens)
-        found = batch_gradients(heads, tokens, self._targets.of(rows), moments)
+        result = batch_gradients(heads, tokens, self._targets.of(rows), moments)
         with cpu_streams(min(BLAS.threads, len(alive))) as streams:
             # A few heads at a time, while what belongs to them is in the processor's cache.
             for start in range(0, len(alive), len(streams)):
                 here = range(start, min(start + len(streams), len(alive)))
                 norms = _clip(
-                    [found.gradients[place] for place in here], self.config.clip_norm, streams
+                    [result.gradients[place] for place in here], self.config.clip_norm, streams
                 )
                 updated = []
                 for place, norm, stream in zip(here, norms, streams, strict=False):
                     index = int(alive[place])
-                    if not (math.isfinite(found.losses[place]) and math.isfinite(norm)):
+                    if not (math.isfinite(result.losses[place]) and math.isfinite(norm)):
                         self._drop(index)
                         continue
-                    self._losses[index] += found.losses[place]
+                    self._losses[index] += result.losses[place]
                     with mx.stream(stream):
-                        self._update(index, found.gradients[place], found.moments)
+                        self._update(index, result.gradients[place], result.moments)
                     updated += [self._heads[index].parameters(), self._optimizers[index].state]
                 mx.eval(updated)
         self.step += 1
@@ -182,9 +187,9 @@ class GridTrainer:
             "heads": [head.parameters() for head in self._heads],
             "optimizers": [optimizer.state for optimizer in self._optimizers],
         }
-        found = flat(parts)
-        found |= {"alive": mx.array(self._alive), "losses": mx.array(self._losses)}
-        return found | {f"kept.{name}": value for name, value in self._kept.items()}
+        tensors = flat(parts)
+        tensors |= {"alive": mx.array(self._alive), "losses": mx.array(self._losses)}
+        return tensors | {f"kept.{name}": value for name, value in self._kept.items()}
 
     def restore(self, state: dict[str, mx.array], step: int, history: list[dict[str, Any]]) -> None:
         """Takes up the state of another trainer of the same configuration."""
@@ -268,14 +273,6 @@ class GridTrainer:
                 f"after {self.step} steps the loss of no head is finite; {kept}: start again with "
                 f"learning rates below {min(self.config.learning_rates):g}"
             )
-
-
-def head_config(
-    config: ProbeConfig, point: GridPoint, dim: int, classes: int, heads: int | None = None
-) -> HeadConfig:
-    """The head of one point of the grid."""
-    heads = heads or (dim // 128 if dim % 128 == 0 else 1)
-    return HeadConfig(dim, classes, heads, config.queries, config.head, point.batch_norm)
 
 
 def epoch_rows(count: int, config: ProbeConfig, epoch: int) -> list[np.ndarray]:

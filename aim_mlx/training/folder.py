@@ -82,7 +82,7 @@ def check_same_run(work: Path, about: Mapping[str, Any]) -> None:
         return
     name, advice = others[0], "choose another folder, or give the same command"
     if others == ["epochs"]:
-        advice = "the learning rate falls over all epochs, so that other epochs begin anew: choose "
+        advice = "the learning rate falls over all epochs, so other epochs start again: choose "
         advice += "another folder by -o"
         if (work / TOKENS).is_dir():
             advice += f", and add --cache {shlex.quote(str(work / TOKENS))} to use its tokens again"
