@@ -1,4 +1,7 @@
-"""The rooms of the package lie on floors: an import leads down, or stays in its room."""
+"""The rooms of the package lie on floors: an import leads down, or stays in its room.
+
+`python tests/test_house.py` writes the list of files in docs/house.md again.
+"""
 
 import ast
 import re
@@ -27,6 +30,7 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ROOT = Path(aim_mlx.__file__).parent
+PAGE = Path(__file__).parent.parent / "docs/house.md"
 MODULES = {
     path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__"): path
     for path in ROOT.rglob("*.py")
@@ -92,3 +96,40 @@ def test_the_tests_that_run_with_other_kernels_are_there():
     script = f'shopt -s failglob\n{patterns}\nls -- "${{numeric[@]}}"'
     done = subprocess.run(["bash", "-c", script], cwd=repository, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) > 30, done.stderr
+
+
+def files() -> str:
+    """The list of docs/house.md: each file with the first line of its docstring, floor by floor."""
+    lines = []
+    for number, rooms in enumerate(FLOORS):
+        lines += [f"### {'Ground' if not number else f'Floor {number}'}", ""]
+        for room in rooms:
+            for module, path in sorted(MODULES.items()):
+                text = ast.get_docstring(ast.parse(path.read_text())) or ""
+                first = text.splitlines()[0].rstrip(".:")
+                if module == room and path.name == "__init__.py":
+                    lines += [f"**{room}/** {first}", ""]
+                elif module.split("/")[0] == room:
+                    lines.append(f"- `{module}.py`: {first}")
+            if lines[-1].startswith("- ") and room not in GROUND:
+                lines.append("")
+        lines += [""] if lines[-1] else []
+    return "\n".join(lines)
+
+
+def test_the_page_lists_every_file():
+    assert all(ast.get_docstring(ast.parse(path.read_text())) for path in MODULES.values())
+    found = re.search(r"<!-- files -->\n(.*)<!-- end -->", PAGE.read_text(), re.S)
+    assert found and found[1] == files(), "write it again: python tests/test_house.py"
+
+
+def test_the_way_of_a_photo_is_short_and_there():
+    text = PAGE.read_text()
+    way = re.findall(r"^\d+\. `([\w/]+)\.py`", text, re.M)
+    assert 5 < len(way) <= 12 and set(way) <= set(MODULES)
+
+
+if __name__ == "__main__":
+    before, _, rest = PAGE.read_text().partition("<!-- files -->\n")
+    after = rest.partition("<!-- end -->")[2]
+    PAGE.write_text(f"{before}<!-- files -->\n{files()}<!-- end -->{after}")
