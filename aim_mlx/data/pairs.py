@@ -54,6 +54,10 @@ class Pairs:
             place[self.images[chosen]],
         )
 
+    def without(self, paths: Collection[str]) -> "Pairs":
+        """The pairs but for those of some images."""
+        return self.of([i for i, path in enumerate(self.paths) if path not in paths])
+
 
 def read_pairs(
     table: str | os.PathLike[str],

@@ -17,7 +17,6 @@ from aim_mlx.backend import tree_flatten
 from aim_mlx.config import to_dict
 from aim_mlx.data.pairs import Pairs, read_pairs, split
 from aim_mlx.encoder.encoder import Encoder
-from aim_mlx.images import Skip
 from aim_mlx.lit_training.config import CONTEXT_LENGTH, TEXT_SIZES, TrainConfig
 from aim_mlx.lit_training.features import Split, TokensOf, tokens_of
 from aim_mlx.lit_training.model import lit_config, new_model
@@ -85,7 +84,9 @@ def train_lit(
         skips += undecodable
         for skip in skips:
             report.skipped(skip)
-        parts = split(_without(pairs, undecodable), config.held_out, config.seed)
+        parts = split(
+            pairs.without({skip.path for skip in undecodable}), config.held_out, config.seed
+        )
         trainer = _trainer(encoder, *parts, source, config, work)
         begin(work, about, trainer.tokenizer.files())
         for note in _notes(trainer, len(parts[1].paths)):
@@ -113,11 +114,6 @@ def _about(encoder: Encoder, pairs: Pairs, config: TrainConfig) -> dict[str, Any
         "preprocessing": to_dict(encoder.preprocessing),
         "pairs": pairs.digest(),
     }
-
-
-def _without(pairs: Pairs, skips: list[Skip]) -> Pairs:
-    bad = {skip.path for skip in skips}
-    return pairs.of([i for i, path in enumerate(pairs.paths) if path not in bad])
 
 
 def _trainer(

@@ -29,7 +29,7 @@ def new_model(
     return model
 
 
-def decays(name: str, _: object = None) -> bool:
+def decays(name: str) -> bool:
     """Whether weight decay pulls at a parameter: not at gains, biases, positions and BOS."""
     return name.endswith(".weight") and "norm" not in name
 

@@ -119,7 +119,9 @@ def pretrain(
         skips += pictures.check(partial(advanced, "decoding images"))
         for skip in (*skips, *(measure.skips if measure else ())):
             report.skipped(skip)
-        train, held_out = split(_without(pairs, skips), config.held_out, config.seed)
+        train, held_out = split(
+            pairs.without({skip.path for skip in skips}), config.held_out, config.seed
+        )
         words = _tokenizer(work, tokenizer, train.captions, config)
         data = [
             PretrainingData(part, pictures, words, preprocessing, config) if part.paths else None
@@ -198,11 +200,6 @@ def _checked(encoder: Encoder) -> Encoder:
             "aimv2-large-patch14-224"
         )
     return encoder
-
-
-def _without(pairs: Pairs, skips: list[Any]) -> Pairs:
-    bad = {skip.path for skip in skips}
-    return pairs.of([i for i, path in enumerate(pairs.paths) if path not in bad])
 
 
 def _tokenizer(

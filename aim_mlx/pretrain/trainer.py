@@ -14,8 +14,9 @@ from aim_mlx.models.decoder import PretrainingModel
 from aim_mlx.pretrain.data import PretrainingData
 from aim_mlx.pretrain.losses import Batch, counts, losses
 from aim_mlx.pretrain.model import decays
+from aim_mlx.training.optimizer import adamw
 
-_BETAS = [0.9, 0.95]
+_BETAS = 0.9, 0.95
 _SHARE = 8  # images that a core has at least, where a batch is divided among them
 _RECORDS, _EVALUATIONS = 500, 20  # of a run, at most
 _LARGEST_VALIDATION = 1024  # images
@@ -47,12 +48,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._dtype, self._measure = dtype, measure
         self._scale = _SCALES.get(dtype, 1.0)
-        kinds = [
-            optim.AdamW(0.0, _BETAS, weight_decay=decay, bias_correction=True)
-            for decay in (self.config.weight_decay, 0.0)
-        ]
-        self._optimizer = optim.MultiOptimizer(kinds, [decays])
-        self._optimizer.init(model.trainable_parameters())
+        self._optimizer = adamw(model, self.config.weight_decay, decays, _BETAS)
         gradients = mx.value_and_grad(self._loss)
         self._gradients = mx.compile(gradients) if on_gpu() else gradients
         self._recent = np.zeros(
