@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from aim_mlx.backend import dtype_named, nn, on_gpu, tree_flatten
-from aim_mlx.config import PreprocessConfig, to_dict
+from aim_mlx.config import PreprocessConfig, VisionConfig, to_dict
 from aim_mlx.data.labelled import Data
 from aim_mlx.data.pairs import Pairs, split
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import UsageError
-from aim_mlx.models.decoder import PretrainingConfig
+from aim_mlx.models.decoder import PretrainingConfig, PretrainingModel
 from aim_mlx.pretrain.config import (
     CONFIGS,
     CONTEXT_LENGTH,
@@ -97,44 +97,26 @@ def pretrain(
     precision = dtype_named(dtype)
     pairs, skips = read_source(source, columns, partial(advanced, "reading images"))
     config = _objective(config, pairs, report)
-    encoder = _checked(init()) if init else None
-    vision = encoder.model.config if encoder else vision_config(config.config)
-    preprocessing = encoder.preprocessing if encoder else PreprocessConfig.hub(vision.image_size)
-    measure = None
-    if labelled is not None:
-        reading = partial(advanced, "reading labelled images")
-        measure = Measure(labelled, preprocessing, config.seed, reading)
-    about = {
-        **{name.replace("_", " "): value for name, value in asdict(config).items()},
-        "dtype": dtype,
-        "pairs": pairs.digest(),
-        "init": encoder.weights_digest if encoder else None,
-        "encoder": to_dict(vision),
-        "preprocessing": to_dict(preprocessing),
-        "labelled": measure.digest if measure else None,
-    }
+    start = _start(config, _checked(init()) if init else None)
+    reading = partial(advanced, "reading labelled images")
+    measure = Measure(labelled, start.preprocessing, config.seed, reading) if labelled else None
+    about = _about(config, pairs, start, dtype, measure)
     with working(folder, about) as work:
         files = {p: c.at(p) for p, c in zip(pairs.paths, pairs.contents, strict=True)}
-        pictures = Pictures(files, 2 * (preprocessing.crop_size or 0), memory)
+        pictures = Pictures(files, 2 * (start.vision.image_size or 0), memory)
         skips += pictures.check(partial(advanced, "decoding images"))
         for skip in (*skips, *(measure.skips if measure else ())):
             report.skipped(skip)
-        train, held_out = split(
-            pairs.without({skip.path for skip in skips}), config.held_out, config.seed
+        whole = pairs.without({skip.path for skip in skips})
+        parts = split(whole, config.held_out, config.seed)
+        words = _tokenizer(work, tokenizer, parts[0].captions, config)
+        train, validation = (
+            PretrainingData(part, pictures, words, start.preprocessing, config) for part in parts
         )
-        words = _tokenizer(work, tokenizer, train.captions, config)
-        data = [
-            PretrainingData(part, pictures, words, preprocessing, config) if part.paths else None
-            for part in (train, held_out)
-        ]
-        vocabulary = (words.vocab_size, words.eos_token_id) if words else (1, 0)
-        sizes = PretrainingConfig(vision, decoder_config(config.config, *vocabulary))
-        weights = dict(tree_flatten(encoder.model.parameters())) if encoder else None
-        model = new_model(sizes, config.seed, weights)
-        assert data[0] is not None  # split() leaves two images at least
-        trainer = Trainer(model, data[0], data[1], precision, measure)
-        if data[0].cut:
-            report.noted(f"{counted(data[0].cut, 'caption')} cut off after {CONTEXT_LENGTH} tokens")
+        if train.cut:
+            report.noted(f"{counted(train.cut, 'caption')} cut off after {CONTEXT_LENGTH} tokens")
+        model = _model(start, words, config)
+        trainer = Trainer(model, train, validation if len(validation) else None, precision, measure)
         begin(work, about, words.files() if words else None)
         try:
             writing = _Writing(report, trainer, folder, f"Pre-training on {source.name}")
@@ -143,17 +125,57 @@ def pretrain(
         finally:
             trainer.close()
         save_decoder(work, model)
-        _save(folder, trainer, preprocessing, source.name, about, encoder)
+        _save(folder, trainer, start, source.name, about)
     return Result(
         output=str(folder),
-        images=len(train.paths) + len(held_out.paths),
-        captions=len(train.captions) + len(held_out.captions),
-        held_out=len(held_out.paths),
+        images=len(whole.paths),
+        captions=len(whole.captions),
+        held_out=len(validation),
         skipped=len(skips),
         steps=trainer.steps,
         metrics=trainer.history[-1],
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a run starts from: sizes and preprocessing, and perhaps an encoder that has them."""
+
+    vision: VisionConfig
+    preprocessing: PreprocessConfig
+    encoder: Encoder | None
+
+
+def _start(config: PretrainConfig, encoder: Encoder | None) -> _Start:
+    if encoder is not None:
+        return _Start(encoder.model.config, encoder.preprocessing, encoder)
+    vision = vision_config(config.config)
+    return _Start(vision, PreprocessConfig.hub(vision.image_size), None)
+
+
+def _about(
+    config: PretrainConfig, pairs: Pairs, start: _Start, dtype: str, measure: Measure | None
+) -> dict[str, Any]:
+    """All that decides a run's result and its records."""
+    return {
+        **{name.replace("_", " "): value for name, value in asdict(config).items()},
+        "dtype": dtype,
+        "pairs": pairs.digest(),
+        "init": start.encoder.weights_digest if start.encoder else None,
+        "encoder": to_dict(start.vision),
+        "preprocessing": to_dict(start.preprocessing),
+        "labelled": measure.digest if measure else None,
+    }
+
+
+def _model(start: _Start, words: Tokenizer | None, config: PretrainConfig) -> PretrainingModel:
+    """The network at its start; without words its vocabulary is of one token."""
+    vocabulary = (words.vocab_size, words.eos_token_id) if words else (1, 0)
+    sizes = PretrainingConfig(start.vision, decoder_config(config.config, *vocabulary))
+    encoder = start.encoder
+    weights = dict(tree_flatten(encoder.model.parameters())) if encoder else None
+    return new_model(sizes, config.seed, weights)
 
 
 class _Writing(Report):
@@ -225,15 +247,10 @@ def _tokenizer(
 
 
 def _save(
-    folder: Path,
-    trainer: Trainer,
-    preprocessing: PreprocessConfig,
-    source: str,
-    about: Mapping[str, Any],
-    encoder: Encoder | None,
+    folder: Path, trainer: Trainer, start: _Start, source: str, about: Mapping[str, Any]
 ) -> None:
     """Writes the finished encoder."""
-    origin = {**encoder.identity, "sha256": about["init"]} if encoder else None
+    origin = {**start.encoder.identity, "sha256": about["init"]} if start.encoder else None
     history = provenance(
         source="aim-mlx pretrain",
         init=origin,
@@ -241,11 +258,5 @@ def _save(
         training=asdict(trainer.config),
         metrics=trainer.history[-1],
     )
-    save_checkpoint(
-        folder,
-        dict(tree_flatten(trainer.model.encoder.parameters())),
-        trainer.model.config.vision,
-        preprocessing,
-        history,
-        overwrite=True,
-    )
+    weights = dict(tree_flatten(trainer.model.encoder.parameters()))
+    save_checkpoint(folder, weights, start.vision, start.preprocessing, history, overwrite=True)
