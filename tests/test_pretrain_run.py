@@ -178,3 +178,32 @@ def test_least_squares_parts_what_a_line_parts():
     vectors = rng.normal(0, 0.3, (300, 5)) + np.eye(5)[labels]
     found = least_squares(vectors[:200], labels[:200], vectors[200:], 3)
     assert (found == labels[200:]).mean() > 0.9
+
+
+def test_a_finished_run_is_left_as_it_is(capsys, table, tmp_path):
+    out = tmp_path / "run"
+    assert run(capsys, *arguments(table, out))[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+    code, _, stderr = run(capsys, *arguments(table, out))
+    assert code == 0 and "goes on after step 5 of 5" in stderr
+    assert before == {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+
+
+def test_json_gives_records_and_a_summary(capsys, table, tmp_path):
+    code, stdout, _ = run(capsys, *arguments(table, tmp_path / "run", "--json"))
+    events = [json.loads(line) for line in stdout.splitlines()]
+    assert code == 0 and [event["event"] for event in events] == ["step"] * 5 + ["summary"]
+    assert events[-1]["steps"] == 5 and events[-1]["metrics"]["loss"] == events[-2]["loss"]
+    code, stdout, _ = run(
+        capsys, "caption", table.parent / "0.png", "--model", tmp_path / "run", "--json"
+    )
+    events = [json.loads(line) for line in stdout.splitlines()]
+    assert code == 0 and [event["event"] for event in events] == ["caption", "summary"]
+
+
+def test_an_image_that_cannot_be_read_is_one_line(capsys, trained, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    code, stdout, stderr = run(capsys, "caption", tmp_path / "bad.png", "--model", trained)
+    assert code == 1 and stdout == "" and stderr.count("\n") == 1 and "bad.png" in stderr
+    given = ["continue", tmp_path / "bad.png", "-o", tmp_path / "x.png", "--model", trained]
+    assert run(capsys, *given)[0] == 1 and not (tmp_path / "x.png").exists()

@@ -33,9 +33,13 @@ def main() -> NoReturn:
 
 def is_interrupt(error: BaseException | None) -> bool:
     """Whether Ctrl-C is behind an error: an import can turn it into an ImportError or another."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen = []  # causes and contexts together may lead in a circle
+    while error is not None and error not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.append(error)
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def _open_standard_streams() -> None:

@@ -51,9 +51,8 @@ class Trainer:
         self._optimizer = adamw(model, self.config.weight_decay, decays, _BETAS)
         gradients = mx.value_and_grad(self._loss)
         self._gradients = mx.compile(gradients) if on_gpu() else gradients
-        self._recent = np.zeros(
-            3, np.float32
-        )  # steps since the last record, their pixel and text losses
+        # Of the steps since the last record: their number, and the sums of both losses.
+        self._recent = np.zeros(3, np.float32)
         self._ahead: tuple[int, Future[Batch]] | None = None
         self._pool = ThreadPoolExecutor(1)
 
