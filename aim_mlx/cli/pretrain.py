@@ -63,6 +63,7 @@ def pretrain(
     from aim_mlx.errors import UsageError
     from aim_mlx.loading import load
     from aim_mlx.pretrain.run import pretrain as run
+    from aim_mlx.training.parallel import joined
 
     if not 0 <= memory_gb < 1e6:
         raise UsageError(f"--memory-gb must be from 0, got {memory_gb}")
@@ -70,6 +71,7 @@ def pretrain(
     def encoder():
         return load(init or "", revision=revision, offline=offline, progress=tqdm)
 
+    group = joined()
     report = PretrainReporter(as_json)
     with report, gently() as stop:
         done = run(
@@ -84,8 +86,10 @@ def pretrain(
             memory=round(memory_gb * 1e9),
             dtype=dtype,
             stop=stop,
+            group=group,
         )
-    report.summary(done)
+    if group.is_first:
+        report.summary(done)
     return done.exit_code
 
 

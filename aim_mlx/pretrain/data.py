@@ -76,10 +76,13 @@ class PretrainingData:
         """How many steps show every picture `epochs` times."""
         return -(-self.config.epochs * len(self) // self.config.batch_size)
 
-    def batch(self, step: int) -> Batch:
-        """What step 0 to steps - 1 learns from: random views, one caption of each picture."""
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """What step 0 to steps - 1 learns from: random views, one caption of each picture.
+
+        Of the whole batch, or of these rows of it.
+        """
         seed, B = self.config.seed, self.config.batch_size
-        numbers = step * B + np.arange(B)
+        numbers = step * B + np.arange(B)[rows]
         images = self._dealt(numbers)
         pixels, captions = [], []
         for number, image in zip(numbers, images, strict=True):
@@ -95,7 +98,7 @@ class PretrainingData:
             )
             pixels.append(preprocess(view, self._as_it_is))
         rng = np.random.default_rng([seed, 2, step])
-        return self._batch(pixels, captions, sample_prefixes(rng, B, self.patches))
+        return self._batch(pixels, captions, sample_prefixes(rng, B, self.patches)[rows])
 
     def fixed(self, images: np.ndarray, prefixes: np.ndarray | None = None) -> Batch:
         """Whole pictures with one caption and one prefix each, the same every time."""

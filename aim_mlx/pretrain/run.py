@@ -9,9 +9,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from aim_mlx.backend import dtype_named, nn, on_gpu, tree_flatten
@@ -37,6 +39,7 @@ from aim_mlx.pretrain.pretrained import save_decoder
 from aim_mlx.pretrain.trainer import Trainer
 from aim_mlx.training import loop
 from aim_mlx.training.folder import begin, check_output, working, write_lines
+from aim_mlx.training.parallel import ALONE, Group
 from aim_mlx.training.report import Report, Silent, advancing, never
 from aim_mlx.weights.save import WORK_FOLDER, check_folder, provenance, save_checkpoint
 from aim_mlx.wording import counted
@@ -76,6 +79,7 @@ def pretrain(
     memory: int = 4 * 10**9,
     dtype: str | None = None,
     stop: Callable[[], bool] = never,
+    group: Group = ALONE,
 ) -> Result:
     """Pre-trains an encoder on a table of pictures and captions, or on a folder of pictures.
 
@@ -87,11 +91,18 @@ def pretrain(
     the same call goes on from the last checkpoint, to the same bits. Raises UsageError for bad
     pairs or options, OutputError for a folder of another run or one in use, AimError where a loss
     is not finite.
+
+    In a `group` every process calls it with the same arguments and computes its share of each
+    batch; the first alone reports, measures and touches the folder. Raises UsageError where they
+    differ, AimError where one has ended.
     """
     started = time.monotonic()
-    report, folder, source = report or Silent(), Path(folder), Path(source)
-    check_output(folder)
-    check_folder(folder, overwrite=True)
+    report = report if report and group.is_first else Silent()
+    folder, source = Path(folder), Path(source)
+    _check_size(config, group)
+    if group.is_first:
+        check_output(folder)
+        check_folder(folder, overwrite=True)
     advanced = advancing(report, stop)
     dtype = dtype or ("bfloat16" if on_gpu() else "float32")
     precision = dtype_named(dtype)
@@ -99,9 +110,11 @@ def pretrain(
     config = _objective(config, pairs, report)
     start = _start(config, _checked(init()) if init else None)
     reading = partial(advanced, "reading labelled images")
-    measure = Measure(labelled, start.preprocessing, config.seed, reading) if labelled else None
+    measure = None
+    if labelled is not None and group.is_first:
+        measure = Measure(labelled, start.preprocessing, config.seed, reading)
     about = _about(config, pairs, start, dtype, measure)
-    with working(folder, about) as work:
+    with working(folder, about) if group.is_first else nullcontext(folder / WORK_FOLDER) as work:
         files = {p: c.at(p) for p, c in zip(pairs.paths, pairs.contents, strict=True)}
         pictures = Pictures(files, 2 * (start.vision.image_size or 0), memory)
         skips += pictures.check(partial(advanced, "decoding images"))
@@ -109,23 +122,28 @@ def pretrain(
             report.skipped(skip)
         whole = pairs.without({skip.path for skip in skips})
         parts = split(whole, config.held_out, config.seed)
-        words = _tokenizer(work, tokenizer, parts[0].captions, config)
+        group.check_same({**about, "labelled": None, "images that can be decoded": whole.digest()})
+        words = _tokenizer(work, tokenizer, parts[0].captions, config) if group.is_first else None
+        words = _shared(words, group)
         train, validation = (
             PretrainingData(part, pictures, words, start.preprocessing, config) for part in parts
         )
         if train.cut:
             report.noted(f"{counted(train.cut, 'caption')} cut off after {CONTEXT_LENGTH} tokens")
         model = _model(start, words, config)
-        trainer = Trainer(model, train, validation if len(validation) else None, precision, measure)
-        begin(work, about, words.files() if words else None)
+        held_out = validation if len(validation) else None
+        trainer = Trainer(model, train, held_out, precision, measure, group)
+        writing = _Writing(report, trainer, folder, f"Pre-training on {source.name}")
+        if group.is_first:
+            begin(work, about, words.files() if words else None)
         try:
-            writing = _Writing(report, trainer, folder, f"Pre-training on {source.name}")
-            loop.run(trainer, work, writing, stop=stop)
-            writing.write()  # also where a kill came just before
+            loop.run(trainer, work, writing if group.is_first else report, stop=stop, group=group)
         finally:
             trainer.close()
-        save_decoder(work, model)
-        _save(folder, trainer, start, source.name, about)
+        if group.is_first:
+            writing.write()  # also where a kill came just before
+            save_decoder(work, model)
+            _save(folder, trainer, start, source.name, about)
     return Result(
         output=str(folder),
         images=len(whole.paths),
@@ -202,6 +220,14 @@ class _Writing(Report):
         write_page(self._page, self._title, self._trainer)
 
 
+def _check_size(config: PretrainConfig, group: Group) -> None:
+    if config.batch_size < group.size:
+        raise UsageError(
+            f"batch size must be from {group.size}, the number of processes, got "
+            f"{config.batch_size}"
+        )
+
+
 def _objective(config: PretrainConfig, pairs: Pairs, report: Report) -> PretrainConfig:
     """The configuration with an objective that the pairs can serve."""
     if pairs.captions or config.objective == "pixels":
@@ -243,6 +269,21 @@ def _tokenizer(
         size = config.vocab_size or CONFIGS[config.config].vocab_size
         return Tokenizer.train(captions, size, longest)
     words.context_length = longest
+    return words
+
+
+def _shared(words: Tokenizer | None, group: Group) -> Tokenizer | None:
+    """The first process's tokenizer, in every process."""
+    mine = words.files() if words else {}
+    files = group.shared_values({name: content.decode() for name, content in mine.items()})
+    if group.is_first or not files:
+        return words
+    with TemporaryDirectory() as folder:
+        for name, text in files.items():
+            Path(folder, name).write_text(text, "utf-8")
+        words = Tokenizer.load(folder)
+    assert words is not None
+    words.context_length = CONTEXT_LENGTH + 1
     return words
 
 

@@ -15,6 +15,7 @@ from aim_mlx.pretrain.data import PretrainingData
 from aim_mlx.pretrain.losses import Batch, counts, losses
 from aim_mlx.pretrain.model import decays
 from aim_mlx.training.optimizer import adamw
+from aim_mlx.training.parallel import ALONE, Group
 
 _BETAS = 0.9, 0.95
 _SHARE = 8  # images that a core has at least, where a batch is divided among them
@@ -32,6 +33,9 @@ class Trainer:
     The model's parameters are float32; the forward and backward passes are in `dtype`. `measure`
     gives figures of the encoder, at most _EVALUATIONS times. Where `validation` has pictures, their
     losses are recorded then too.
+
+    In a group each process has its own trainer of the same arguments, which computes a share of
+    every batch; the first one alone measures.
     """
 
     def __init__(
@@ -41,9 +45,11 @@ class Trainer:
         validation: PretrainingData | None,
         dtype: mx.Dtype = mx.float32,
         measure: Callable[[PretrainingModel], dict[str, float]] | None = None,
+        group: Group = ALONE,
     ):
         self.model, self.train, self.validation = model, train, validation
-        self.config = train.config
+        self.config, self._group = train.config, group
+        self._rows = group.rows(self.config.batch_size)
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self._dtype, self._measure = dtype, measure
@@ -98,14 +104,16 @@ class Trainer:
             return {}
         count = min(len(self.validation), _LARGEST_VALIDATION)
         size = -(-self.config.batch_size // self.config.parts)
-        total, counted = np.zeros(2), np.zeros(2)
-        for start in range(0, count, size):
-            batch = self.validation.fixed(np.arange(start, min(start + size, count)))
+        total, counted = np.zeros(2), np.zeros(2, np.int64)
+        images = np.arange(count)[self._group.rows(count)]
+        for start in range(0, len(images), size):
+            batch = self.validation.fixed(images[start : start + size])
             sums = losses(self.model, *batch.arrays())
             mx.eval(sums)
             total += [float(each) for each in sums]
             counted += counts(batch, self.validation.patches)
-        pixels, text = total / np.maximum(counted, 1)
+        total, counted = self._group.total(total), self._group.total(counted)
+        pixels, text = (float(each) for each in total / np.maximum(counted, 1))
         return {"val_pixel_loss": pixels} | ({"val_text_loss": text} if counted[1] else {})
 
     def state(self) -> dict[str, mx.array]:
@@ -125,16 +133,22 @@ class Trainer:
         """This step's batch; the next one is prepared meanwhile."""
         ready = self._ahead
         future = ready[1] if ready and ready[0] == self.step else None
-        batch = self.train.batch(self.step) if future is None else future.result()
+        batch = self.train.batch(self.step, self._rows) if future is None else future.result()
         if self.step + 1 < self.steps:
             next_step = self.step + 1
-            self._ahead = next_step, self._pool.submit(self.train.batch, next_step)
+            self._ahead = next_step, self._pool.submit(self.train.batch, next_step, self._rows)
         return batch
 
     def _batch_gradient(self, batch: Batch) -> tuple[np.ndarray, Tree]:
-        """The mean losses (pixels, text) of a batch and its gradient, computed part by part."""
-        counted = np.maximum(counts(batch, self.train.patches), 1)
-        weights = mx.array(self._scale * np.array(self.config.weights) / counted, mx.float32)
+        """The mean losses (pixels, text) of a batch and its gradient, computed part by part.
+
+        `batch` is this process's share of it.
+        """
+        counted = np.array(counts(batch, self.train.patches))
+        counted = np.maximum(self._group.total(counted), 1)
+        # The mean over the processes is then the gradient of the whole batch.
+        scale = self._scale * self._group.size
+        weights = mx.array(scale * np.array(self.config.weights) / counted, mx.float32)
         sums, gradient = np.zeros(2), None
         parameters = self.model.trainable_parameters()
         try:
@@ -147,7 +161,8 @@ class Trainer:
                 sums += [float(each) for each in of_part]
         finally:
             self.model.update(parameters)  # in place of those that were traced
-        return sums / counted, tree_map(lambda value: value / self._scale, gradient or {})
+        sums, gradient = self._group.total(sums), self._group.mean(gradient or {})
+        return sums / counted, tree_map(lambda value: value / self._scale, gradient)
 
     def _part_gradient(
         self, parameters: Tree, part: Batch, weights: mx.array

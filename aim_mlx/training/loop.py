@@ -17,6 +17,7 @@ from aim_mlx.backend import mx
 from aim_mlx.errors import CheckpointError, Interrupted, OutputError
 from aim_mlx.files import disk_errors, publish
 from aim_mlx.training.folder import RUN, write_lines
+from aim_mlx.training.parallel import ALONE, Group
 from aim_mlx.training.report import Report, Silent, never
 from aim_mlx.weights.safetensors_file import SafetensorsWriter, TensorReader, check_file
 
@@ -63,6 +64,7 @@ def run(
     *,
     stop: Callable[[], bool] = never,
     metrics: bool = False,
+    group: Group = ALONE,
 ) -> None:
     """Runs a trainer until it is done, or until `stop` returns True.
 
@@ -71,10 +73,14 @@ def run(
     for `folder.check_same_run`. With `metrics` the history is written there as well, as
     metrics.json. Raises Interrupted where it was stopped and on Ctrl-C, and OutputError for a state
     that cannot be written or read back; the last one stays, as it does where a step raises.
+
+    In a group every process runs it: the first alone reads and writes, the others take up its
+    state, and all stop after the same step. Their number may be another than before.
     """
     report = report or Silent()
-    if work is not None and load_state(work, trainer):
+    if work is not None and group.is_first and load_state(work, trainer):
         report.noted(f"goes on after step {trainer.step} of {trainer.steps}")
+    _share_state(trainer, group)
     kept, saved = trainer.step, time.monotonic()
     try:
         while not trainer.done:
@@ -82,17 +88,27 @@ def run(
             report.advanced("training", trainer.step, trainer.steps)
             if record is not None:
                 report.recorded(record)
-            stopped = stop() and not trainer.done
             due = time.monotonic() - saved >= CHECKPOINT_SECONDS
+            stopped, due = group.any(stop() and not trainer.done, due)
             if work is not None and (due or stopped or trainer.done):
-                _save(work, trainer, metrics)
+                if group.is_first:
+                    _save(work, trainer, metrics)
                 kept, saved = trainer.step, time.monotonic()
             if stopped:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
         raise _interrupted(trainer, kept, work) from None
-    if work is not None and metrics:
+    if work is not None and group.is_first and metrics:
         _write_metrics(work, trainer)  # a kill may have come between the state and these
+
+
+def _share_state(trainer: Trainer, group: Group) -> None:
+    """Gives the other processes the first one's state, of which they may see no file."""
+    if group.size > 1:
+        step, history = group.shared_values([trainer.step, trainer.history])
+        state = group.shared(trainer.state())
+        if not group.is_first:
+            trainer.restore(state, step, history)
 
 
 def _save(work: Path, trainer: Trainer, metrics: bool) -> None:
