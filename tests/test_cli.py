@@ -205,6 +205,7 @@ BAD_CALLS = [
     ),
     (["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--batch-size", "x"], 2, ["x"]),
     (["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--pooling", "cls"], 2, ["CLS"]),
+    (["embed", "PHOTOS", "-o", "o", "--model", "/gone", "--pooling", "big"], 2, ["pooling must"]),
     (["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--layers", "9"], 2, ["layer"]),
     (["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--layers", "a"], 2, ["--layers"]),
     (["embed", "PHOTOS", "-o", "o.npz", "--model", "MODEL", "--dtype", "int8"], 2, ["bfloat16"]),

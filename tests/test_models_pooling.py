@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from aim_mlx.backend import mx
+from aim_mlx.cli import options
 from aim_mlx.errors import UsageError
-from aim_mlx.models.pooling import pool
+from aim_mlx.models.pooling import ALL_POOLINGS, POOLINGS, pool
 
 TOKENS = np.random.default_rng(0).normal(size=(2, 7, 5)).astype(np.float32)
 
@@ -31,3 +32,13 @@ def test_half_precision_tokens_are_pooled_in_float32():
 def test_an_impossible_pooling_is_refused_with_its_reason(method, reason):
     with pytest.raises(UsageError, match=reason):
         pool(mx.array(TOKENS), method)
+
+
+def test_every_pooling_gives_one_vector_an_image():
+    for method in POOLINGS:
+        assert pool(mx.array(TOKENS), method).shape == (2, 5)
+
+
+def test_the_help_names_every_pooling():
+    (option,) = options.Pooling.__metadata__
+    assert all(method in option.help for method in ALL_POOLINGS)

@@ -17,6 +17,7 @@ from aim_mlx.cli.options import (
     MeanLayers,
     Offline,
     Overwrite,
+    Pooling,
     Revision,
     numbers,
 )
@@ -39,10 +40,7 @@ def embed(
     ],
     model: EncoderModel = DEFAULT_MODEL,
     revision: Revision = None,
-    pooling: Annotated[
-        str | None,
-        typer.Option(help="mean, max, gem, or attention where there is such a pool."),
-    ] = None,
+    pooling: Pooling = None,
     layers: MeanLayers = "",
     normalize: Annotated[bool, typer.Option(help="Scale vectors to length 1.")] = True,
     batch_size: BatchSize = None,

@@ -15,6 +15,7 @@ from aim_mlx.cli.options import (
     MultiLabel,
     Offline,
     PathColumn,
+    Pooling,
     Revision,
     SplitColumn,
     numbers,
@@ -32,9 +33,7 @@ def knn(
     temperature: Annotated[
         float, typer.Option(help="A neighbour votes with exp(cosine / temperature).")
     ] = 0.07,
-    pooling: Annotated[
-        str | None, typer.Option(help="mean, max, gem, or attention where there is such a pool.")
-    ] = None,
+    pooling: Pooling = None,
     layers: MeanLayers = "",
     seed: Annotated[int, typer.Option(help="Decides the split.")] = 0,
     val: Annotated[float, typer.Option(help="Of each class, to choose k by.")] = 0.15,

@@ -24,6 +24,9 @@ Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")
 BatchSize = Annotated[
     int | None, typer.Option(help="Images at a time.  [default: fitted to the device]")
 ]
+Pooling = Annotated[
+    str | None, typer.Option(help="mean, max, gem, or attention where there is such a pool.")
+]
 MeanLayers = Annotated[str, typer.Option(help="Average these blocks' outputs, such as -1,-2,-3.")]
 Templates = Annotated[
     str, typer.Option(help="plain, varied, or a file of sentences with {} for the label.")

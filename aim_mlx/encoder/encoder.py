@@ -52,7 +52,7 @@ class Encoder:
     @property
     def poolings(self) -> tuple[str, ...]:
         """The poolings this model can do, its own first."""
-        return POOLINGS
+        return tuple(POOLINGS)
 
     def pooling(self, options: EmbedOptions) -> str:
         """The pooling that these options mean for this model."""

@@ -23,6 +23,7 @@ from aim_mlx.errors import (
     UsageError,
 )
 from aim_mlx.images import Contents, Embedded, ImageSource, stream
+from aim_mlx.models.pooling import ALL_POOLINGS, check_pooling
 from aim_mlx.models.vision import VisionEncoder
 
 # Patches in a batch where no size is asked for: 32 images of 224 x 224 on a GPU, four on a CPU,
@@ -60,6 +61,8 @@ class EmbedOptions:
     allow_truncated: bool = False
 
     def __post_init__(self):
+        if self.pooling is not None:
+            check_pooling(self.pooling, ALL_POOLINGS)
         for name in ("batch_size", "max_pixels"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):

@@ -1,30 +1,38 @@
 """From tokens to one vector an image."""
 
+from collections.abc import Callable, Collection
+
 from aim_mlx.backend import mx, nn
 from aim_mlx.errors import UsageError
 from aim_mlx.models.query_attention import attend_folded, folded_queries, project
 
-POOLINGS = ("mean", "max", "gem")
 _GEM_POWER = 3.0
 _GEM_FLOOR = 1e-6
 
 
-def pool(tokens: mx.array, method: str) -> mx.array:
-    """Tokens (B, N, D) -> vectors (B, D) in float32 by "mean", "max" or "gem".
-
-    "gem" is the generalised mean of power 3 over the positive part (arXiv 1711.02512, eq. 3).
-    """
-    check_pooling(method)
-    tokens = tokens.astype(mx.float32)
-    if method == "mean":
-        return tokens.mean(axis=1)
-    if method == "max":
-        return tokens.max(axis=1)
+def _gem(tokens: mx.array) -> mx.array:
+    """The generalised mean of power 3 over the positive part (arXiv 1711.02512, eq. 3)."""
     powered = mx.maximum(tokens, _GEM_FLOOR) ** _GEM_POWER
     return powered.mean(axis=1) ** (1 / _GEM_POWER)
 
 
-def check_pooling(method: str, available: tuple[str, ...] = POOLINGS) -> None:
+# Each from tokens (B, N, D) to vectors (B, D), for every encoder; the first is the default.
+POOLINGS: dict[str, Callable[[mx.array], mx.array]] = {
+    "mean": lambda tokens: tokens.mean(axis=1),
+    "max": lambda tokens: tokens.max(axis=1),
+    "gem": _gem,
+}
+# "attention" is a LiT model's own, with weights.
+ALL_POOLINGS = (*POOLINGS, "attention")
+
+
+def pool(tokens: mx.array, method: str) -> mx.array:
+    """Tokens (B, N, D) -> vectors (B, D) in float32 by one of POOLINGS."""
+    check_pooling(method)
+    return POOLINGS[method](tokens.astype(mx.float32))
+
+
+def check_pooling(method: str, available: Collection[str] = tuple(POOLINGS)) -> None:
     """Raises UsageError, with the reason, for a pooling that is not available."""
     if method in available:
         return

@@ -12,6 +12,7 @@ from aim_mlx.config import to_dict
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import OutputError
 from aim_mlx.files import disk_errors, publish, read_regular
+from aim_mlx.models.pooling import ALL_POOLINGS
 from aim_mlx.store.lists import FLAG, PATH, TEXT, Damaged, check, matching, maybe, parse, whole
 
 NAME = "manifest.json"
@@ -26,7 +27,7 @@ _FORM = {
     "weights": TEXT,
     "encoder": {},
     "preprocessing": {},
-    "pooling": matching("mean|max|gem|attention", "mean, max, gem or attention"),
+    "pooling": matching("|".join(ALL_POOLINGS), f"one of {', '.join(ALL_POOLINGS)}"),
     "layers": [whole(-(2**10), 2**10)],
     "normalized": FLAG,
     "dtype": matching("float32|float16|bfloat16", "float32, float16 or bfloat16"),
