@@ -104,6 +104,8 @@ def files() -> str:
     for number, rooms in enumerate(FLOORS):
         lines += [f"### {'Ground' if not number else f'Floor {number}'}", ""]
         for room in rooms:
+            if room in MODULES and MODULES[room].name != "__init__.py" and number:
+                lines += ["**Single files**", ""]
             for module, path in sorted(MODULES.items()):
                 text = ast.get_docstring(ast.parse(path.read_text())) or ""
                 first = text.splitlines()[0].rstrip(".:")
