@@ -134,8 +134,8 @@ class Catalog:
         return self._digests[row]
 
     def row(self, row: int) -> Row:
-        size, mtime_ns, width, height = (values[row] for values in self._numbers.values())
-        return Row(self._paths[row], self._digests[row].hex(), size, mtime_ns, width, height)
+        numbers = {name: values[row] for name, values in self._numbers.items()}
+        return Row(self._paths[row], self._digests[row].hex(), **numbers)
 
     def is_file(self, row: int, size: int, mtime_ns: int) -> bool:
         """Whether a row was made of a file of this size and time of change."""

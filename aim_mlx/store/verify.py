@@ -169,8 +169,8 @@ class _Verification:
         self._add(shard, paths, start)
         low, high = np.searchsorted(self.chosen, [start, start + len(paths)])
         for i in (self.chosen[low:high] - start).tolist():
-            columns = (table[name][i].as_py() for name in COLUMNS[2:])
-            self.findings.sample.append((Row(paths[i], *columns), vectors[i].copy()))
+            columns = {name: table[name][i].as_py() for name in COLUMNS[2:]}
+            self.findings.sample.append((Row(paths[i], **columns), vectors[i].copy()))
         self._check_matrix(vectors, start)
 
     def _add(self, shard: Shard, paths: Sequence[str], start: int) -> None:
