@@ -1,6 +1,7 @@
 """Trainings in two processes: the numbers of one, one folder, and one end for both."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file
 from aim_mlx.errors import Interrupted, UsageError
 from aim_mlx.pretrain.config import CONFIGS, PretrainConfig
 from aim_mlx.pretrain.run import pretrain
-from aim_mlx.training.parallel import ALONE, Group, joined
+from aim_mlx.training.parallel import ALONE, Group, _keep_alive, joined
 from aim_mlx.training.report import Report
 from tests.parallel_runs import TINY, run_all
 from tests.pretraining import write_pairs
@@ -160,3 +161,14 @@ def test_a_group_that_cannot_be_reached_is_one_error(monkeypatch, tmp_path):
     monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "none.json"))
     with pytest.raises(UsageError, match="start all of them with mlx.launch"):
         joined()
+
+
+def test_a_connection_is_looked_after_however_it_was_opened():
+    first, second = socket.socketpair()
+    with first, second, socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as connection, open(__file__) as file:
+            _keep_alive([each.fileno() for each in (file, first, connection)])
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            probes = socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT
+            assert [connection.getsockopt(socket.IPPROTO_TCP, each) for each in probes] == [10, 6]
+            connection.sendall(b"open")

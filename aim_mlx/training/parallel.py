@@ -6,7 +6,10 @@ run's folder and says how far it is. `mlx.launch` starts them, on one machine or
 
 import json
 import os
-from collections.abc import Mapping
+import socket
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,11 @@ from aim_mlx.backend import mx, nn, tree_map
 from aim_mlx.errors import AimError, UsageError
 
 _RANK = "MLX_RANK"  # which mlx.launch sets for each process
+# A machine that has not answered for a minute and a half is out of reach. Seconds until it is
+# asked, by both names that systems have, between questions, and their number; and milliseconds
+# until what was sent must have arrived, on Linux alone.
+_PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+_PROBES |= {"TCP_USER_TIMEOUT": 90_000}
 
 
 class Group:
@@ -105,10 +113,33 @@ def joined() -> Group:
     """
     if _RANK not in os.environ:
         return ALONE
+    before = _descriptors()
     try:
-        return Group(mx.distributed.init(strict=True))
+        group = Group(mx.distributed.init(strict=True))
     except RuntimeError as error:
         raise UsageError(
             f"the other processes of this run cannot be reached ({error}): start all of them with "
             "mlx.launch, or train in one without it"
         ) from error
+    _keep_alive(_descriptors() - before)
+    return group
+
+
+def _descriptors() -> set[int]:
+    return {int(name) for name in os.listdir("/dev/fd")}
+
+
+def _keep_alive(descriptors: Iterable[int]) -> None:
+    """Lets the system look after connections: MLX would wait for ever for a machine without power.
+
+    However long another process is busy, its machine answers.
+    """
+    for descriptor in descriptors:
+        with suppress(OSError):  # what was closed meanwhile, or is no connection by TCP
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with socket.socket(fileno=os.dup(descriptor)) as connection:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    for name, value in _PROBES.items():
+                        if hasattr(socket, name):
+                            option = getattr(socket, name)
+                            connection.setsockopt(socket.IPPROTO_TCP, option, value)
