@@ -11,7 +11,7 @@ from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
-from aim_mlx.registry import DEFAULT_LIT
+from aim_mlx.registry import DEFAULT_LIT, find_model
 from aim_mlx.store.lists import started_in
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.load import load_into
@@ -137,6 +137,8 @@ def _locate(
 
     if os.sep in text and not is_repo_id(text):
         raise CheckpointError(f"no file or folder {text!r}: check the path")
+    if not is_repo_id(text):
+        find_model(text, "model, folder or file")
     return fetch_model(text, revision, offline=offline, progress=progress)
 
 

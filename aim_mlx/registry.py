@@ -76,10 +76,13 @@ DEFAULT_MODEL = "aimv2-large-patch14-224"
 DEFAULT_LIT = "aimv2-large-patch14-224-lit"  # for what words are needed for
 
 
-def find_model(name: str) -> ModelSpec:
-    """The model of that name; raises UsageError that suggests the nearest names."""
+def find_model(name: str, what: str = "model") -> ModelSpec:
+    """The model of that name; raises UsageError that suggests the nearest names.
+
+    `what` says in it what else was looked for under that name.
+    """
     if name in MODELS:
         return MODELS[name]
     near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "'aim-mlx models' lists them"
-    raise UsageError(f"no model named {name!r:.200}: {hint}")
+    hint = f"did you mean {' or '.join(near)}?" if near else "'aim-mlx models' lists the models"
+    raise UsageError(f"no {what} named {name!r:.200}: {hint}")

@@ -65,7 +65,7 @@ def test_a_saved_folder_loads_with_its_preprocessing(tmp_path, config):
 
 def test_untrained_weights_warn_whenever_they_are_loaded(tmp_path):
     folder = save(tmp_path / "m", trained=False)
-    with pytest.warns(UntrainedModelWarning, match="random weights") as warned:
+    with pytest.warns(UntrainedModelWarning, match="weights are random") as warned:
         encoder = aim_mlx.load(folder)
     assert warned[0].filename == __file__  # the caller's line, not ours
     assert not encoder.trained and encoder.identity["trained"] is False
@@ -149,3 +149,8 @@ def test_load_lit_gives_what_load_gives_and_refuses_a_model_without_words(tmp_pa
 def test_a_misspelt_name_gets_a_suggestion():
     with pytest.raises(UsageError, match="aimv2-large-patch14-224"):
         aim_mlx.load("aimv2-large-patch14-22")
+
+
+def test_an_unknown_name_is_said_to_be_no_folder_either():
+    with pytest.raises(UsageError, match="no model, folder or file named 'lit'"):
+        aim_mlx.load("lit")

@@ -55,5 +55,5 @@ def test_a_misspelt_name_gets_the_nearest_ones():
 
 
 def test_a_name_like_no_other_gets_no_suggestion():
-    with pytest.raises(UsageError, match="no model named 'zzz': 'aim-mlx models' lists them$"):
+    with pytest.raises(UsageError, match="no model named 'zzz': 'aim-mlx models' lists the"):
         find_model("zzz")
