@@ -49,11 +49,14 @@ class ImageError(AimError):
         return type(self), (self.reason, self.detail)
 
 
-UNTRAINED = "the model is untrained, with random weights: its results mean nothing"
+UNTRAINED = (
+    "the encoder's weights are random: similarities mean little, and training on it shows only "
+    "that training works"
+)
 
 
 class UntrainedModelWarning(UserWarning):
-    """The weights are random: whatever is computed with them means nothing."""
+    """The weights are random, or those of the image tower that a LiT model was trained on."""
 
 
 def warn_of_untrained(trained: object, stacklevel: int = 2) -> None:

@@ -332,7 +332,7 @@ def test_an_untrained_model_warns_on_every_use(photos, tmp_path):
     model = save(tmp_path / "untrained", trained=False)
     process = start("embed", photos / "a.png", "-o", tmp_path / "o.npz", "--model", model)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0 and stderr.count("is untrained, with") == 1, stderr
+    assert process.returncode == 0 and stderr.count("weights are random") == 1, stderr
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +370,7 @@ TRAIN = "probe train photos -o probe --model model --epochs 1"
 )
 def test_a_result_of_untrained_weights_says_so(capsys, untrained, monkeypatch, line):
     monkeypatch.chdir(untrained)
-    with pytest.warns(UntrainedModelWarning, match="untrained, with random weights"):
+    with pytest.warns(UntrainedModelWarning, match="encoder's weights are random"):
         assert run(capsys, *line.split())[0] == 0
 
 
@@ -379,7 +379,14 @@ def test_a_model_and_a_store_that_are_both_untrained_say_so_once(untrained):
     Image.new("RGB", (60, 60), (9, 80, 200)).save(other)
     process = start("search", untrained / "store", "--image", other, cwd=untrained)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0 and stderr.count("is untrained, with") == 1, stderr
+    assert process.returncode == 0 and stderr.count("weights are random") == 1, stderr
+
+
+def test_a_probe_of_an_untrained_model_says_so_once_and_in_its_report(untrained):
+    process = start(*TRAIN.replace("-o probe", "-o again").split(), cwd=untrained)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0 and stderr.count("random") == 1, stderr
+    assert "weights are random" in (untrained / "again/report.html").read_text()
 
 
 def test_help_and_import_do_not_load_mlx():

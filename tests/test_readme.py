@@ -80,7 +80,7 @@ def stored(started, tmp_path_factory):
 def test_a_first_run_embeds_real_photographs_with_an_encoder_of_full_size(started):
     folder, done = started
     assert done.returncode == 0, done.stderr
-    assert "cut_short.jpg: truncated" in done.stderr and "random weights" in done.stderr
+    assert "cut_short.jpg: truncated" in done.stderr and "weights are random" in done.stderr
     page = (folder / "similar.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 6 and "on_its_side.jpg" in page
     done = run_block("export", folder)

@@ -147,7 +147,7 @@ def test_a_page_of_an_untrained_model_says_that_it_means_nothing(tmp_path):
     origin = Origin({"model": "m", "trained": False})
     write_contact_sheet(tmp_path / "page.html", "Title", [], origin)
     text = Page((tmp_path / "page.html").read_text()).text
-    assert "The model is untrained, with random weights: its results mean nothing." in text
+    assert "The encoder's weights are random: similarities mean little," in text
 
 
 def test_a_path_breaks_after_its_separators_alone(tmp_path):

@@ -165,6 +165,7 @@ def _save(
     pairs = {"table": table, "sha256": about["pairs"], "trained_on": trained_on}
     history = provenance(
         source="aim-mlx lit train",
+        trained=encoder.trained,  # what is learned on a random tower is worth no more
         trunk={**encoder.identity, "trained": encoder.trained, "sha256": about["weights"]},
         pairs=pairs,
         training=asdict(trainer.config),

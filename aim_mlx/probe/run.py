@@ -22,7 +22,7 @@ from aim_mlx.config import to_dict
 from aim_mlx.data.labelled import Data
 from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
-from aim_mlx.errors import AimError, Interrupted, OutputError
+from aim_mlx.errors import UNTRAINED, AimError, Interrupted, OutputError
 from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.probe.features import Augmentation, Features
 from aim_mlx.probe.gradients import logits_of
@@ -101,7 +101,7 @@ def train_probe(
         cache = plan.cache or work / TOKENS
         features = Features(encoder, cache, plan.cache_limit, plan.layers, plan.augmentation)
         images = features.prepare(images, report, advanced)
-        warnings = [*images.warnings, *_warnings(images, encoder)]
+        warnings = [*images.warnings, *_warnings(images)]
         pass_on(report, images.skips, images.notes, warnings)
         trainer = _trainer(plan, images, features, encoder)
         made = partial(trained_probe, trainer, encoder, images.classes, plan.layers)
@@ -134,7 +134,7 @@ def train_probe(
         probe.metrics["validation"],
         measured[-1].name,
         measured[-1].figures,
-        tuple(warnings),
+        tuple(warnings if encoder.trained else [UNTRAINED, *warnings]),
         round(time.monotonic() - started, 3),
     )
 
@@ -152,9 +152,7 @@ def _about(plan: Plan, data: DataSet, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _warnings(data: DataSet, encoder: Encoder) -> Iterator[str]:
-    if not encoder.trained:
-        yield "the encoder has random weights: this only shows that training works"
+def _warnings(data: DataSet) -> Iterator[str]:
     if "test" not in data.parts:
         yield (
             "there is no test split: the figures are of val, on which the head was chosen, and are "

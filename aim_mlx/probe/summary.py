@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.data.parts import Part
-from aim_mlx.errors import ImageError
+from aim_mlx.errors import UNTRAINED, ImageError
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.training import GridTrainer
 from aim_mlx.report.charts import Curve
@@ -56,7 +56,7 @@ def made_report(
         measured.name,
         measured.figures,
         facts=[*facts.items()],
-        warnings=warnings,
+        warnings=warnings if probe.encoder.trained else [f"{UNTRAINED.capitalize()}.", *warnings],
         scores=scores,
         losses=losses,
         heads=heads,
