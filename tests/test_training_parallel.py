@@ -16,7 +16,7 @@ from aim_mlx.pretrain.run import pretrain
 from aim_mlx.training.parallel import ALONE, Group, _keep_alive, joined
 from aim_mlx.training.report import Report
 from tests.parallel_runs import TINY, run_all
-from tests.pretraining import write_pairs
+from tests.pretraining import SHAPES, picture, write_pairs
 
 STEPS = 11  # 18 pictures four times, in batches of 7
 
@@ -70,8 +70,9 @@ def assert_same_training(folder: Path, other: Path) -> None:
     assert [each["step"] for each in ours] == [each["step"] for each in theirs]
     for name in ("loss", "pixel_loss", "text_loss", "val_pixel_loss", "val_text_loss", "grad_norm"):
         first, second = (np.array([each[name] for each in all_]) for all_ in (ours, theirs))
-        # Sums of float32 in another order, over 11 steps.
-        assert np.abs(first - second).max() < 1e-5 * np.abs(second).max(), (name, first - second)
+        # Sums of float32 in another order, over 11 steps; seen 3e-7, and 1e-5 of the norm.
+        tolerance = 1e-4 if name == "grad_norm" else 1e-5
+        assert np.abs(first / second - 1).max() < tolerance, (name, first - second)
     first, second = (load_file(each / "model.safetensors") for each in (folder, other))
     assert first.keys() == second.keys()
     largest = max(float(np.abs(first[name] - second[name]).max()) for name in first)
@@ -85,9 +86,14 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def test_two_processes_train_as_one_does_and_the_first_alone_writes(table, alone, tmp_path):
     run, nowhere = tmp_path / "run", tmp_path / "not there" / "run"
-    first, second = run_all(tmp_path, job(table, run), job(table, nowhere))
+    for i in range(12):
+        folder = tmp_path / "labelled" / SHAPES[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture("red", folder.name, i).save(folder / f"{i}.png")
+    jobs = [job(table, each, "--labelled", folder.parent) for each in (run, nowhere)]
+    first, second = run_all(tmp_path, *jobs)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert f"{STEPS} steps" in first.stderr
+    assert f"{STEPS} steps" in first.stderr and "knn" in records(run)[-1]
     assert second.stdout == second.stderr == "" and not nowhere.parent.exists()
     assert_same_training(run, alone)
     names = [sorted(path.relative_to(f) for path in f.rglob("*")) for f in (run, alone)]
