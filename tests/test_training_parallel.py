@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from aim_mlx.backend import mx
 from aim_mlx.errors import Interrupted, UsageError
 from aim_mlx.pretrain.config import CONFIGS, PretrainConfig
 from aim_mlx.pretrain.run import pretrain
-from aim_mlx.training.parallel import ALONE, Group, _keep_alive, joined
+from aim_mlx.training.parallel import ALONE, Group, joined
 from aim_mlx.training.report import Report
 from tests.parallel_runs import TINY, run_all
 from tests.pretraining import SHAPES, picture, write_pairs
@@ -169,12 +170,21 @@ def test_a_group_that_cannot_be_reached_is_one_error(monkeypatch, tmp_path):
         joined()
 
 
-def test_a_connection_is_looked_after_however_it_was_opened():
-    first, second = socket.socketpair()
-    with first, second, socket.create_server(("127.0.0.1", 0)) as server:
-        with socket.create_connection(server.getsockname()) as connection, open(__file__) as file:
-            _keep_alive([each.fileno() for each in (file, first, connection)])
-            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            probes = socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT
-            assert [connection.getsockopt(socket.IPPROTO_TCP, each) for each in probes] == [10, 6]
-            connection.sendall(b"open")
+def test_a_machine_that_is_gone_is_noticed_while_it_is_waited_for(monkeypatch):
+    opened = []
+
+    def init(**_: object) -> mock.Mock:
+        opened.extend(socket.socketpair())
+        opened.append(socket.create_connection(server.getsockname()))
+        return mock.Mock(**{"rank.return_value": 1, "size.return_value": 2})
+
+    monkeypatch.setenv("MLX_RANK", "1")
+    monkeypatch.setattr(mx.distributed, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        group = joined()
+    assert (group.rank, group.size) == (1, 2)
+    assert opened[-1].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    probes = socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT
+    assert [opened[-1].getsockopt(socket.IPPROTO_TCP, each) for each in probes] == [10, 6]
+    for each in opened:
+        each.close()
