@@ -28,7 +28,8 @@ _STYLE = """
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem }
 figure { margin: 0; padding: .6rem; background: var(--card); border: 1px solid var(--line) }
-figure img { width: 49%; image-rendering: pixelated }
+figure h2 { margin-top: 0 }
+figure img { display: inline-block; width: 48%; margin-right: 1%; image-rendering: pixelated }
 """
 
 
@@ -49,8 +50,9 @@ def _page(title: str, trainer: Trainer) -> Iterator[str]:
             yield f"<figure><h2>{shown(name)}</h2>{chart}<p>{shown(_last(lines))}</p></figure>\n"
     yield "</div>\n"
     data = trainer.validation or trainer.train
-    yield "<h2>Predicted patches</h2><p>Left the picture, right with each patch after the first "
-    yield "rows as predicted from those before it. Brightness and contrast are the picture's.</p>"
+    yield "<h2>Predicted patches</h2><p>On the left the picture, on the right the same with each "
+    yield "patch below its first rows as predicted from those before it, at the picture's own "
+    yield "brightness and contrast. Below, its caption and, in bold, the one that was written.</p>"
     yield '<div class="pairs">\n'
     yield from _pictures(trainer, data, np.arange(min(_SHOWN, len(data))))
     yield f"</div>\n{END}"
