@@ -51,7 +51,7 @@ def main(folder: str, model: str) -> None:
     photos = readable(folder)
     encoder = aim_mlx.load(model)
     vectors = encoder.embed(photos)
-    print(f"{'cosines':24}{'lowest':>9}{'median':>9}{'highest':>9}" + head())
+    print(f"{'cosines':24}{'lowest':>9}{'median':>9}{'highest':>9}" + head(), flush=True)
     for name, alter in ALTERATIONS.items():
         altered = encoder.embed([alter(photo) for photo in photos])
         print_row(name, np.einsum("nd,nd->n", vectors, altered))
@@ -78,7 +78,7 @@ def head() -> str:
 def print_row(name: str, cosines: np.ndarray) -> None:
     low, median, high = np.quantile(cosines, [0, 0.5, 1])
     found = "".join(f"{np.mean(cosines >= threshold):9.0%}" for threshold in THRESHOLDS)
-    print(f"{name:24}{low:9.3f}{median:9.3f}{high:9.3f}{found}")
+    print(f"{name:24}{low:9.3f}{median:9.3f}{high:9.3f}{found}", flush=True)
 
 
 if __name__ == "__main__":
