@@ -237,7 +237,7 @@ def test_a_folder_without_images_says_what_was_there(capsys, model, tmp_path):
     code, _, stderr = run(
         capsys, "embed", tmp_path / "empty", "-o", tmp_path / "o.npz", "--model", model
     )
-    assert code == 1 and "0 images, 1 other file" in stderr
+    assert code == 1 and "(ignored 1 file that is no image)" in stderr
 
 
 def test_nothing_but_broken_images_writes_nothing(capsys, model, tmp_path):
@@ -289,6 +289,16 @@ def test_init_gives_a_lit_model_a_tokenizer_to_try_words_with(
 def test_inspect_prints_sizes_for_people(capsys, model):
     code, stdout, _ = run(capsys, "inspect", model)
     assert code == 0 and "embed_dim 64" in stdout and "ml-aim-mlx" in stdout
+    lines = stdout.splitlines()
+    assert "None" not in stdout and "model          -" in lines
+
+
+def test_inspect_prints_an_entry_of_the_provenance_a_line(capsys, model, tmp_path):
+    assert run(capsys, "convert", model, tmp_path / "half", "--dtype", "float16")[0] == 0
+    _, stdout, _ = run(capsys, "inspect", tmp_path / "half")
+    lines = [line.strip() for line in stdout.splitlines()]
+    assert any(line.startswith("provenance") for line in lines)
+    assert f"source {model}" in lines and "trained yes" in lines
 
 
 @pytest.mark.parametrize("group", [[], ["probe"], ["lit"]], ids=str)

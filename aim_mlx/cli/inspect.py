@@ -1,8 +1,9 @@
 """`aim-mlx inspect`: what a checkpoint is."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +25,21 @@ def inspect(
         return
     width = max(map(len, values))
     for name, value in values.items():
-        print(f"{name:<{width}}  {escaped(_readable(value))}")
+        first, *more = _lines(value) if name == "provenance" else [_readable(value)]
+        print(f"{name:<{width}}  {escaped(first)}")
+        for line in more:
+            print(f"{'':<{width}}  {escaped(line)}")
+
+
+def _lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
+    """A line for each entry, those of an inner object after its name and set in."""
+    lines: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{name}", *_lines(value, f"{indent}  ")]
+        else:
+            lines.append(f"{indent}{name} {_readable(value)}")
+    return lines or ["-"]
 
 
 def _readable(value: object) -> str:
@@ -32,6 +47,8 @@ def _readable(value: object) -> str:
         return ", ".join(f"{k} {_readable(v)}" for k, v in value.items()) or "-"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_readable, value)) or "-"
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) and value >= 100_000 else str(value)
