@@ -243,7 +243,7 @@ def test_no_images_and_none_that_can_be_read_end_with_1(capsys, model, tmp_path)
     empty.mkdir()
     (empty / "notes.txt").write_text("notes")
     line = refused(capsys, "classify", empty, "--labels", LABELS, "--model", model, code=1)
-    assert "0 images, 1 other file" in line
+    assert "0 images under" in line and "(ignored 1 file that is no image)" in line
     (empty / "broken.jpg").write_bytes(b"x")
     table = tmp_path / "x.csv"
     asked = ["--labels", LABELS, "--model", model, "-o", table]

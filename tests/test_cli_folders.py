@@ -29,7 +29,7 @@ def test_a_folder_without_images_ends_with_1_and_says_what_it_has(model, tmp_pat
     make(tmp_path / "in", {f"{i}.txt": b"" for i in range(214)})
     run = embed(tmp_path / "in", "-o", tmp_path / output, "--model", model)
     assert run.code == 1 and run.records == []
-    assert "0 images, 214 other files" in run.stderr.splitlines()[-1]
+    assert "(ignored 214 files that are no images)" in run.stderr.splitlines()[-1]
     assert not (tmp_path / output).exists()
 
 

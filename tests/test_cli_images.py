@@ -216,9 +216,10 @@ def test_of_films_the_first_frame_is_embedded_and_noted(zoo: Zoo):
 
 
 def test_what_was_ignored_is_counted_and_a_photo_library_named(zoo: Zoo):
-    assert "note: 1 link to a listed photo\n" in zoo.stderr
-    for note in ("2 links to folders", "1 other file", "1 photo library", "5 system files"):
-        assert f"note: {note}\n" in zoo.stderr
+    assert "note: ignored 1 link to a listed photo\n" in zoo.stderr
+    files = ("1 file that is no image", "5 system files")
+    for note in ("2 links to folders", "1 photo library", *files):
+        assert f"note: ignored {note}\n" in zoo.stderr
     assert "My.photoslibrary' (export its photos to a folder)" in zoo.stderr
 
 

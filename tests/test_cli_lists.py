@@ -85,12 +85,15 @@ def test_patterns_choose_and_are_counted(photos, run, tmp_path):
     done = run(".", "--exclude", "drafts/", "--exclude", "b*", "--include", "*.png")
     done.check_account(2, 0, 3)
     assert names(tmp_path / "store") == {"a.png", "f.png"}
-    assert "note: 1 excluded\n" in done.stderr and "note: 2 excluded folders\n" in done.stderr
+    assert (
+        "note: ignored 1 excluded file\n" in done.stderr
+        and "note: ignored 2 excluded folders\n" in done.stderr
+    )
 
 
 def test_patterns_that_leave_nothing_end_with_1(photos, run, tmp_path):
     done = run(".", "--include", "*.gif")
-    assert done.code == 1 and "0 images, 5 other files (5 excluded" in done.stderr
+    assert done.code == 1 and "0 images under . (ignored 5 excluded files)" in done.stderr
     assert not (tmp_path / "store").exists()
 
 
@@ -266,7 +269,7 @@ def test_a_link_to_a_listed_file_is_no_second_photo(photos, run, tmp_path):
     (photos / "2024" / "again.png").symlink_to("other.png")
     done = run("2024")
     done.check_account(3, 0, 2)
-    assert "note: 2 links to listed photos\n" in done.stderr
+    assert "note: ignored 2 links to listed photos\n" in done.stderr
     assert names(tmp_path / "store") == {"e.png", "f.png", "again.png"}
     run(".").check_account(5, 0, 3)  # now what the links lead to is listed too
     assert names(tmp_path / "store") == {"a.png", "b c.png", "d.png", "e.png", "f.png"}

@@ -48,12 +48,13 @@ def test_other_files_are_ignored_and_counted(tmp_path):
     make(tmp_path, "a.jpg", "notes.txt", "film.mov", "report.pdf", "jpg", ".jpg")
     listing = discover([tmp_path])
     assert names(listing, tmp_path) == ["a.jpg"]
-    assert listing.ignored == 5 and listing.notes == ("5 other files",)
+    assert listing.ignored == 5 and listing.notes == ("ignored 5 files that are no images",)
 
 
 def test_a_folder_without_images_says_what_it_has(tmp_path):
     listing = discover([make(tmp_path, *(f"{i}.txt" for i in range(214)))])
-    assert (listing.files, listing.ignored, listing.notes) == ((), 214, ("214 other files",))
+    assert (listing.files, listing.ignored) == ((), 214)
+    assert listing.notes == ("ignored 214 files that are no images",)
 
 
 def test_a_file_named_itself_is_listed_whatever_its_suffix(tmp_path):
@@ -128,7 +129,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
     (tmp_path / "in" / "folder").symlink_to("../out/folder")
     listing = discover([tmp_path / "in"])
     assert names(listing, tmp_path / "in") == ["a.jpg", "photo.jpg"]
-    assert listing.ignored == 1 and listing.notes == ("1 link to a folder",)
+    assert listing.ignored == 1 and listing.notes == ("ignored 1 link to a folder",)
 
 
 def test_follow_visits_every_folder_once_by_its_own_name(tmp_path):
@@ -185,7 +186,7 @@ def test_what_systems_leave_behind_is_ignored_and_counted(tmp_path):
     make(tmp_path, "__MACOSX/b.jpg", "@eaDir/c.jpg", "sub/@eaDir/d.jpg")
     listing = discover([tmp_path])
     assert names(listing, tmp_path) == ["a.jpg"]
-    assert listing.ignored == 6 and listing.notes == ("6 system files",)
+    assert listing.ignored == 6 and listing.notes == ("ignored 6 system files",)
 
 
 def test_a_photo_library_is_left_out_and_noted(tmp_path):
@@ -337,7 +338,10 @@ def test_an_excluded_folder_is_not_entered_and_counts_as_one(tmp_path, monkeypat
     monkeypatch.setattr(os, "scandir", lambda path: entered.append(path) or scandir(path))
     listing = discover([tmp_path], exclude_patterns=["drafts/", "*.png"])
     assert entered == [str(tmp_path)]
-    assert listing.listed == 3 and listing.notes == ("1 excluded", "1 excluded folder")
+    assert listing.listed == 3 and listing.notes == (
+        "ignored 1 excluded file",
+        "ignored 1 excluded folder",
+    )
 
 
 def test_patterns_leave_alone_what_is_named_itself(tmp_path):
@@ -439,7 +443,7 @@ def test_hidden_folders_are_counted_and_not_entered_unless_that_is_asked_for(tmp
     make(tmp_path, "a.jpg", ".thumbnails/b.jpg", "c/.cache/deep/d.jpg", ".e.jpg")
     listing = discover([tmp_path])
     assert names(listing, tmp_path) == [".e.jpg", "a.jpg"]
-    assert listing.ignored == 2 and listing.notes == ("2 hidden folders",)
+    assert listing.ignored == 2 and listing.notes == ("ignored 2 hidden folders",)
     assert len(discover([tmp_path], hidden=True).files) == 4
 
 
@@ -447,7 +451,7 @@ def test_a_hidden_folder_that_is_named_is_searched(tmp_path):
     make(tmp_path, ".photos/a.jpg", ".photos/.more/b.jpg")
     listing = discover([tmp_path / ".photos"])
     assert names(listing, tmp_path) == [".photos/a.jpg"]
-    assert listing.notes == ("1 hidden folder",)
+    assert listing.notes == ("ignored 1 hidden folder",)
 
 
 # The order

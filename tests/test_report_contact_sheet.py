@@ -139,7 +139,9 @@ def test_what_is_no_file_or_is_not_there_is_no_link(tmp_path):
 
 def test_a_page_says_which_model_store_and_time_it_is_of(tmp_path):
     _, page = written(tmp_path, [])
-    assert re.search(r"Model some-model, store my store, \d{4}-\d\d-\d\d \d\d:\d\d\.", page.text)
+    assert re.search(
+        r"Model: some-model\. Store: my store\. \d{4}-\d\d-\d\d \d\d:\d\d\.", page.text
+    )
     assert "untrained" not in page.text
 
 

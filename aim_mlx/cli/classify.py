@@ -134,5 +134,5 @@ def classify(
     report.run(rows, choice, origin, locate, keep)
     if heatmap is not None:
         count = write_heatmaps(heatmap, load(), used, report.rows, locate)
-        report.noted(f"{counted(count, 'picture')} of similarity in {heatmap}")
+        report.noted(f"{counted(count, 'heat map')} in {heatmap}")
     return report.account(len(used.labels))

@@ -31,11 +31,7 @@ class LabelReport(Progress):
         ours = [path for path in (self._output, self._html) if path]
         listing = discover(sources, follow=follow, hidden=hidden, exclude=ours)
         self.listed(listing)
-        if not listing.files and not listing.skipped:
-            raise AimError(
-                f"0 images, {counted(listing.ignored, 'other file')} under {', '.join(sources)}: "
-                "give a folder with images"
-            )
+        listing.check_any(", ".join(sources))
         return listing.files
 
     def find_rows(self, store: EmbeddingStore, gone: bool) -> list[int]:

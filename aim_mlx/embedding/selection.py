@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from aim_mlx.encoder.pipeline import EmbedOptions
-from aim_mlx.errors import AimError
 from aim_mlx.images import Listing, discover, in_share
 from aim_mlx.store.lists import Places, digest_of_paths
 from aim_mlx.wording import counted
@@ -69,11 +68,7 @@ class Selection:
         places = Places(base)
         whole, links = _each_once(entries, places)
         listing = whole if self.share is None else _share(whole, self.share)
-        if not listing.files and not listing.skipped:
-            others = counted(listing.ignored, "other file")
-            if listing.notes not in ((), (others,)):
-                others += f" ({', '.join(listing.notes)})"
-            raise AimError(f"0 images, {others} under {self}: give a folder with images")
+        listing.check_any(str(self))
         header = {
             "folder": base,
             "sources": sources,
@@ -126,7 +121,7 @@ def _each_once(whole: Listing, places: Places) -> tuple[Listing, dict[str, str]]
         whole,
         files=tuple(path for path in whole.files if path not in left_out),
         ignored=whole.ignored + len(left_out),
-        notes=(*whole.notes, note),
+        notes=(*whole.notes, f"ignored {note}"),
     )
     return once, left_out
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
-from aim_mlx.errors import ImageError, UsageError
+from aim_mlx.errors import AimError, ImageError, UsageError
 from aim_mlx.images.reading import check_regular, unreadable
 from aim_mlx.wording import counted
 
@@ -76,10 +76,11 @@ _IGNORED_NAMES = frozenset(
     + ("System Volume Information", ".ipynb_checkpoints")
 )
 _LIBRARY_SUFFIXES = (".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary")
+_NO_IMAGE = "file that is no image"
 _SEVERAL = {
     "link to a folder": "links to folders",
     "photo library": "photo libraries",
-    "excluded": "excluded",
+    _NO_IMAGE: "files that are no images",
 }
 
 
@@ -108,6 +109,12 @@ class Listing:
     @property
     def listed(self) -> int:
         return len(self.files) + self.ignored + len(self.skipped)
+
+    def check_any(self, under: str) -> None:
+        """Raises AimError, saying what was ignored, where there is no image."""
+        if not self.files and not self.skipped:
+            notes = f" ({', '.join(self.notes)})" if self.notes else ""
+            raise AimError(f"0 images under {under}{notes}: give a folder with images")
 
 
 def discover(
@@ -239,9 +246,9 @@ class _Search:
         elif entry.is_dir(follow_symlinks=False) or (is_link and os.path.isdir(path)):
             self._add_folder(path, parent.below + entry.name, is_link, parent.included)
         elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-            self.ignored["other file"] += 1
+            self.ignored[_NO_IMAGE] += 1
         elif not self._is_wanted(parent.below + entry.name, parent.included):
-            self.ignored["excluded"] += 1
+            self.ignored["excluded file"] += 1
         else:
             is_regular = os.path.isfile(path) if is_link else entry.is_file()
             self._add_file(path, is_link, is_regular)
@@ -282,7 +289,8 @@ class _Search:
 
     def listing(self) -> Listing:
         notes = [
-            counted(count, what, _SEVERAL.get(what)) for what, count in sorted(self.ignored.items())
+            f"ignored {counted(count, what, _SEVERAL.get(what))}"
+            for what, count in sorted(self.ignored.items())
         ]
         for library in sorted(self.libraries, key=os.fsencode):
             notes.append(f"photo library left out: {library!r} (export its photos to a folder)")

@@ -63,9 +63,9 @@ class Origin:
     @property
     def sentence(self) -> str:
         """The model, the store and the time."""
-        parts = [f"Model {self.identity.get('model', 'unknown')}"]
-        parts += [] if self.store is None else [f"store {self.store}"]
-        return ", ".join([*parts, f"{datetime.now():%Y-%m-%d %H:%M}"]) + "."
+        parts = [f"Model: {self.identity.get('model', 'unknown')}."]
+        parts += [] if self.store is None else [f"Store: {self.store}."]
+        return " ".join([*parts, f"{datetime.now():%Y-%m-%d %H:%M}."])
 
 
 def write_contact_sheet(
