@@ -325,7 +325,7 @@ def test_pictures_show_where_the_best_label_looks(capsys, model, photos, store, 
     for number, source in enumerate((["--model", model, photos], [store])):
         folder = tmp_path / str(number)
         code, _, err = run(capsys, "classify", *source, "--labels", LABELS, "--heatmap", folder)
-        assert code == 0 and "3 pictures" in err
+        assert code == 0 and "3 heat maps" in err
         pictures = sorted(folder.iterdir())
         assert [path.name[:9] for path in pictures] == ["000000-a-", "000001-b-", "000002-c-"]
         with Image.open(pictures[0]) as picture:
