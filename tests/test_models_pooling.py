@@ -1,5 +1,7 @@
 """From tokens to one vector."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
@@ -40,5 +42,5 @@ def test_every_pooling_gives_one_vector_an_image():
 
 
 def test_the_help_names_every_pooling():
-    (option,) = options.Pooling.__metadata__
+    (_, option) = get_args(options.Pooling)
     assert all(method in option.help for method in ALL_POOLINGS)
