@@ -1,6 +1,7 @@
 """`aim-mlx pretrain`, `caption` and `continue` as a user meets them."""
 
 import json
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -10,9 +11,11 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.cli import main as cli
+from aim_mlx.config import VisionConfig
 from aim_mlx.pretrain.config import CONFIGS, Sizes
 from aim_mlx.pretrain.measure import least_squares
 from aim_mlx.pretrain.pretrained import load_pretrained
+from aim_mlx.words.tokenizer import Tokenizer
 from tests.pretraining import picture, write_pairs
 from tests.small import save
 
@@ -149,6 +152,11 @@ def test_the_rest_of_a_picture_is_drawn_below_the_kept_rows(capsys, table, train
         (["--held-out", "0.01"], 2, "too few"),
         (["--dtype", "int8"], 2, "dtype must be one of"),
         (["--tokenizer", "."], 2, "no tokenizer.json"),
+        (["--init", ""], 2, "--init is empty"),
+        (["--labelled", ""], 2, "--labelled is empty"),
+        (["--clip-norm", "0"], 2, "clip norm must be from 1e-06"),
+        (["--vocab-size", "513"], 2, "vocab size must be 0 or from 514"),
+        (["--batch-size", "37"], 2, "batch size must be at most 36"),
     ],
 )
 def test_a_wrong_argument_is_one_line(capsys, table, tmp_path, monkeypatch, more, code, words):
@@ -157,6 +165,91 @@ def test_a_wrong_argument_is_one_line(capsys, table, tmp_path, monkeypatch, more
     assert found == code and stdout == ""
     line = stderr.strip().splitlines()[-1]
     assert line.startswith("aim-mlx: error:") and words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_name_of_the_pairs_is_not_this_folder(capsys, table, tmp_path, monkeypatch):
+    monkeypatch.chdir(table.parent)
+    code, _, stderr = run(capsys, *arguments("", tmp_path / "run"))
+    assert code == 2 and "PAIRS is empty" in stderr
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (["caption", "--seed", "-1"], "expected a seed from 0"),
+        (["caption", "--seed", str(2**64)], "expected a seed from 0"),
+        (["continue", "-o", "x.png", "--rows", "4"], "1 to 3 rows of patches, got 4"),
+        (["continue", "-o", "x.png", "--rows", "-1"], "1 to 3 rows of patches, got -1"),
+    ],
+)
+def test_a_number_out_of_range_names_the_option_s_range(
+    capsys, table, trained, tmp_path, monkeypatch, given, words
+):
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = run(capsys, *given, table.parent / "0.png", "--model", trained)
+    assert code == 2 and stdout == "" and words in stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["no tokenizer", "another tokenizer", "not a number"])
+def test_a_damaged_decoder_writes_no_words(capsys, table, trained, tmp_path, damage):
+    model = tmp_path / "model"
+    shutil.copytree(trained, model)
+    if damage == "no tokenizer":
+        (model / "training/tokenizer.json").unlink()
+        words = "no tokenizer.json"
+    elif damage == "another tokenizer":
+        files = Tokenizer.train(["a b", "a b"], 514, 78).files()
+        (model / "training/tokenizer.json").write_bytes(files["tokenizer.json"])
+        words = "end token"
+    else:
+        with open(model / "training/decoder.safetensors", "r+b") as file:
+            file.seek(-4, 2)
+            file.write(b"\xff" * 4)
+        words = "finite float32"
+    code, stdout, stderr = run(capsys, "caption", table.parent / "0.png", "--model", model)
+    assert code == 4 and stdout == "" and stderr.count("\n") == 1 and words in stderr
+
+
+def test_labelled_images_that_cannot_be_decoded_are_left_out(capsys, table, tmp_path):
+    labelled = tmp_path / "labelled"
+    for name in ("circle", "square"):
+        (labelled / name).mkdir(parents=True)
+        for i in range(12):
+            picture("red", name, i).save(labelled / name / f"{i}.png")
+    cut = labelled / "circle" / "4.png"
+    cut.write_bytes(cut.read_bytes()[:120])
+    code, _, stderr = run(capsys, *arguments(table, tmp_path / "run", "--labelled", labelled))
+    assert code == 3 and "circle/4.png: truncated" in stderr, stderr
+    assert "knn" in stderr
+
+
+def test_an_encoder_of_other_patches_is_trained_and_of_one_patch_refused(capsys, table, tmp_path):
+    other = save(tmp_path / "other", VisionConfig(64, 176, 2, 2, 8, 56))
+    assert run(capsys, *arguments(table, tmp_path / "run", "--init", other))[0] == 0
+    one = save(tmp_path / "one", VisionConfig(64, 176, 2, 2, 14, 14))
+    code, _, stderr = run(capsys, *arguments(table, tmp_path / "second", "--init", one))
+    assert code == 2 and "2 x 2 patches or more" in stderr
+
+
+def test_words_of_another_tokenizer_are_another_run(capsys, table, tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    files = Tokenizer.train(["a red circle", "a red square"], 600, 78).files()
+    (given / "tokenizer.json").write_bytes(files["tokenizer.json"])
+    command = arguments(table, tmp_path / "run", "--tokenizer", given)
+    assert run(capsys, *command)[0] == run(capsys, *command)[0] == 0
+    files = Tokenizer.train(["green and blue", "green and blue"], 600, 78).files()
+    (given / "tokenizer.json").write_bytes(files["tokenizer.json"])
+    code, _, stderr = run(capsys, *command)
+    assert code == 5 and "another run (its tokenizer)" in stderr
+
+
+def test_a_file_of_something_else_is_no_checkpoint(capsys, table, trained, tmp_path):
+    assert run(capsys, *arguments(table, tmp_path / "run"))[0] == 0
+    shutil.copy(trained / "model.safetensors", tmp_path / "run/training/checkpoint.safetensors")
+    code, _, stderr = run(capsys, *arguments(table, tmp_path / "run"))
+    assert code == 5 and "(it is not as it was written): remove it" in stderr
 
 
 def test_words_need_a_folder_that_pretrain_wrote(capsys, table, tmp_path):

@@ -14,7 +14,7 @@ _Run = Annotated[Path, typer.Option(help="The folder that pretrain wrote.")]
 @options_of(PretrainConfig)
 def pretrain(
     pairs: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="PAIRS", help="A .csv, .jsonl or .parquet file, or a folder of pictures."
         ),
@@ -65,8 +65,12 @@ def pretrain(
     from aim_mlx.pretrain.run import pretrain as run
     from aim_mlx.training.parallel import joined
 
-    if not 0 <= memory_gb < 1e6:
-        raise UsageError(f"--memory-gb must be from 0, got {memory_gb}")
+    if not 0 <= memory_gb <= 1e6:
+        raise UsageError(f"--memory-gb must be from 0 to 1000000, got {memory_gb}")
+
+    for name, value in (("PAIRS", pairs), ("--init", init), ("--labelled", labelled)):
+        if value == "":
+            raise UsageError(f"{name} is empty: give a name, or leave it out")
 
     def encoder():
         return load(init or "", revision=revision, offline=offline, progress=tqdm)

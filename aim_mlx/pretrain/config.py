@@ -6,8 +6,10 @@ The command line's options and their help are made from it.
 from dataclasses import dataclass
 
 from aim_mlx.config import TextConfig, VisionConfig
+from aim_mlx.errors import UsageError
 from aim_mlx.training.options import check_options, option
 from aim_mlx.training.schedule import warm_cosine
+from aim_mlx.words.tokenizer import SMALLEST_VOCABULARY
 
 OBJECTIVES = ("both", "pixels", "captions")
 _FINAL_RATE = 1e-5
@@ -65,7 +67,7 @@ class PretrainConfig:
         1e-4, "Of the matrices; gains, biases and positions have none.", 0, 100
     )
     warmup: float = option(0.01, "Fraction of the steps in which the learning rate rises.", 0, 1)
-    clip_norm: float = option(1.0, "The largest norm of a step's gradient.", 0)
+    clip_norm: float = option(1.0, "The largest norm of a step's gradient.", 1e-6, 1e6)
     # 0.2 to 0.6 are as good (arXiv 2411.14402, table 5).
     alpha: float = option(0.4, "Weight of the pixels, beside 1 for the captions.", 0, 1000)
     smallest_crop: float = option(0.4, "Fraction of an image that a crop shows at least.", 0.01, 1)
@@ -81,6 +83,10 @@ class PretrainConfig:
 
     def __post_init__(self):
         check_options(self)
+        if 0 < self.vocab_size < SMALLEST_VOCABULARY:
+            raise UsageError(
+                f"vocab size must be 0 or from {SMALLEST_VOCABULARY}, got {self.vocab_size}"
+            )
 
     @property
     def weights(self) -> tuple[float, float]:

@@ -17,7 +17,7 @@ def captions(
     """The tokens that follow images (B, H, W, 3), up to the end token, which is left out.
 
     The likeliest each time, or with a temperature above 0 drawn by their probabilities. Raises
-    UsageError for a length or temperature that cannot be.
+    UsageError for a length, temperature or seed that cannot be.
     """
     text = model.config.decoder
     if not 1 <= longest <= text.context_length or not 0 <= temperature < 100:
@@ -25,6 +25,8 @@ def captions(
             f"expected 1 to {text.context_length} tokens and a temperature from 0 to 100, got "
             f"{longest} and {temperature}"
         )
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"expected a seed from 0 to {2**63 - 1}, got {seed}")
     B, decoder, key = len(pixels), model.decoder, mx.random.key(seed)
     trunk = CachedTrunk(decoder.trunk)
     image = model.connector(model.encoder(pixels).tokens)

@@ -10,6 +10,7 @@ from aim_mlx.data.labelled import Data
 from aim_mlx.data.splits import divided
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.models.decoder import PretrainingModel
+from aim_mlx.pretrain.pictures import Pictures
 from aim_mlx.probe.knn import knn_scores
 
 _NEIGHBOURS = 10
@@ -20,7 +21,7 @@ class Measure:
     """Accuracy on the labelled images held out, with nothing of the encoder trained.
 
     Of `k` nearest neighbours, and of a linear layer fitted by least squares, on the mean of the
-    tokens. Raises UsageError for bad data.
+    tokens; those that cannot be decoded are left out. Raises UsageError for bad data.
     """
 
     def __init__(
@@ -31,6 +32,13 @@ class Measure:
         progress: Callable[[int, int], None],
     ):
         found = divided(data, seed, progress)
+        files = {
+            path: content.at(path)
+            for part in found.parts.values()
+            for path, content in zip(part.paths, part.contents, strict=True)
+        }
+        side = preprocessing.crop_size or 0
+        found = found.without(Pictures(files, side, limit=0).check(progress))
         self.skips, self.digest = found.skips, found.digest()
         self._preprocessing, self._classes = preprocessing, len(found.classes)
         self._train = found.parts["train"]

@@ -67,6 +67,8 @@ class Pretrained:
         """
         pixels = self._encoder().preprocess([image])[0]
         grid = pixels.shape[1] // self.preprocessing.patch_size
+        if not 1 <= rows < grid:
+            raise UsageError(f"expected to keep 1 to {grid - 1} rows of patches, got {rows}")
         return as_image(continued(self.model, pixels, rows * grid), self.preprocessing)
 
     def _encoder(self) -> Encoder:
@@ -107,7 +109,9 @@ def load_pretrained(folder: str | os.PathLike[str]) -> Pretrained:
         )
     encoder = load(folder)
     checked = check_file(path)
-    values = parse_object(checked.metadata.get(_CONFIG, "").encode(), f"{path.name}'s sizes")
+    values = parse_object(
+        checked.metadata.get(_CONFIG, "").encode(), f"'decoder' in the metadata of {path.name}"
+    )
     text = from_dict(TextConfig, values)
     model = PretrainingModel(PretrainingConfig(encoder.model.config, text))
     check_shapes(
@@ -115,12 +119,24 @@ def load_pretrained(folder: str | os.PathLike[str]) -> Pretrained:
         {name: value.shape for name, value in _beside_encoder(model).items()},
     )
     with TensorReader(checked) as reader:
-        weights = [(name, mx.array(reader.read(name))) for name in checked.tensors]
+        tensors = {name: reader.read(name) for name in checked.tensors}
+    for name, value in tensors.items():
+        if value.dtype != np.float32 or not np.isfinite(value).all():
+            raise CheckpointError(
+                f"tensor {name} of {os.fspath(path)!r} does not hold finite float32 weights: run "
+                "the same pretrain command again to write it anew"
+            )
+    weights = [(name, mx.array(value)) for name, value in tensors.items()]
     of_encoder = dict(tree_flatten(encoder.model.parameters()))
     weights += [(f"encoder.{name}", value) for name, value in of_encoder.items()]
     model.load_weights(weights, strict=True)
     mx.eval(model.parameters())
-    return Pretrained(model, encoder.preprocessing, Tokenizer.load(path.parent))
+    tokenizer = Tokenizer.load(path.parent, text)
+    if tokenizer is None and text.vocab_size > 1:  # without captions, one token stands for all
+        raise CheckpointError(
+            f"{os.fspath(path.parent)!r} has no tokenizer.json: expected that of its training"
+        )
+    return Pretrained(model, encoder.preprocessing, tokenizer)
 
 
 def _beside_encoder(model: PretrainingModel) -> dict[str, mx.array]:

@@ -21,7 +21,7 @@ from aim_mlx.config import PreprocessConfig, VisionConfig, to_dict
 from aim_mlx.data.labelled import Data
 from aim_mlx.data.pairs import Pairs, split
 from aim_mlx.encoder.encoder import Encoder
-from aim_mlx.errors import UsageError
+from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.models.decoder import PretrainingConfig, PretrainingModel
 from aim_mlx.pretrain.config import (
     CONFIGS,
@@ -38,7 +38,7 @@ from aim_mlx.pretrain.pictures import Pictures
 from aim_mlx.pretrain.pretrained import save_decoder
 from aim_mlx.pretrain.trainer import Trainer
 from aim_mlx.training import loop
-from aim_mlx.training.folder import begin, check_output, working, write_lines
+from aim_mlx.training.folder import RUN, begin, check_output, working, write_lines
 from aim_mlx.training.parallel import ALONE, Group
 from aim_mlx.training.report import Report, Silent, advancing, never
 from aim_mlx.weights.save import WORK_FOLDER, check_folder, provenance, save_checkpoint
@@ -106,7 +106,9 @@ def pretrain(
     advanced = advancing(report, stop)
     dtype = dtype or ("bfloat16" if on_gpu() else "float32")
     precision = dtype_named(dtype)
+    given = None if tokenizer is None else _given(tokenizer)
     pairs, skips = read_source(source, columns, partial(advanced, "reading images"))
+    _check_batch(config, pairs)
     config = _objective(config, pairs, report)
     start = _start(config, _checked(init()) if init else None)
     reading = partial(advanced, "reading labelled images")
@@ -123,7 +125,7 @@ def pretrain(
         whole = pairs.without({skip.path for skip in skips})
         parts = split(whole, config.held_out, config.seed)
         group.check_same({**about, "labelled": None, "images that can be decoded": whole.digest()})
-        words = _tokenizer(work, tokenizer, parts[0].captions, config) if group.is_first else None
+        words = _tokenizer(work, given, parts[0].captions, config) if group.is_first else None
         words = _shared(words, group)
         train, validation = (
             PretrainingData(part, pictures, words, start.preprocessing, config) for part in parts
@@ -167,7 +169,8 @@ class _Start:
 
 def _start(config: PretrainConfig, encoder: Encoder | None) -> _Start:
     if encoder is not None:
-        return _Start(encoder.model.config, encoder.preprocessing, encoder)
+        vision = encoder.model.config
+        return _Start(vision, replace(encoder.preprocessing, patch_size=vision.patch_size), encoder)
     vision = vision_config(config.config)
     return _Start(vision, PreprocessConfig.hub(vision.image_size), None)
 
@@ -228,6 +231,16 @@ def _check_size(config: PretrainConfig, group: Group) -> None:
         )
 
 
+def _check_batch(config: PretrainConfig, pairs: Pairs) -> None:
+    """Raises UsageError for too few images, before all of them are decoded."""
+    images = len(split(pairs, config.held_out, config.seed)[0].paths) * config.epochs
+    if config.batch_size > images:
+        raise UsageError(
+            f"batch size must be at most {images}, the images to train on times the epochs, got "
+            f"{config.batch_size}"
+        )
+
+
 def _objective(config: PretrainConfig, pairs: Pairs, report: Report) -> PretrainConfig:
     """The configuration with an objective that the pairs can serve."""
     if pairs.captions or config.objective == "pixels":
@@ -242,28 +255,41 @@ def _checked(encoder: Encoder) -> Encoder:
     """The encoder to go on from; raises UsageError for one that cannot be trained here."""
     if any(isinstance(each, nn.QuantizedLinear) for each in encoder.model.modules()):
         raise UsageError("this model is quantised: train the one it was made from")
-    if encoder.preprocessing.crop_size is None:
+    size, grid = encoder.preprocessing.crop_size, encoder.model.config.grid
+    if size is None or size != encoder.model.config.image_size or (grid or 0) < 2:
         raise UsageError(
-            "pre-training needs a model of one image size: choose one such as "
-            "aimv2-large-patch14-224"
+            "pre-training needs a model of one image size, of 2 x 2 patches or more: choose one "
+            "such as aimv2-large-patch14-224"
         )
     return encoder
 
 
+def _given(folder: str | os.PathLike[str]) -> Tokenizer:
+    words = Tokenizer.load(folder)
+    if words is None:
+        raise UsageError(f"{os.fspath(folder)!r} has no tokenizer.json: choose another folder")
+    return words
+
+
 def _tokenizer(
     work: Path,
-    given: str | os.PathLike[str] | None,
+    given: Tokenizer | None,
     captions: tuple[str, ...],
     config: PretrainConfig,
 ) -> Tokenizer | None:
-    """The run's tokenizer, as it was when the run began; None where captions have no say."""
+    """The run's tokenizer, as it was when the run began; None where captions have no say.
+
+    Raises OutputError where another is given now.
+    """
     if config.objective == "pixels":
         return None
-    words = Tokenizer.load(work)
-    if words is None and given is not None:
-        words = Tokenizer.load(given)
-        if words is None:
-            raise UsageError(f"{os.fspath(given)!r} has no tokenizer.json: choose another folder")
+    words = Tokenizer.load(work) if (work / RUN).is_file() else None
+    if words and given and words.files() != given.files():
+        raise OutputError(
+            f"{str(work.parent)!r} holds another run (its tokenizer): choose another folder, or "
+            "give the same command"
+        )
+    words = words or given
     longest = CONTEXT_LENGTH + 1  # with the start token, which BOS stands for here
     if words is None:
         size = config.vocab_size or CONFIGS[config.config].vocab_size

@@ -158,7 +158,7 @@ def load_state(folder: Path, trainer: Trainer) -> bool:
         checked = check_file(path)
         with TensorReader(checked) as reader:
             state = {name: reader.read(name) for name in checked.tensors}
-        record = checked.metadata[_RECORD]
+        record = checked.metadata.get(_RECORD, "")
         if checked.metadata.get(_CHECKSUM) != _checksum(record, state):
             raise ValueError("it is not as it was written")
         if checked.metadata.get(_RUN) != _run(folder):
