@@ -15,7 +15,8 @@ from PIL import Image, ImageFile
 from aim_mlx.cli import main as cli
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import ImageError
-from aim_mlx.images import Contents, changed, decode, is_beyond_times, reading, size_and_time
+from aim_mlx.images import Contents, changed, decode, is_beyond_times, size_and_time
+from aim_mlx.images import contents as contents_module
 from aim_mlx.images.contents import read_content
 from aim_mlx.tokens.cache import TokenCache
 from tests.bad_images import JPEG, PNG, encoded
@@ -73,13 +74,13 @@ def test_a_copy_of_a_file_that_is_exchanged_before_it_is_decoded_has_its_own_vec
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_every_file_is_opened_once(model, tmp_path, monkeypatch, output):
     folder = make(tmp_path / "in", {"a.png": PNG, "b.bmp": B, "c.bmp": B, "d.png": b"<html>"})
-    opener, opened = reading.regular_file, []
+    opener, opened = contents_module.regular_file, []
 
     def counted(path):
         opened.append(Path(path).name)
         return opener(path)
 
-    monkeypatch.setattr(reading, "regular_file", counted)
+    monkeypatch.setattr(contents_module, "regular_file", counted)
     embed(folder, "-o", tmp_path / output, "--model", model).check_account(3, 1, 0)
     assert sorted(opened) == ["a.png", "b.bmp", "c.bmp", "d.png"]
 
@@ -112,7 +113,7 @@ def test_bytes_other_than_those_that_were_digested_are_not_decoded(tmp_path, cha
     assert np.array_equal(np.asarray(decode(known)), photo(1))
     change(path, OTHER)
     for whole in (len(B), 1):  # read at once, and decoded from the open file
-        monkeypatch.setattr("aim_mlx.images.reading.READ_WHOLE", whole)
+        monkeypatch.setattr("aim_mlx.images.contents.READ_WHOLE", whole)
         with pytest.raises(ImageError, match="other content") as caught:
             decode(known)
         assert caught.value.reason == "changed"

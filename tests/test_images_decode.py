@@ -440,7 +440,7 @@ def test_the_scans_that_are_decoded_depend_on_the_pixels():
 
 
 def test_a_large_image_waits_until_another_is_done_with_and_a_small_one_does_not(monkeypatch):
-    monkeypatch.setattr(sys.modules["aim_mlx.images.decode"], "_large", lambda: 1000)
+    monkeypatch.setattr(sys.modules["aim_mlx.images.decode"], "large", lambda: 1000)
     large, small = encoded(photo(), "PNG"), encoded(photo(9, 9), "PNG")
     with ThreadPoolExecutor(2) as pool:
         with decoded(large):
@@ -745,7 +745,7 @@ def test_a_file_that_changes_while_it_is_read_is_changed(tmp_path, monkeypatch, 
 
 
 def test_a_large_file_is_decoded_from_the_open_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("aim_mlx.images.reading.READ_WHOLE", 10_000)
+    monkeypatch.setattr("aim_mlx.images.contents.READ_WHOLE", 10_000)
     path = tmp_path / "photo.tif"
     path.write_bytes(encoded(photo(200, 100), "TIFF"))
     assert largest_difference(decode(path), photo(200, 100)) == 0

@@ -1,7 +1,14 @@
 """Image files to pixels: discover, decode, preprocess, stream. Knows no model."""
 
-from aim_mlx.images.contents import Content, Contents, changed
-from aim_mlx.images.decode import ImageSource, decode, default_max_pixels, thumbnail
+from aim_mlx.images.contents import (
+    Content,
+    Contents,
+    KnownFile,
+    changed,
+    is_beyond_times,
+    size_and_time,
+)
+from aim_mlx.images.decode import ImageSource, decode, thumbnail
 from aim_mlx.images.discover import (
     Listing,
     Skip,
@@ -11,8 +18,8 @@ from aim_mlx.images.discover import (
     parse_share,
     read_paths,
 )
+from aim_mlx.images.encoded import default_max_pixels
 from aim_mlx.images.preprocess import plan_native, preprocess
-from aim_mlx.images.reading import KnownFile, is_beyond_times, size_and_time
 from aim_mlx.images.stream import Embedded, stream
 
 __all__ = [

@@ -4,12 +4,12 @@ EXIF orientation is applied once, transparency is laid on white, 16-bit grey is 
 and of animations and multi-page files the first frame is taken.
 """
 
+import hashlib
 import io
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,14 @@ import numpy as np
 from PIL import Image
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images.encoded import check_pixels, explained, opened
-from aim_mlx.images.reading import KnownFile
+from aim_mlx.images.contents import KnownFile, contents_of
+from aim_mlx.images.encoded import (
+    EncodedImage,
+    check_pixels,
+    default_max_pixels,
+    explained,
+    large,
+)
 
 ImageSource = str | Path | KnownFile | bytes | Image.Image | np.ndarray
 
@@ -70,12 +76,45 @@ def decoded(
             _check(given.size, given.mode, limit, turn)
             image = _upright_rgb(_load(given), _orientation(given), False)
         else:
-            with opened(source, limit, allow_truncated) as encoded:
+            with _opened(source, limit, allow_truncated) as encoded:
                 _check(encoded.size, encoded.mode, limit, turn)
                 stored = encoded.load()
                 image = _upright_rgb(stored, _orientation(stored), encoded.multi_frame)
                 image.info["dark"] = encoded.is_deep and _is_dark(image)
         yield image
+
+
+@contextmanager
+def _opened(source: Any, max_pixels: int, allow_truncated: bool) -> Iterator[EncodedImage]:
+    """A path, KnownFile, encoded bytes or what contents_of() gives, opened for a block.
+
+    Raises ImageError.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if not len(source):
+            raise ImageError("empty", "there are no bytes")
+        source = io.BytesIO(source)
+    if isinstance(source, (io.BytesIO, io.BufferedReader)):
+        yield EncodedImage(source, source.seek(0, io.SEEK_END), max_pixels, allow_truncated)
+        return
+    if not isinstance(source, (str, os.PathLike, KnownFile)):
+        raise ImageError(
+            "not_image",
+            "expected a path, bytes, a PIL image or a uint8 (H,W,3) array, "
+            f"got {type(source).__name__}",
+        )
+    path = source.path if isinstance(source, KnownFile) else os.fspath(source)
+    with contents_of(path) as (data, status):
+        if isinstance(source, KnownFile):
+            _check_known(data, status.st_size, source)
+        yield EncodedImage(data, status.st_size, max_pixels, allow_truncated)
+
+
+def _check_known(data: io.BufferedReader | io.BytesIO, size: int, known: KnownFile) -> None:
+    """Raises ImageError `changed` where these are not the bytes that were read before."""
+    if size != known.size or hashlib.file_digest(data, "sha256").hexdigest() != known.digest:
+        raise ImageError("changed", "the file has other content than when it was read before")
+    data.seek(0)
 
 
 def from_array(pixels: np.ndarray, max_pixels: int | None = None) -> Image.Image:
@@ -99,7 +138,7 @@ def _check(size: tuple[int, int], mode: str, limit: int, turn: ExitStack) -> Non
     check_pixels(size, limit)
     if mode in ("I", "F"):
         raise ImageError("unsupported_mode", f"expected 8 or 16 bits, got mode {mode} of 32 bits")
-    if size[0] * size[1] > _large():
+    if size[0] * size[1] > large():
         turn.enter_context(_turn_of_large_images)
 
 
@@ -168,28 +207,6 @@ def _scale_grey(image: Image.Image) -> Image.Image:
     if isinstance(key := image.info.get("transparency"), int):
         grey[np.asarray(image) == key] = 255
     return Image.fromarray(grey).convert("RGB")
-
-
-@lru_cache(maxsize=1)
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 8 << 30
-
-
-def default_max_pixels() -> int:
-    """The largest image decoded by default: 100 to 1000 megapixels, by the RAM.
-
-    A pixel costs up to 14 bytes while it is decoded (coefficients of a progressive JPEG, pixels,
-    upright copy), so RAM / 64 keeps one such image below a quarter of the memory.
-    """
-    return min(max(_memory_bytes() // 64, 100_000_000), 1_000_000_000)
-
-
-def _large() -> int:
-    """Pixels above which an image waits for its turn: eight smaller ones stay within RAM / 2."""
-    return max(_memory_bytes() // 256, 24_000_000)
 
 
 def thumbnail(source: ImageSource, side: int) -> bytes:

@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
 from aim_mlx.errors import AimError, ImageError, UsageError
-from aim_mlx.images.reading import check_regular, unreadable
+from aim_mlx.images.contents import check_regular, unreadable
 from aim_mlx.wording import counted
 
 

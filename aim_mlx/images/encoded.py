@@ -4,7 +4,6 @@ Pillow gets one format from the allow-list of formats.py at a time, from a regul
 with its size checked before pixels are decoded, and none of its global switches is touched.
 """
 
-import hashlib
 import importlib
 import io
 import os
@@ -12,7 +11,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,40 +19,6 @@ from PIL import Image
 
 from aim_mlx.errors import ImageError
 from aim_mlx.images import formats, headers, tiff
-from aim_mlx.images.reading import KnownFile, contents_of
-
-
-@contextmanager
-def opened(source: Any, max_pixels: int, allow_truncated: bool) -> Iterator["EncodedImage"]:
-    """A path, KnownFile, encoded bytes or what contents_of() gives, opened for a block.
-
-    Raises ImageError.
-    """
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        if not len(source):
-            raise ImageError("empty", "there are no bytes")
-        source = io.BytesIO(source)
-    if isinstance(source, (io.BytesIO, io.BufferedReader)):
-        yield EncodedImage(source, source.seek(0, io.SEEK_END), max_pixels, allow_truncated)
-        return
-    if not isinstance(source, (str, os.PathLike, KnownFile)):
-        raise ImageError(
-            "not_image",
-            "expected a path, bytes, a PIL image or a uint8 (H,W,3) array, "
-            f"got {type(source).__name__}",
-        )
-    path = source.path if isinstance(source, KnownFile) else os.fspath(source)
-    with contents_of(path) as (data, status):
-        if isinstance(source, KnownFile):
-            _check_known(data, status.st_size, source)
-        yield EncodedImage(data, status.st_size, max_pixels, allow_truncated)
-
-
-def _check_known(data: io.BufferedReader | io.BytesIO, size: int, known: KnownFile) -> None:
-    """Raises ImageError `changed` where these are not the bytes that were read before."""
-    if size != known.size or hashlib.file_digest(data, "sha256").hexdigest() != known.digest:
-        raise ImageError("changed", "the file has other content than when it was read before")
-    data.seek(0)
 
 
 def check_header(file: BinaryIO, file_size: int, max_pixels: int) -> None:
@@ -70,6 +35,28 @@ def _format_of(file: BinaryIO) -> str:
         unknown = "the first bytes are not those of an image format that is read"
         raise ImageError("not_image", known if format else unknown)
     return format
+
+
+@lru_cache(maxsize=1)
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 8 << 30
+
+
+def default_max_pixels() -> int:
+    """The largest image decoded by default: 100 to 1000 megapixels, by the RAM.
+
+    A pixel costs up to 14 bytes while it is decoded (coefficients of a progressive JPEG, pixels,
+    upright copy), so RAM / 64 keeps one such image below a quarter of the memory.
+    """
+    return min(max(_memory_bytes() // 64, 100_000_000), 1_000_000_000)
+
+
+def large() -> int:
+    """Pixels above which an image waits for its turn: eight smaller ones stay within RAM / 2."""
+    return max(_memory_bytes() // 256, 24_000_000)
 
 
 def check_pixels(size: tuple[int, int], limit: int) -> None:

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import ImageError, UsageError
-from aim_mlx.images.contents import Content, Contents, reading
+from aim_mlx.images.contents import Content, Contents, KnownFile, reading
 from aim_mlx.images.decode import ImageSource, decoded
 from aim_mlx.images.preprocess import preprocess
-from aim_mlx.images.reading import KnownFile
 
 # mlx-data holds every sample of a buffer as a dictionary, near 1 KB each: a long list of sources
 # goes through it part by part.
