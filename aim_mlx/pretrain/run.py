@@ -120,9 +120,10 @@ def pretrain(
         files = {p: c.at(p) for p, c in zip(pairs.paths, pairs.contents, strict=True)}
         pictures = Pictures(files, 2 * (start.vision.image_size or 0), memory)
         skips += pictures.check(partial(advanced, "decoding images"))
-        for skip in (*skips, *(measure.skips if measure else ())):
-            report.skipped(skip)
         whole = pairs.without({skip.path for skip in skips})
+        skips += measure.skips if measure else ()
+        for skip in skips:
+            report.skipped(skip)
         parts = split(whole, config.held_out, config.seed)
         group.check_same({**about, "labelled": None, "images that can be decoded": whole.digest()})
         words = _tokenizer(work, given, parts[0].captions, config) if group.is_first else None
