@@ -12,7 +12,9 @@ from PIL import Image
 import aim_mlx
 from aim_mlx.cli import main as cli
 from aim_mlx.config import VisionConfig
+from aim_mlx.data.pairs import split
 from aim_mlx.pretrain.config import CONFIGS, Sizes
+from aim_mlx.pretrain.data import read_source
 from aim_mlx.pretrain.measure import least_squares
 from aim_mlx.pretrain.pretrained import load_pretrained
 from aim_mlx.words.tokenizer import Tokenizer
@@ -230,6 +232,34 @@ def test_an_encoder_of_other_patches_is_trained_and_of_one_patch_refused(capsys,
     one = save(tmp_path / "one", VisionConfig(64, 176, 2, 2, 14, 14))
     code, _, stderr = run(capsys, *arguments(table, tmp_path / "second", "--init", one))
     assert code == 2 and "2 x 2 patches or more" in stderr
+
+
+def _write_captions(folder: Path, captions: list[str]) -> Path:
+    lines = []
+    for i, caption in enumerate(captions):
+        picture("red", "circle", i).save(folder / f"{i}.png")
+        lines.append(json.dumps({"path": f"{i}.png", "caption": caption}))
+    table = folder / "pairs.jsonl"
+    table.write_text("\n".join(lines))
+    return table
+
+
+def test_captions_longer_than_the_text_are_cut_off(capsys, tmp_path):
+    table = _write_captions(tmp_path, ["red " * 100] * 4 + ["r" * 9000] * 8)
+    with mock.patch.object(Tokenizer, "train", wraps=Tokenizer.train) as train:
+        code, _, stderr = run(capsys, *arguments(table, tmp_path / "run"))
+    assert code == 0 and "captions cut off after 77 tokens" in stderr, stderr
+    assert max(map(len, train.call_args[0][0])) == 2000
+
+
+def test_no_words_are_learned_from_the_captions_held_out(capsys, tmp_path):
+    table = _write_captions(tmp_path, [""] * 12)
+    pairs, _ = read_source(table, ("path", "caption"), lambda *_: None)
+    held_out = split(pairs, 0.25, 0)[1].paths[0]
+    line = json.dumps({"path": held_out, "caption": "a ring"})
+    table.write_text(f"{table.read_text()}\n{line}\n")
+    code, _, stderr = run(capsys, *arguments(table, tmp_path / "run"))
+    assert code == 2 and "all are held out" in stderr, stderr
 
 
 def test_words_of_another_tokenizer_are_another_run(capsys, table, tmp_path):

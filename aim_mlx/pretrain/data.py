@@ -137,6 +137,7 @@ class PretrainingData:
         chosen = [caption for caption in captions if caption is not None]
         lengths[rows] = self._lengths[chosen]
         L = max(_SHAPES, -(-int(lengths.max()) // _SHAPES) * _SHAPES)
+        L = min(L, self.tokenizer.context_length - 1)
         ids = np.full((len(pixels), L), self.tokenizer.eos_token_id, np.int32)
         width = min(L, self._ids.shape[1])
         ids[rows, :width] = self._ids[chosen, :width]

@@ -45,6 +45,7 @@ from aim_mlx.weights.save import WORK_FOLDER, check_folder, provenance, save_che
 from aim_mlx.wording import counted
 from aim_mlx.words.tokenizer import Tokenizer
 
+_LEARNED = 2000  # characters of a caption: a vocabulary of very long words takes minutes
 METRICS, PAGE = "metrics.jsonl", "report.html"
 
 
@@ -294,7 +295,12 @@ def _tokenizer(
     longest = CONTEXT_LENGTH + 1  # with the start token, which BOS stands for here
     if words is None:
         size = config.vocab_size or CONFIGS[config.config].vocab_size
-        return Tokenizer.train(captions, size, longest)
+        if not captions:
+            raise UsageError(
+                "no image to train on has a caption, as all are held out: add captions, or learn "
+                "the pixels alone with --objective pixels"
+            )
+        return Tokenizer.train([text[:_LEARNED] for text in captions], size, longest)
     words.context_length = longest
     return words
 
