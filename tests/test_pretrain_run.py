@@ -287,6 +287,9 @@ def test_words_need_a_folder_that_pretrain_wrote(capsys, table, tmp_path):
         capsys, "caption", table.parent / "0.png", "--model", save(tmp_path / "model")
     )
     assert code == 4 and "aim-mlx pretrain finished" in stderr
+    # As a folder without permission, this fails where its files are looked for.
+    code, _, stderr = run(capsys, "caption", table.parent / "0.png", "--model", "x" * 300)
+    assert code == 4 and "cannot read" in stderr
 
 
 def test_another_run_in_the_same_folder_is_refused(capsys, table, tmp_path):

@@ -13,7 +13,7 @@ from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.config import PreprocessConfig, TextConfig, from_dict, to_dict
 from aim_mlx.encoder.encoder import Encoder, listed
 from aim_mlx.errors import CheckpointError, UsageError
-from aim_mlx.files import publish
+from aim_mlx.files import disk_errors, publish
 from aim_mlx.images import ImageSource
 from aim_mlx.loading import load
 from aim_mlx.models.decoder import PretrainingConfig, PretrainingModel
@@ -102,7 +102,9 @@ def load_pretrained(folder: str | os.PathLike[str]) -> Pretrained:
     Raises CheckpointError for a folder without a decoder, or whose files are not sound.
     """
     path = Path(folder) / WORK_FOLDER / DECODER
-    if not path.is_file():
+    with disk_errors("read", path, "allow that, or choose another folder", CheckpointError):
+        finished = path.is_file()
+    if not finished:
         raise CheckpointError(
             f"{os.fspath(folder)!r} has no {WORK_FOLDER}/{DECODER}: expected a folder that "
             "aim-mlx pretrain finished"

@@ -21,11 +21,13 @@ def check_output(folder: Path) -> None:
     """Raises OutputError for a folder that holds something else than a training."""
     if not folder.parent.is_dir():
         raise OutputError(f"folder {str(folder.parent)!r} does not exist: create it first")
-    if not os.path.lexists(folder) or (folder / WORK_FOLDER / RUN).is_file():
+    if not os.path.lexists(folder):
         return
-    if not folder.is_dir():
-        raise OutputError(f"{str(folder)!r} is not a folder: choose another name")
     with disk_errors("read", folder, "choose another folder"):
+        if (folder / WORK_FOLDER / RUN).is_file():
+            return
+        if not folder.is_dir():
+            raise OutputError(f"{str(folder)!r} is not a folder: choose another name")
         names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY)}
     if names - {WORK_FOLDER}:
         raise OutputError(f"{str(folder)!r} is not empty: choose another folder")
