@@ -6,10 +6,8 @@ The command line's options and their help are made from it.
 from dataclasses import dataclass
 
 from aim_mlx.config import TextConfig, VisionConfig
-from aim_mlx.errors import UsageError
 from aim_mlx.training.options import check_options, option
 from aim_mlx.training.schedule import warm_cosine
-from aim_mlx.words.tokenizer import SMALLEST_VOCABULARY
 
 OBJECTIVES = ("both", "pixels", "captions")
 _FINAL_RATE = 1e-5
@@ -83,10 +81,6 @@ class PretrainConfig:
 
     def __post_init__(self):
         check_options(self)
-        if 0 < self.vocab_size < SMALLEST_VOCABULARY:
-            raise UsageError(
-                f"vocab size must be 0 or from {SMALLEST_VOCABULARY}, got {self.vocab_size}"
-            )
 
     @property
     def weights(self) -> tuple[float, float]:

@@ -43,7 +43,7 @@ from aim_mlx.training.parallel import ALONE, Group
 from aim_mlx.training.report import Report, Silent, advancing, never
 from aim_mlx.weights.save import WORK_FOLDER, check_folder, provenance, save_checkpoint
 from aim_mlx.wording import counted
-from aim_mlx.words.tokenizer import Tokenizer
+from aim_mlx.words.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 
 _LEARNED = 2000  # characters of a caption: a vocabulary of very long words takes minutes
 METRICS, PAGE = "metrics.jsonl", "report.html"
@@ -100,7 +100,7 @@ def pretrain(
     started = time.monotonic()
     report = report if report and group.is_first else Silent()
     folder, source = Path(folder), Path(source)
-    _check_size(config, group)
+    _check_sizes(config, group)
     if group.is_first:
         check_output(folder)
         check_folder(folder, overwrite=True)
@@ -225,7 +225,11 @@ class _Writing(Report):
         write_page(self._page, self._title, self._trainer)
 
 
-def _check_size(config: PretrainConfig, group: Group) -> None:
+def _check_sizes(config: PretrainConfig, group: Group) -> None:
+    if 0 < config.vocab_size < SMALLEST_VOCABULARY:
+        raise UsageError(
+            f"vocab size must be 0 or from {SMALLEST_VOCABULARY}, got {config.vocab_size}"
+        )
     if config.batch_size < group.size:
         raise UsageError(
             f"batch size must be from {group.size}, the number of processes, got "
