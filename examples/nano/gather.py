@@ -163,7 +163,7 @@ def _write_labels(path: Path, part: list[Drawing]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pictures", type=int, default=4, help="of each drawing, to train on")
     parser.add_argument("--shapes", type=int, default=4000, help="pictures of them")
