@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from tests.small import NATIVE, SMALL, encoder, save_lit
 
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.errors import CheckpointError, UsageError
@@ -14,6 +13,7 @@ from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.tokens.source import token_identity
 from aim_mlx.weights.quantize import Quantization, quantize_modules, quantized_names
 from aim_mlx.words.zeroshot import ZeroShotHead
+from tests.small import NATIVE, SMALL, encoder, save_lit
 
 # float32 rounding over three blocks and a norm is 2e-6 with any of OpenBLAS's kernels.
 CLOSE = 2e-5

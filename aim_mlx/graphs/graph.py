@@ -1,8 +1,12 @@
-"""What a file for apps computes: a model, a head on it, its dtype and shapes, as all writers take it.
+"""What a file for apps computes: a model, a head on it, its dtype and its shapes.
 
 A function's input is RGB from 0 to 255, "image" (B, H, W, 3) uint8, or for the text tower "ids"
 (B, L) int32. Its output is float32: "embedding" (B, P) of length one, "tokens" (B, N, D),
 "probabilities" (B, C) or "scores" (B, C).
+
+A format is a module that has `write(graph, path)`, which makes a file or folder that is not there
+yet, and `run(graph, path, inputs)`, which reads it back and computes each function: inputs and
+outputs are NumPy arrays by the function's name.
 """
 
 from collections.abc import Mapping
