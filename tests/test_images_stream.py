@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ from aim_mlx.images import decode, preprocess, stream
 
 CONFIG = PreprocessConfig.hub(28)
 module = sys.modules["aim_mlx.images.stream"]
+
+
+# In the threads of mlx-data, and in Python's.
+both = pytest.mark.parametrize("plain_threads", [False, True], ids=["mlx-data", "plain"])
 
 
 def noise(height, width, seed=0):
@@ -59,7 +64,8 @@ def test_every_kind_of_source_gives_the_pixels_of_decode_and_preprocess(tmp_path
         assert sample.pixels.flags.writeable
 
 
-def test_the_order_is_that_of_the_sources_whatever_takes_longer(monkeypatch):
+@both
+def test_the_order_is_that_of_the_sources_whatever_takes_longer(monkeypatch, plain_threads):
     def slow(source, *_):
         time.sleep(0.02 if source.shape[0] % 3 else 0)
         return original(source, *_)
@@ -67,14 +73,16 @@ def test_the_order_is_that_of_the_sources_whatever_takes_longer(monkeypatch):
     original = module.decoded
     monkeypatch.setattr(module, "decoded", slow)
     sources = [np.zeros((30 + i, 31, 3), np.uint8) for i in range(40)]
-    samples = list(stream(sources, CONFIG, threads=4))
+    samples = list(stream(sources, CONFIG, threads=4, plain_threads=plain_threads))
     assert [(s.index, s.height) for s in samples] == [(i, 30 + i) for i in range(40)]
 
 
-def test_a_bad_image_is_a_sample_with_its_failure_and_costs_no_other(tmp_path):
+@both
+def test_a_bad_image_is_a_sample_with_its_failure_and_costs_no_other(tmp_path, plain_threads):
     good = png(30, 30)
     sources = [good, b"", tmp_path / "gone.jpg", b"<html>", None, good[:200], good]
-    samples = list(stream(sources, CONFIG, threads=2))  # pyright: ignore[reportArgumentType]
+    given: Any = sources
+    samples = list(stream(given, CONFIG, threads=2, plain_threads=plain_threads))
     reasons = [sample.failure.reason if sample.failure else "" for sample in samples]
     assert reasons == ["", "empty", "vanished", "not_image", "not_image", "truncated", ""]
     failed = samples[1]
@@ -127,7 +135,8 @@ def test_numbers_below_1_are_refused_at_once(numbers):
         stream([], CONFIG, **numbers)
 
 
-def test_at_most_prefetch_samples_are_ahead(monkeypatch):
+@both
+def test_at_most_prefetch_samples_are_ahead(monkeypatch, plain_threads):
     started = []
 
     def counted(source, *_):
@@ -136,7 +145,8 @@ def test_at_most_prefetch_samples_are_ahead(monkeypatch):
 
     original = module.decoded
     monkeypatch.setattr(module, "decoded", counted)
-    samples = stream([noise(30, 30)] * 100, CONFIG, threads=2, prefetch=4)
+    sources = [noise(30, 30)] * 100
+    samples = stream(sources, CONFIG, threads=2, prefetch=4, plain_threads=plain_threads)
     for taken in range(1, 6):
         next(samples)
         time.sleep(0.05)
@@ -163,15 +173,17 @@ def test_a_list_longer_than_a_part_is_one_stream(monkeypatch):
     assert [s.height for s in stream(sources, CONFIG, threads=3)] == [30 + i for i in range(23)]
 
 
+@both
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
-def test_an_unexpected_error_is_raised_where_its_sample_is_due(monkeypatch, error):
+def test_an_unexpected_error_is_raised_where_its_sample_is_due(monkeypatch, error, plain_threads):
     def broken(image, config):
         if image.width == 33:
             raise error("a fault of ours")
         return preprocess(image, config)
 
     monkeypatch.setattr(module, "preprocess", broken)
-    samples = stream([noise(30, 30 + i) for i in range(9)], CONFIG, threads=2)
+    sources = [noise(30, 30 + i) for i in range(9)]
+    samples = stream(sources, CONFIG, threads=2, plain_threads=plain_threads)
     assert [next(samples).index for _ in range(3)] == [0, 1, 2]
     with pytest.raises(error, match="a fault of ours"):
         next(samples)
@@ -221,7 +233,8 @@ def test_a_thread_of_the_pipeline_that_never_ends_holds_nobody_up(monkeypatch):
     del stream_of_run
 
 
-def test_closing_waits_for_a_sample_under_way_however_long_it_takes(monkeypatch):
+@both
+def test_closing_waits_for_a_sample_under_way_however_long_it_takes(monkeypatch, plain_threads):
     monkeypatch.setattr(module, "_PATIENCE", 0.01)
     begun, ended = [], []
 
@@ -233,10 +246,27 @@ def test_closing_waits_for_a_sample_under_way_however_long_it_takes(monkeypatch)
 
     original = module.decoded
     monkeypatch.setattr(module, "decoded", slow)
-    samples = stream([noise(30, 30)] * 9, CONFIG, threads=2)
+    samples = stream([noise(30, 30)] * 9, CONFIG, threads=2, plain_threads=plain_threads)
     next(samples)
     samples.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert len(begun) == len(ended)
+
+
+def test_plain_threads_start_nothing_more_and_end_when_their_stream_is_closed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlx.data", None)  # so they are used where it is missing
+    started, before = [], threading.enumerate()
+
+    def counted(source, *_):
+        started.append(1)
+        return original(source, *_)
+
+    original = module.decoded
+    monkeypatch.setattr(module, "decoded", counted)
+    samples = stream([noise(30, 30)] * 99, CONFIG, threads=2, prefetch=5)
+    next(samples)
+    assert set(threading.enumerate()) - set(before)
+    samples.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert threading.enumerate() == before and len(started) <= 6
 
 
 def test_a_closed_stream_starts_no_further_sample(monkeypatch):

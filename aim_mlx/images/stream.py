@@ -1,14 +1,18 @@
 """Image sources -> preprocessed samples, in order, decoded ahead in mlx-data's threads.
 
 mlx-data only ever sees the numbers of the samples: it schedules, keeps the order and bounds how
-many are ahead. It hands on numbers only, so the samples wait for their turn beside it.
+many are ahead. It hands on numbers only, so the samples wait for their turn beside it. Where it is
+not installed, or must leave no thread behind, threads of Python do the same.
 """
 
 import atexit
 import os
 import threading
+from collections import deque
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +74,7 @@ def stream(
     allow_truncated: bool = False,
     places: Sequence[int] | None = None,
     contents: Contents | None = None,
+    plain_threads: bool = False,
 ) -> Generator[Embedded, None, None]:
     """Yields one record for each source, in order; a bad image has its failure there.
 
@@ -78,8 +83,9 @@ def stream(
 
     A source is asked for in the thread that decodes it, so `sources` may make them on demand.
     `threads` decode (default: the cores, at most 8), at most `prefetch` samples (default: twice the
-    threads) wait to be taken. Close the iterator, or read it to its end, to stop the threads.
-    Raises UsageError for a number below 1.
+    threads) wait to be taken. Close the iterator, or read it to its end, to stop the threads; with
+    `plain_threads` they are Python's, and none is left behind. Raises UsageError for a number
+    below 1.
     """
     threads = min(8, _cores()) if threads is None else threads
     prefetch = 2 * threads if prefetch is None else prefetch
@@ -88,7 +94,8 @@ def stream(
             raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
 
     work = _Work(sources, config, max_pixels, allow_truncated, contents)
-    return _samples(work, range(len(sources)) if places is None else places, threads, prefetch)
+    places = range(len(sources)) if places is None else places
+    return _samples(work, places, threads, prefetch, plain_threads)
 
 
 @dataclass(frozen=True)
@@ -132,11 +139,12 @@ class _Work:
 
 
 def _samples(
-    work: _Work, places: Sequence[int], threads: int, prefetch: int
+    work: _Work, places: Sequence[int], threads: int, prefetch: int, plain_threads: bool
 ) -> Generator[Embedded, None, None]:
+    feed = _PlainRun if plain_threads or not _has_mlx_data() else _Run
     for start in range(0, len(places), _PART):
         part = places[start : start + _PART]
-        run = _Run(work, part, threads, prefetch)
+        run = feed(work, part, threads, prefetch)
         try:
             for index in part:
                 sample = run.take(index)
@@ -146,6 +154,35 @@ def _samples(
                 yield sample
         finally:
             run.close()
+
+
+def _has_mlx_data() -> bool:
+    try:
+        import mlx.data  # noqa: F401 - here, for `import aim_mlx` to stay quick
+    except ImportError:
+        return False
+    return True
+
+
+class _PlainRun:
+    """Python's threads working through `places`, at most `prefetch` of them ahead."""
+
+    def __init__(self, work: _Work, places: Sequence[int], threads: int, prefetch: int):
+        self._work, self._waiting = work, iter(places)
+        self._threads = ThreadPoolExecutor(threads, "decoding")
+        self._ahead = deque(map(self._start, islice(self._waiting, prefetch)))
+
+    def _start(self, place: int) -> Future[Embedded]:
+        return self._threads.submit(self._work.sample, place)
+
+    def take(self, index: int) -> Embedded:
+        sample = self._ahead.popleft()
+        self._ahead.extend(map(self._start, islice(self._waiting, 1)))
+        return sample.result()
+
+    def close(self) -> None:
+        """Waits for the samples under way, starts no other and ends the threads."""
+        self._threads.shutdown(cancel_futures=True)
 
 
 class _Task:
@@ -173,7 +210,7 @@ class _Run:
     """mlx-data's threads working through `places`, at most `prefetch` of them ahead."""
 
     def __init__(self, work: _Work, places: Sequence[int], threads: int, prefetch: int):
-        import mlx.data as dx  # here, for `import aim_mlx` to stay quick
+        import mlx.data as dx
 
         self._task = _Task(work)
         self._ending: threading.Thread | None = None
