@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aim_mlx.backend import check_not_forked, dtype_named, mx
-from aim_mlx.config import LiTConfig, VisionConfig, to_dict
+from aim_mlx.config import LiTConfig, TextConfig, VisionConfig, to_dict
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.lit import LiTModel
@@ -16,10 +16,10 @@ from aim_mlx.store.lists import started_in
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.load import load_into
 from aim_mlx.words.lit import LiT, as_lit
-from aim_mlx.words.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from aim_mlx.store.reader import EmbeddingStore
+    from aim_mlx.words.tokenizer import Tokenizer
 
 
 def load(
@@ -145,7 +145,7 @@ def _locate(
 def _encoder(checkpoint: Checkpoint, dtype: mx.Dtype) -> Encoder:
     """The encoder around the network of a checkpoint."""
     if isinstance(checkpoint.config, LiTConfig):
-        tokenizer = Tokenizer.load(checkpoint.folder, checkpoint.config.text)
+        tokenizer = _tokenizer(checkpoint.folder, checkpoint.config.text)
         lit = LiTModel(checkpoint.config)
         load_into(lit, checkpoint, dtype)
         encoder: Encoder = LiT(
@@ -160,6 +160,15 @@ def _encoder(checkpoint: Checkpoint, dtype: mx.Dtype) -> Encoder:
     # in the generator's state with each model loaded.
     mx.eval(mx.random.state)
     return encoder
+
+
+def _tokenizer(folder: Path, config: TextConfig) -> "Tokenizer | None":
+    """The tokenizer of a folder; None without one, or without the package that runs it."""
+    try:
+        from aim_mlx.words.tokenizer import Tokenizer
+    except ImportError:  # images need none, and LiT.tokenize says what words need
+        return None
+    return Tokenizer.load(folder, config)
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, object]:

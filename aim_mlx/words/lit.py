@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.pooling import POOLINGS, normalized
 from aim_mlx.models.text import TextFeatures
 from aim_mlx.registry import DEFAULT_LIT
-from aim_mlx.words.tokenizer import TokenIds, Tokenizer
+
+if TYPE_CHECKING:
+    from aim_mlx.words.tokenizer import TokenIds, Tokenizer
 
 Texts = Sequence[str] | NDArray[Any] | Sequence[Sequence[int]]
 
@@ -34,7 +36,7 @@ class LiT(Encoder):
     """A LiT model with its preprocessing; `model` is its image tower."""
 
     lit: LiTModel = field(kw_only=True)
-    tokenizer: Tokenizer | None = field(default=None, kw_only=True)
+    tokenizer: "Tokenizer | None" = field(default=None, kw_only=True)
 
     @property
     def network(self) -> LiTModel:
@@ -66,12 +68,14 @@ class LiT(Encoder):
         """
         return self.lit.encode_image(self._as_pixels(pixels)).astype(mx.float32)
 
-    def tokenize(self, texts: Sequence[str]) -> TokenIds:
+    def tokenize(self, texts: Sequence[str]) -> "TokenIds":
         """Texts -> token ids, with the rows that were over the context length and are cut.
 
-        Raises CheckpointError where the model came without a tokenizer.
+        Raises CheckpointError where the model came without a tokenizer, or was loaded where the
+        package `tokenizers` is missing.
         """
         if self.tokenizer is None:
+            _check_package()
             raise CheckpointError(
                 "this model came without a tokenizer: put tokenizer.json, or vocab.json and "
                 f"merges.txt, beside its weights ({self.identity.get('path', 'no file')})"
@@ -200,6 +204,16 @@ def as_lit(encoder: Encoder) -> LiT:
             f"use a LiT model such as {DEFAULT_LIT}"
         )
     return encoder
+
+
+def _check_package() -> None:
+    """Raises CheckpointError where no tokenizer could be loaded for lack of the package."""
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError as error:
+        raise CheckpointError(
+            "words need the package tokenizers: pip install tokenizers"
+        ) from error
 
 
 def warn_of_cut(count: int, longest: int, stacklevel: int = 3) -> None:
