@@ -122,7 +122,7 @@ def read_contents(
             for done, content in enumerate(pool.map(_read, some), start + 1):
                 path = distinct[done - 1]
                 if isinstance(content, ImageError):
-                    skips.append(Skip(path, content.reason, content.detail))
+                    skips.append(Skip.of(path, content))
                 else:
                     contents[path] = content
                 if progress is not None:

@@ -266,7 +266,7 @@ class EmbedRun:
         self._report.embedded(row.path)
 
     def _skip(self, path: str, failure: ImageError, content: Content | None) -> None:
-        skip = Skip(path, failure.reason, failure.detail)
+        skip = Skip.of(path, failure)
         self._skips.append(_record(skip, content))
         self._store.skip(self._skips[-1])
         self._report.skipped(skip)

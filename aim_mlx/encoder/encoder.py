@@ -224,6 +224,6 @@ def vectors_and_skips(
             if row.failure is None:
                 vectors.append(row.vector)
             else:
-                skips.append(Skip(paths[row.index], row.failure.reason, row.failure.detail))
+                skips.append(Skip.of(paths[row.index], row.failure))
             progress(row.index + 1, len(paths))
     return vectors, skips

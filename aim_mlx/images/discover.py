@@ -92,6 +92,10 @@ class Skip:
     reason: str
     detail: str
 
+    @classmethod
+    def of(cls, path: str, failure: ImageError) -> "Skip":
+        return cls(path, failure.reason, failure.detail)
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -285,7 +289,7 @@ class _Search:
             self._skip(path, failure)
 
     def _skip(self, path: str, failure: ImageError) -> None:
-        self.skipped[path] = Skip(path, failure.reason, failure.detail)
+        self.skipped[path] = Skip.of(path, failure)
 
     def listing(self) -> Listing:
         notes = [

@@ -43,7 +43,7 @@ class Pictures:
             try:
                 self[path]
             except ImageError as error:
-                return Skip(path, error.reason, error.detail)
+                return Skip.of(path, error)
             return None
 
         skips = []

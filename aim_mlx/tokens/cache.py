@@ -136,8 +136,7 @@ class TokenCache:
             with closing(tokens) as rows:
                 for done, row in enumerate(rows, 1):
                     if row.failure is not None:
-                        path, failure = paths[row.index], row.failure
-                        skips.append(Skip(path, failure.reason, failure.detail))
+                        skips.append(Skip.of(paths[row.index], row.failure))
                     else:
                         shard.add(_key(keys[row.index]), row.vector)
                     if done == len(places) or places[done] // block > row.index // block:

@@ -126,8 +126,7 @@ def undecodable(
     with BLAS.limited_to(1), closing(stream(paths, encoder.preprocessing)) as samples:
         for sample in samples:
             if sample.failure is not None:
-                path = paths[sample.index]
-                skips.append(Skip(path, sample.failure.reason, sample.failure.detail))
+                skips.append(Skip.of(paths[sample.index], sample.failure))
             if progress is not None:
                 progress(sample.index + 1, len(paths))
     return skips

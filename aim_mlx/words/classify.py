@@ -78,7 +78,7 @@ def label_images(
     with closing(rows):
         for row in rows:
             if row.failure is not None:
-                skipped(Skip(row.path, row.failure.reason, row.failure.detail))
+                skipped(Skip.of(row.path, row.failure))
             else:
                 labels = choice.of(classes, scores(row.vector))
                 yield Classified(row.path, labels, row.index, row.multi_frame)

@@ -81,7 +81,7 @@ def evaluate(
     with closing(lit.embed_stream([item.path for item in items], options)) as rows:
         for row in rows:
             if row.failure is not None:
-                skipped(Skip(row.path, row.failure.reason, row.failure.detail))
+                skipped(Skip.of(row.path, row.failure))
             else:
                 scores.append(head.scores(row.vector[None])[0])
                 truth.append(places[items[row.index].labels[0]])
