@@ -9,8 +9,10 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import TypeVar
 
 from aim_mlx import openblas
 from aim_mlx.errors import BackendError, UsageError
@@ -42,9 +44,11 @@ __all__ = [
     "BLAS",
     "DTYPES",
     "check_not_forked",
+    "concurrency",
     "cpu_streams",
     "device_name",
     "dtype_named",
+    "in_parallel",
     "mx",
     "nn",
     "on_gpu",
@@ -54,6 +58,7 @@ __all__ = [
     "tree_unflatten",
 ]
 
+T = TypeVar("T")
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -111,6 +116,11 @@ def dtype_named(name: str | None) -> mx.Dtype:
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}") from None
 
 
+def concurrency(most: int) -> int:
+    """How many parts, at most so many, the work is cut into: one on a GPU, else one a core."""
+    return 1 if on_gpu() else max(1, min(most, BLAS.threads))
+
+
 @contextmanager
 def cpu_streams(count: int) -> Iterator[list[mx.Stream]]:
     """At most `count` MLX streams that share the cores between them; one on a GPU.
@@ -120,7 +130,7 @@ def cpu_streams(count: int) -> Iterator[list[mx.Stream]]:
     a single-threaded BLAS, keeps all of them busy.
     """
     check_not_forked()
-    count = 1 if on_gpu() else max(1, min(count, BLAS.threads))
+    count = concurrency(count)
     if count == 1:
         yield [mx.default_stream(mx.default_device())]
         return
@@ -132,3 +142,28 @@ def cpu_streams(count: int) -> Iterator[list[mx.Stream]]:
 
 # A stream belongs to the thread that made it, and lives as long as the process: kept for reuse.
 _streams = threading.local()
+
+
+def in_parallel(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """What the tasks return, each run in a thread with a stream and a share of the cores.
+
+    A task evaluates all that it returns. For graphs of many outputs this is faster than streams of
+    one thread: MLX queues ten operations ahead, and those of one stream before the next one's.
+    """
+    check_not_forked()
+    if len(tasks) == 1:
+        return [tasks[0]()]
+    with BLAS.limited_to(max(1, BLAS.threads // len(tasks))):
+        futures = [_threads.submit(_in_own_stream, task) for task in tasks]
+        wait(futures)
+        return [future.result() for future in futures]
+
+
+def _in_own_stream(task: Callable[[], T]) -> T:
+    if not hasattr(_streams, "own"):
+        _streams.own = mx.new_stream(mx.cpu)
+    with mx.stream(_streams.own):
+        return task()
+
+
+_threads = ThreadPoolExecutor(BLAS.threads, "aim_mlx-part")

@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+import threading
+import time
+from functools import partial
 
 import pytest
 
 from aim_mlx import backend, openblas
+from aim_mlx.backend import mx
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accelerate")
 
@@ -77,3 +81,31 @@ def test_a_gpu_has_one_stream(monkeypatch):
     monkeypatch.setattr(backend, "on_gpu", lambda: True)
     with backend.cpu_streams(8) as streams:
         assert len(streams) == 1
+
+
+def test_tasks_in_parallel_share_the_cores_and_give_their_results_in_order():
+    def task(number):
+        values = mx.full((64, 64), number) @ mx.eye(64)
+        mx.eval(values)
+        return float(values[0, 0]), threading.get_ident(), str(mx.default_stream(mx.cpu))
+
+    done = backend.in_parallel([partial(task, number) for number in range(5)])
+    assert [number for number, _, _ in done] == [0, 1, 2, 3, 4]
+    ours = threading.get_ident(), str(mx.default_stream(mx.cpu))
+    assert all(thread != ours[0] and stream != ours[1] for _, thread, stream in done)
+    assert backend.in_parallel([lambda: task(7)])[0][:2] == (7, ours[0])  # one needs no thread
+
+
+def test_an_error_in_parallel_is_raised_once_all_tasks_have_ended():
+    ended = []
+
+    def fail():
+        raise ValueError("no")
+
+    def late():
+        time.sleep(0.05)
+        ended.append(True)
+
+    with pytest.raises(ValueError, match="no"):
+        backend.in_parallel([fail, late])
+    assert ended

@@ -130,6 +130,19 @@ def test_validation_does_not_depend_on_the_size_of_batches(pairs):
     assert trainer_of(pairs).validation_losses() == {}
 
 
+def test_of_many_pictures_a_sample_is_validated_not_the_first(pairs, monkeypatch):
+    monkeypatch.setattr("aim_mlx.pretrain.trainer._LARGEST_VALIDATION", 4)
+    trainer, seen = trainer_of(pairs, pairs), []
+    fixed = trainer.validation.fixed
+    monkeypatch.setattr(
+        trainer.validation, "fixed", lambda images: (seen.extend(images), fixed(images))[1]
+    )
+    trainer.validation_losses()
+    trainer.validation_losses()
+    assert seen[:4] == seen[4:] and len(set(seen)) == 4  # the same every time
+    assert sorted(seen[:4]) != [0, 1, 2, 3]
+
+
 # 11 and 8 bits of a number: 0.002 and 0.021 are seen.
 @pytest.mark.parametrize("dtype, most", [(mx.float16, 0.01), (mx.bfloat16, 0.06)])
 def test_half_precision_keeps_masters_in_float32(pairs, dtype, most):

@@ -3,11 +3,21 @@
 import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
-from aim_mlx.backend import cpu_streams, mx, on_gpu, optim, tree_flatten, tree_map, tree_unflatten
+from aim_mlx.backend import (
+    concurrency,
+    in_parallel,
+    mx,
+    on_gpu,
+    optim,
+    tree_flatten,
+    tree_map,
+    tree_unflatten,
+)
 from aim_mlx.encoder.pipeline import explained
 from aim_mlx.errors import AimError
 from aim_mlx.models.decoder import PretrainingModel
@@ -19,6 +29,7 @@ from aim_mlx.training.parallel import ALONE, Group
 
 _BETAS = 0.9, 0.95
 _SHARE = 8  # images that a core has at least, where a batch is divided among them
+_MOST_SHARES = 64
 _RECORDS, _EVALUATIONS = 500, 20  # of a run, at most
 _LARGEST_VALIDATION = 1024  # images
 # Gradients of float16 vanish below 6e-8; those of the other dtypes reach as far as float32's.
@@ -55,8 +66,9 @@ class Trainer:
         self._dtype, self._measure = dtype, measure
         self._scale = _SCALES.get(dtype, 1.0)
         self._optimizer = adamw(model, self.config.weight_decay, decays, _BETAS)
-        gradients = mx.value_and_grad(self._loss)
-        self._gradients = mx.compile(gradients) if on_gpu() else gradients
+        # Each has a network of its own, as the parameters in it are replaced while it computes.
+        self._gradients = [self._gradient_function() for _ in range(concurrency(_MOST_SHARES))]
+        mx.eval(mx.random.state)  # making the layers drew numbers that were never computed
         # Of the steps since the last record: their number, and the sums of both losses.
         self._recent = np.zeros(3, np.float32)
         self._ahead: tuple[int, Future[Batch]] | None = None
@@ -105,7 +117,9 @@ class Trainer:
         count = min(len(self.validation), _LARGEST_VALIDATION)
         size = -(-self.config.batch_size // self.config.parts)
         total, counted = np.zeros(2), np.zeros(2, np.int64)
-        images = np.arange(count)[self._group.rows(count)]
+        # Not the first of them: a table often has its kinds of pictures one after the other.
+        order = np.random.default_rng([self.config.seed, 4]).permutation(len(self.validation))
+        images = order[:count][self._group.rows(count)]
         for start in range(0, len(images), size):
             batch = self.validation.fixed(images[start : start + size])
             sums = losses(self.model, *batch.arrays())
@@ -148,51 +162,54 @@ class Trainer:
         counted = np.maximum(self._group.total(counted), 1)
         # The mean over the processes is then the gradient of the whole batch.
         scale = self._scale * self._group.size
-        weights = mx.array(scale * np.array(self.config.weights) / counted, mx.float32)
+        weights = scale * np.array(self.config.weights) / counted
         sums, gradient = np.zeros(2), None
-        parameters = self.model.trainable_parameters()
-        try:
-            for rows in _shares(len(batch.pixels), min(self.config.parts, len(batch.pixels))):
-                part = batch.part(rows)
-                with explained(len(part.pixels)):
-                    of_part, of_weights = self._part_gradient(parameters, part, weights)
-                    gradient = _added(gradient, of_weights)
-                    mx.eval(of_part, gradient)
-                sums += [float(each) for each in of_part]
-        finally:
-            self.model.update(parameters)  # in place of those that were traced
+        for rows in _shares(len(batch.pixels), min(self.config.parts, len(batch.pixels))):
+            part = batch.part(rows)
+            with explained(len(part.pixels)):
+                of_part, of_weights = self._part_gradient(part, weights)
+                gradient = _added(gradient, of_weights)
+                mx.eval(gradient)
+            sums += of_part
         sums, gradient = self._group.total(sums), self._group.mean(gradient or {})
         return sums / counted, tree_map(lambda value: value / self._scale, gradient)
 
-    def _part_gradient(
-        self, parameters: Tree, part: Batch, weights: mx.array
-    ) -> tuple[list[mx.array], Tree]:
-        """The summed losses of a part of a batch, of which every stream computes a share."""
+    def _part_gradient(self, part: Batch, weights: np.ndarray) -> tuple[np.ndarray, Tree]:
+        """The summed losses of a part of a batch, and its gradient; every core computes a share."""
         count = len(part.pixels)
-        sums, gradient = [mx.array(0.0), mx.array(0.0)], None
-        with cpu_streams(count // _SHARE) as streams:
-            for rows, stream in zip(_shares(count, len(streams)), streams, strict=True):
-                with mx.stream(stream):
-                    found = self._gradients(parameters, weights, *part.part(rows).arrays())
-                (_, *of_share), of_weights = found
-                sums = [a + b for a, b in zip(sums, of_share, strict=True)]
-                gradient = _added(gradient, of_weights)
-            mx.eval(sums, gradient)  # while the threads of the BLAS are divided among the streams
-        return sums, gradient or {}
+        shares = _shares(count, concurrency(min(count // _SHARE, len(self._gradients))))
+        parameters = self.model.trainable_parameters()
 
-    def _loss(
-        self,
-        parameters: Tree,
-        weights: mx.array,
-        pixels: mx.array,
-        prefix: mx.array,
-        ids: mx.array | None,
-        places: mx.array,
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """What is minimised, and the sums of both losses."""
-        self.model.update(tree_map(lambda value: value.astype(self._dtype), parameters))
-        found = losses(self.model, pixels, prefix, ids, places, self.config.checkpointed)
-        return (weights * mx.stack([*found])).sum(), *found
+        def share(number: int) -> tuple[np.ndarray, Tree]:
+            arrays = part.part(shares[number]).arrays()
+            found = self._gradients[number](parameters, mx.array(weights, mx.float32), *arrays)
+            (_, *sums), gradient = found
+            mx.eval(sums, gradient)
+            return np.array([float(each) for each in sums]), gradient
+
+        sums, gradients = zip(
+            *in_parallel([partial(share, number) for number in range(len(shares))]), strict=True
+        )
+        return sum(sums, np.zeros(2)), reduce(_added, gradients)
+
+    def _gradient_function(self) -> Callable[..., Any]:
+        """A function of parameters and a batch: what is minimised, both losses, the gradient."""
+        network = PretrainingModel(self.model.config)
+
+        def loss(
+            parameters: Tree,
+            weights: mx.array,
+            pixels: mx.array,
+            prefix: mx.array,
+            ids: mx.array | None,
+            places: mx.array,
+        ) -> tuple[mx.array, mx.array, mx.array]:
+            network.update(tree_map(lambda value: value.astype(self._dtype), parameters))
+            found = losses(network, pixels, prefix, ids, places, self.config.checkpointed)
+            return (weights * mx.stack([*found])).sum(), *found
+
+        gradient = mx.value_and_grad(loss)
+        return mx.compile(gradient) if on_gpu() else gradient
 
     def _record(self, rate: float, norm: float) -> dict[str, Any] | None:
         """What is written down of the steps since the last record, where one is due."""
