@@ -13,7 +13,7 @@ from PIL import Image
 import aim_mlx
 from aim_mlx.data.labelled import Item, Labelled
 from aim_mlx.data.pairs import Pairs, read_pairs
-from aim_mlx.errors import CheckpointError, UsageError
+from aim_mlx.errors import CheckpointError, OutputError, UsageError
 from aim_mlx.report.figures import wilson
 from tests import small
 
@@ -155,7 +155,10 @@ def test_everything_is_measured_and_written(data, tmp_path, quick, capsys):
     """Of a model with words, one without, and others at random for both, which are of a size."""
     lit, encoder = small.save_lit(tmp_path / "lit"), small.save(tmp_path / "encoder")
     evaluate.main(data, [str(lit), str(encoder)], True, tmp_path / "figures.json")
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    written = json.loads((tmp_path / "figures.json").read_text())
+    figures = written["models"]
+    assert [*written["data"]["held-out style"].values()] == [6, 6, 2, 3]
+    assert [*written["data"]["held-out concepts"].values()] == [2, 2, 2, 1]
     assert len(figures) == 5 and set(figures[str(encoder)]) == {"image tower"}
     assert set(figures[str(lit)]) == {
         "held-out style",
@@ -174,6 +177,7 @@ def test_everything_is_measured_and_written(data, tmp_path, quick, capsys):
     assert all(len(each["attentive probe"]["seeds"]) == 3 for each in towers)
     assert len({each["10-NN"]["value"] for each in towers}) > 1
     table = capsys.readouterr().out
+    assert "held-out style: 6 different pictures, 6 names, 2 subgroups, 3 pictures in" in table
     assert table.count(f"| {lit} |") == 3 and table.count(f"| {lit}, ja |") == 1
     assert table.count(f"| {encoder} |") == 1 and table.count("seed 2 |") == 1
 
@@ -195,6 +199,11 @@ def test_a_picture_that_is_missing_ends_it(data):
     (data / "images/open-3.png").unlink()
     with pytest.raises(UsageError, match="1 pictures of held_out_style.jsonl cannot be read"):
         evaluate.read_tables(data)
+
+
+def test_figures_without_a_folder_to_go_to_are_refused_before_anything_is_measured(tmp_path):
+    with pytest.raises(OutputError, match="does not exist"):
+        evaluate.main(tmp_path, ["model"], False, tmp_path / "none/figures.json")
 
 
 def test_words_without_a_tokenizer_are_refused_before_anything_is_measured(tmp_path):

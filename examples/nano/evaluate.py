@@ -14,6 +14,7 @@ Needs `pip install scikit-learn`, for its digits. Prints tables, whose intervals
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ import aim_mlx
 from aim_mlx.data.labelled import Data, Labelled
 from aim_mlx.data.pairs import Pairs, read_pairs
 from aim_mlx.data.tables import beside, read_table
-from aim_mlx.errors import AimError, UsageError
+from aim_mlx.errors import AimError, OutputError, UsageError
 from aim_mlx.files import disk_errors
 from aim_mlx.tokens.source import token_shape
 
@@ -53,7 +54,7 @@ class Tables:
 
 
 def read_tables(folder: Path) -> Tables:
-    """Everything, so that what is missing is known before anything is computed."""
+    """All tables, so that one that is missing is named before anything is computed."""
     pairs = {f"held-out {name}": _pairs(folder / f"held_out_{name}.jsonl") for name in HELD_OUT}
     for language in LANGUAGES:
         pairs[language] = _pairs(folder / f"languages/{language}.jsonl")
@@ -62,6 +63,21 @@ def read_tables(folder: Path) -> Tables:
     }
     known = set(pairs["held-out style"].captions)
     return Tables(pairs, subgroups, _sample(folder / "train.jsonl", known))
+
+
+def counts(tables: Tables) -> dict[str, dict[str, int]]:
+    """How much is held out, by section."""
+    found = {}
+    for section, labelled in tables.subgroups.items():
+        pairs = tables.pairs[section]
+        sizes = Counter(item.labels[0] for item in labelled.items)
+        found[section] = {
+            "different pictures": len(pairs.paths),
+            "names": len(set(pairs.captions)),
+            "subgroups": len(sizes),
+            "pictures in the largest": max(sizes.values()),
+        }
+    return found
 
 
 def _pairs(table: Path) -> Pairs:
@@ -115,10 +131,14 @@ def evaluate(encoder: aim_mlx.Encoder, tables: Tables) -> dict[str, Figures]:
 
 def with_random(encoders: dict[str, aim_mlx.Encoder]) -> dict[str, aim_mlx.Encoder]:
     """The encoders, and some at random initialisation for all that are of the same sizes."""
-    alike = {encoder.model.config: (name, encoder) for name, encoder in encoders.items()}
+    first: dict[aim_mlx.VisionConfig, str] = {}
+    for name, encoder in encoders.items():
+        first.setdefault(encoder.model.config, name)
     return encoders | {
-        f"random weights, sizes of {name}, seed {seed}": measures.random_encoder(encoder, seed)
-        for name, encoder in alike.values()
+        f"random weights, sizes of {name}, seed {seed}": measures.random_encoder(
+            encoders[name], seed
+        )
+        for name in first.values()
         for seed in RANDOM_SEEDS
     }
 
@@ -164,16 +184,22 @@ def _as_json(results: Results) -> dict[str, Any]:
 
 
 def main(folder: Path, models: Iterable[str], random: bool, target: Path | None) -> None:
+    if target is not None and not target.parent.is_dir():
+        raise OutputError(f"folder {str(target.parent)!r} does not exist: create it first")
     tables = read_tables(folder)
     encoders = {name: load(name) for name in models}
     results: Results = {}
     for name, encoder in (with_random(encoders) if random else encoders).items():
         print(f"measuring {name}", file=sys.stderr)
         results[name] = evaluate(encoder, tables)
-    print(markdown(results))
+    data = counts(tables)
+    for section, numbers in data.items():
+        print(f"{section}:", ", ".join(f"{count:,} {what}" for what, count in numbers.items()))
+    print(f"\n{markdown(results)}")
     if target is not None:
+        text = json.dumps({"data": data, "models": _as_json(results)}, indent=1) + "\n"
         with disk_errors("write", target):
-            target.write_text(json.dumps(_as_json(results), indent=1) + "\n", encoding="utf-8")
+            target.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
