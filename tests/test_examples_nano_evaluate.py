@@ -108,6 +108,13 @@ def test_a_picture_that_is_as_alike_counts_as_before_its_own():
     assert recalls_of(pairs, {"a": [0.5, 0.5], "b": [0.1, 0.5]}) == [0.5, 1, 1]
 
 
+def test_a_name_whose_vector_is_no_number_finds_nothing():
+    pairs = pairs_of([f"thing {i}" for i in range(12)], list(range(12)))
+    similarity = {name: [float(i == j) for j in range(12)] for i, name in enumerate(pairs.captions)}
+    similarity["thing 3"] = [np.nan] * 12
+    assert recalls_of(pairs, similarity) == pytest.approx([11 / 12] * 3)
+
+
 def test_of_concepts_with_one_name_the_best_picture_counts_and_the_name_asks_once():
     pairs = pairs_of(["a", "a", "b"], [0, 1, 2])
     assert recalls_of(pairs, {"a": [0.1, 0.9, 0.5], "b": [0.9, 0.1, 0.5]}) == [0.5, 1, 1]

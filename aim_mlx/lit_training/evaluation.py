@@ -33,7 +33,7 @@ def _one_way(
         part = slice(start, start + _BLOCK)
         scores, right = queries[part] @ gallery.T, match[part]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        ranks[part] = (~right & (scores >= best)).sum(axis=1)
+        ranks[part] = (~right & ~(scores < best)).sum(axis=1)  # where no number is, all come first
     found = {f"{name}_recall@{k}": float((ranks < k).mean()) for k in KS}
     return {**found, f"{name}_chance@1": float(match.mean())}
 
