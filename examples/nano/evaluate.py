@@ -34,7 +34,7 @@ from aim_mlx.tokens.source import token_shape
 try:
     import measures
     from measures import Share
-except ImportError as error:
+except ModuleNotFoundError as error:
     sys.exit(f"{error}: pip install scikit-learn")
 
 Figures = dict[str, Share]
