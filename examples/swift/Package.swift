@@ -39,5 +39,6 @@ let package = Package(
         .target(name: "GoldenSupport", dependencies: ["AIMPhotos"], path: "Tests/GoldenSupport"),
         .testTarget(name: "AIMPhotosTests", dependencies: ["AIMPhotos", "GoldenSupport"]),
         .testTarget(name: "AIMNativeTests", dependencies: ["AIMNative", "GoldenSupport"]),
-    ]
+    ],
+    swiftLanguageModes: [.v5]
 )

@@ -4,8 +4,8 @@ import CoreML
 import CoreVideo
 import Foundation
 
-/// An .mlpackage that `aim-mlx export-model MODEL OUT.mlpackage` wrote, for one photo at a time, with
-/// an array or an image as its input; or the .mlmodelc that Xcode makes of it.
+/// An .mlpackage that `aim-mlx export-model MODEL OUT.mlpackage` wrote, for one photo at a time,
+/// with an array or an image as its input; or the .mlmodelc that Xcode makes of it.
 public final class CoreMLEmbedder {
     private let model: MLModel
     private let preprocessing: Preprocessing
@@ -13,7 +13,7 @@ public final class CoreMLEmbedder {
     public init(contentsOf file: URL) async throws {
         var compiled = file
         if file.pathExtension == "mlpackage" {
-            // This goes to a temporary folder: an app compiles once and keeps it, or leaves it to Xcode.
+            // Into a temporary folder: an app compiles once and keeps it, or leaves it to Xcode.
             compiled = try await MLModel.compileModel(at: file)
         }
         model = try await MLModel.load(contentsOf: compiled, configuration: MLModelConfiguration())

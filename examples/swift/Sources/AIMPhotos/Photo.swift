@@ -21,8 +21,8 @@ extension RGBImage {
         self = try RGBImage(image).upright(orientation: orientation)
     }
 
-    /// The pixels as they are stored: in the image's own colour space where that is RGB, as `aim-mlx`
-    /// converts no colour profile; in sRGB where it is grey or CMYK.
+    /// The pixels as they are stored: in the image's own colour space where that is RGB, as
+    /// `aim-mlx` converts no colour profile; in sRGB where it is grey or CMYK.
     public init(_ image: CGImage) throws {
         let (width, height) = (image.width, image.height)
         var space = CGColorSpace(name: CGColorSpace.sRGB)

@@ -21,7 +21,9 @@ final class PythonThread: @unchecked Sendable {
     }
 
     /// The result of work that takes and gives Swift's own values.
-    func run<Value: Sendable>(_ work: @escaping @Sendable () throws -> Value) async throws -> Value {
+    func run<Value: Sendable>(
+        _ work: @escaping @Sendable () throws -> Value
+    ) async throws -> Value {
         try await withCheckedThrowingContinuation { continuation in
             append { continuation.resume(with: Result { try work() }) }
         }

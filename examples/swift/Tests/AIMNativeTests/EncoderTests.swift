@@ -17,7 +17,8 @@ final class EncoderTests: XCTestCase {
     }
 
     func testAFolderOfAnotherFormatIsRefused() throws {
-        let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        let name = UUID().uuidString
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent(name)
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
         defer { try? FileManager.default.removeItem(at: folder) }
         try Data("{\"model_type\": \"aimv2\"}".utf8)

@@ -14,9 +14,11 @@ final class RGBImageTests: XCTestCase {
     func testAnOrientationTurnsOrMirrorsThePhoto() {
         // a b c
         // d e f
-        let stored = RGBImage(width: 3, height: 2, bytes: "abcdef".flatMap { letter in
-            [UInt8](repeating: letter.asciiValue!, count: 3)
-        })
+        let stored = RGBImage(
+            width: 3, height: 2,
+            bytes: "abcdef".flatMap { letter in
+                [UInt8](repeating: letter.asciiValue!, count: 3)
+            })
         let expected = [
             1: "abcdef", 2: "cbafed", 3: "fedcba", 4: "defabc",
             5: "adbecf", 6: "daebfc", 7: "fcebda", 8: "cfbead",
