@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,7 @@ from aim_mlx.words.zeroshot import ZeroShotHead
 
 NEIGHBOURS = (10, 20)
 PROBE_SEEDS = (0, 1, 2)
-PROBE = {"learning_rates": (1e-3, 3e-3, 1e-2)}  # beside what the fast protocol says
+PROBE: dict[str, Any] = {"learning_rates": (1e-3, 3e-3, 1e-2)}  # beside what the fast protocol says
 TRAINING_DIGITS = 897  # the first; the other 900 test
 TEMPLATES = {
     "subgroup": ("{}",),
@@ -71,7 +72,9 @@ def embedder(encoder: Encoder, pooling: str) -> Vectors:
     return vectors
 
 
-def recall(pairs: Pairs, images: np.ndarray, texts: Callable[[list[str]], np.ndarray]) -> dict:
+def recall(
+    pairs: Pairs, images: np.ndarray, texts: Callable[[list[str]], np.ndarray]
+) -> dict[str, Share]:
     """Text to image: each name asks once for one of its pictures among all.
 
     `images` (n, P) are those of the pairs, `texts` gives the unit vectors of names. A name succeeds
