@@ -147,6 +147,13 @@ def test_the_line_that_quantises_runs_and_says_what_it_cost(tmp_path):
     assert sizes[0] == pytest.approx(size_at(DEEP, "float32"), rel=0.01)
 
 
+def test_the_line_that_writes_a_file_for_apps_runs_and_says_how_it_differs(tmp_path):
+    small.save(tmp_path / "model")
+    done = run_block("apps", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "differs from MLX by" in done.stderr and (tmp_path / "Photos.mlxfn").is_file()
+
+
 def test_the_lines_that_search_find_the_photo_that_was_turned(stored):
     folder, _ = stored
     done = run_block("search", folder)

@@ -21,6 +21,7 @@ from aim_mlx.cli import (
     duplicates,
     embed,
     export,
+    export_model,
     init,
     inspect,
     knn,
@@ -93,6 +94,7 @@ app.command("knn")(knn.knn)
 app.command("init")(init.init)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)
+app.command("export-model")(export_model.export_model)
 app.command("doctor")(doctor.doctor)
 
 

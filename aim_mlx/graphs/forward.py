@@ -14,6 +14,7 @@ from typing import Generic
 import numpy as np
 
 from aim_mlx.config import PreprocessConfig, TextConfig, VisionConfig
+from aim_mlx.errors import CheckpointError
 from aim_mlx.graphs.ops import Ops, T
 from aim_mlx.models.layers import TrunkConfig, block_indices
 from aim_mlx.models.positions import sincos_positions
@@ -63,7 +64,8 @@ class Forward(Generic[T]):
         A text without an end token gives zeros.
         """
         start = f"{prefix}preprocessor."
-        x = self.ops.rows(self._constant(f"{start}text_embedding.weight"), ids)
+        name = f"{start}text_embedding.weight"
+        x = self.ops.rows(_array(self.weights(name), self.dtype), ids, name)
         positions = self.weights(f"{start}positional_embedding")[:L]
         x = self.ops.add(x, self._own(f"{start}positional_embedding", positions))
         mask = np.where(np.tri(L, dtype=bool), 0.0, _MASKED).astype(np.float32)
@@ -210,4 +212,11 @@ class Forward(Generic[T]):
 
 
 def _array(values: np.ndarray, dtype: str) -> np.ndarray:
-    return np.asarray(values, dtype, order="C")
+    """Raises CheckpointError for a value that float16 does not hold."""
+    with np.errstate(over="ignore"):
+        cast = np.asarray(values, dtype, order="C")
+    if dtype != FLOAT32 and not np.isfinite(cast).all():
+        raise CheckpointError(
+            f"weights of up to {abs(values).max():.3g} overflow in {dtype}: write it in float32"
+        )
+    return cast

@@ -9,15 +9,17 @@ yet, and `run(graph, path, inputs)`, which reads it back and computes each funct
 outputs are NumPy arrays by the function's name.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aim_mlx.backend import mx, tree_flatten
+from aim_mlx.backend import mx, tree_flatten, tree_map
+from aim_mlx.config import to_dict
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import UsageError
 from aim_mlx.graphs.forward import FLOAT32, Forward, Weights
@@ -26,7 +28,9 @@ from aim_mlx.models.pooling import normalized, pool
 from aim_mlx.models.query_attention import folded_queries
 from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.probe import AttentiveProbe
+from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.convert import probe_pictures
+from aim_mlx.weights.load import iter_weights
 from aim_mlx.weights.quantize import Quantization, packed_names, unpack
 from aim_mlx.words.lit import LiT, as_lit
 from aim_mlx.words.zeroshot import ZeroShotHead
@@ -52,6 +56,7 @@ class Graph:
     dtype: str = "float16"
     batches: tuple[int, ...] = (1,)
     size: tuple[int, int] | None = None
+    _files: Checkpoint | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -104,6 +109,14 @@ class Graph:
             return "scores"
         return "tokens" if self.head == "tokens" else "embedding"
 
+    def output_shape(self, batch: int) -> tuple[int, ...]:
+        """(B, P), (B, N, D) or (B, C)."""
+        if self.labels:
+            return batch, len(self.labels)
+        if self.head == "tokens":
+            return batch, math.prod(self._grid), self.encoder.model.config.embed_dim
+        return batch, self.encoder.dim(EmbedOptions())
+
     @property
     def labels(self) -> tuple[str, ...]:
         """What the columns of probabilities and scores stand for."""
@@ -112,20 +125,22 @@ class Graph:
         return self.head.labels if isinstance(self.head, ZeroShotHead) else ()
 
     @property
+    def title(self) -> str:
+        """What it is, in a few words."""
+        return f"{self._model or 'AIMv2'}: {self.output_name}"
+
+    @cached_property
     def metadata(self) -> dict[str, Any]:
-        """What the file says of itself, as JSON values."""
-        config, preprocessing = self.encoder.model.config, self.encoder.preprocessing
+        """What the file says of itself, as JSON values, none of them null."""
+        preprocessing = to_dict(self.encoder.preprocessing)
         said: dict[str, Any] = {
-            "model": self.encoder.identity.get("model"),
+            "model": self._model,
             "weights": self.encoder.weights_digest,
             "trained": self.encoder.trained,
             "head": self.head if isinstance(self.head, str) else self.output_name,
             "dtype": self.dtype,
             "batches": list(self.batches),
-            "patch_size": config.patch_size,
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "shortest_edge": preprocessing.shortest_edge,
+            "preprocessing": {k: v for k, v in preprocessing.items() if v is not None},
             "aim_mlx": version("aim-mlx"),
         }
         if isinstance(self.encoder, LiT):
@@ -157,14 +172,28 @@ class Graph:
         return vectors
 
     def weights(self, name: str) -> np.ndarray:
-        """A parameter by its name, in float32; of one that is quantised, unpacked."""
-        parameters, how = self._parameters, self.encoder.identity.get("quantization")
+        """A parameter by its name, in float32; one that is quantised comes unpacked."""
+        if self._files is not None:
+            return np.asarray(dict(iter_weights(self._files, mx.float32, name))[name])
+        parameters = dict(tree_flatten(self.encoder.network.parameters()))
         array = parameters[name]
         if f"{name.removesuffix('weight')}scales" in parameters:
-            quantization = Quantization(**how)  # pyright: ignore[reportCallIssue]
-            parts = [parameters[part] for part in packed_names(name, quantization)]
-            array = unpack(parts, quantization, mx.float32)
+            how = Quantization(**self.encoder.identity["quantization"])
+            parts = [parameters[part] for part in packed_names(name, how)]
+            array = unpack(parts, how, mx.float32)
         return np.asarray(array.astype(mx.float32))
+
+    def release(self) -> None:
+        """Empties the encoder's network: from now on parameters are read from its files, by one.
+
+        So a file is written with a tensor of the network in memory at a time. Raises
+        CheckpointError for files that are not what was loaded.
+        """
+        files = open_checkpoint(self.encoder.identity["path"])
+        self.metadata  # noqa: B018 - made, and kept, while there is a network
+        object.__setattr__(self, "_files", files)
+        network = self.encoder.network
+        network.update(tree_map(lambda _: mx.zeros(0), network.parameters()))
 
     def sample(self, batch: int) -> np.ndarray:
         """An input of a function: pictures of several kinds, or texts of several lengths."""
@@ -197,6 +226,11 @@ class Graph:
         return np.array(normalized(pool(tokens, self.encoder.pooling(EmbedOptions()))))
 
     @property
+    def _model(self) -> str:
+        """The model's name, without the folders that it lies in here."""
+        return Path(self.encoder.identity.get("model") or "").name
+
+    @property
     def _size(self) -> tuple[int, int]:
         assert self.size is not None  # set as it was checked
         return self.size
@@ -210,10 +244,6 @@ class Graph:
     def _image(self) -> str:
         """What the names of the vision encoder's parameters begin with."""
         return "image_encoder." if isinstance(self.encoder, LiT) else ""
-
-    @cached_property
-    def _parameters(self) -> Mapping[str, mx.array]:
-        return dict(tree_flatten(self.encoder.network.parameters()))  # pyright: ignore
 
     def _checked_size(self) -> tuple[int, int]:
         config = self.encoder.model.config
@@ -234,8 +264,11 @@ class Graph:
         if not isinstance(self.encoder, LiT):
             return forward.unit(forward.pooled(tokens, D), D)
         config, name = self.encoder.lit.config, f"{self._image}head."
-        heads, head = config.vision.num_heads, self.encoder.lit.image_encoder.head
-        queries = np.array(folded_queries(head.cls_token[0], head.k.weight, heads), np.float32)
+        heads = config.vision.num_heads
+        token, keys = (
+            mx.array(self.weights(f"{name}{each}")) for each in ("cls_token", "k.weight")
+        )
+        queries = np.array(folded_queries(token[0], keys, heads))
         means = forward.attended(tokens, queries, f"{name}k")
         x = forward.projected(means, self.weights(f"{name}v.weight"), heads, f"{name}v")
         x = _linear(forward, x, f"{name}linear", self.weights)

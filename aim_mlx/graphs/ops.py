@@ -29,8 +29,8 @@ class Ops(Protocol[T]):
 
     def slice(self, x: T, axis: int, start: int, stop: int) -> T: ...
 
-    def rows(self, table: T, ids: T) -> T:
-        """Rows (..., D) of a table (n, D) by int32 ids (...)."""
+    def rows(self, table: np.ndarray, ids: T, name: str) -> T:
+        """Rows (..., D) of a constant table (n, D) by int32 ids (...)."""
         ...
 
     def linear(self, x: T, weight: np.ndarray, name: str) -> T:
@@ -91,8 +91,8 @@ class MlxOps:
     def slice(self, x: mx.array, axis: int, start: int, stop: int) -> mx.array:
         return x[(*[slice(None)] * axis, slice(start, stop))]
 
-    def rows(self, table: mx.array, ids: mx.array) -> mx.array:
-        return table[ids]
+    def rows(self, table: np.ndarray, ids: mx.array, name: str) -> mx.array:
+        return self.constant(table, name)[ids]
 
     def linear(self, x: mx.array, weight: np.ndarray, name: str) -> mx.array:
         return x @ self.constant(weight, name).T

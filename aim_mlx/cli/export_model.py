@@ -1,0 +1,81 @@
+"""`aim-mlx export-model`: a model as a file for apps without Python."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aim_mlx.cli.options import AsJson, Offline, Overwrite, Revision, numbers
+
+
+def export_model(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model name, Hub repo, folder or file.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="A name.aimodel (Core AI) or name.mlxfn (MLX) to write."
+        ),
+    ],
+    head: Annotated[
+        str,
+        typer.Option(help="embedding, tokens, text, or the folder of a probe or of saved labels."),
+    ] = "embedding",
+    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    batch: Annotated[
+        str, typer.Option(help="Images or texts at a time; 1,8 writes a function for each.")
+    ] = "1",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEIGHTxWIDTH", help="The pictures' size, for a native-resolution model."
+        ),
+    ] = None,
+    revision: Revision = None,
+    offline: Offline = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as a file that apps run without Python.
+
+    It takes RGB pixels. It is compared with MLX, and kept only if it gives the same results.
+    """
+    from huggingface_hub.utils import tqdm
+
+    from aim_mlx.cli.reporter import Reporter
+    from aim_mlx.graphs.export import export_model
+
+    batches = numbers("--batch", batch, int)
+    with Reporter(as_json) as report:
+        done = export_model(
+            model,
+            output,
+            head=head,
+            dtype=dtype,
+            batches=batches,
+            size=None if size is None else _size(size),
+            revision=revision,
+            offline=offline,
+            overwrite=overwrite,
+            progress=tqdm,
+        )
+    functions = ", ".join(f"{name} ({batch})" for name, batch in done.functions.items())
+    line = f"{done.path}: {done.head}, {done.dtype}, {functions}, "
+    line += f"{done.bytes:,} bytes in {done.seconds:.1f} s; "
+    if done.difference is None:
+        line += f"not run here; {done.note}"
+    else:
+        line += f"differs from MLX by {done.difference:.1e}, lowest cosine {done.cosine:.6f}; "
+        line += done.note
+    report.finished(line, done)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """ "336x448" -> (336, 448); raises UsageError for anything else."""
+    from aim_mlx.errors import UsageError
+
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        raise UsageError(f"--size must be height x width, such as 336x448, got {text!r:.80}")
+    return int(sides[0]), int(sides[1])
