@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +16,15 @@ from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig, from_dict
 from aim_mlx.graphs.graph import Graph
 from aim_mlx.loading import load
+from aim_mlx.registry import find_model
 from aim_mlx.weights.sizes import expected_shapes
 
 ROOT = Path(__file__).parent.parent / "examples/swift"
 GOLDEN = ROOT / "Golden"
 SOURCES = sorted(ROOT.rglob("*.swift"))
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+LINES = [line for block in BLOCKS for line in block.splitlines()]
+PACKAGES = {".aimodel": "coreai", ".mlpackage": "coremltools"}
 # Float32 rounding on vectors of length one, by another BLAS.
 ROUNDING = 1e-5
 
@@ -188,6 +194,26 @@ def test_the_swift_embedders_name_inputs_and_outputs_as_exported_files_do():
     assert list(graph.functions) == [names["function"]]
     assert (graph.input_name, graph.output_name) == (names["input"], names["output"])
     assert graph.input_shape(1) == (1, 42, 42, 3)
+    said = graph.metadata[names["preprocessing"]]
+    read = {"shortest_edge": 42, "crop_size": 42, "crop_rounding": "floor"}
+    assert {name: said[name] for name in read} == read
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_of_the_readme_runs(line, tmp_path):
+    for suffix, package in PACKAGES.items():
+        if line.endswith(suffix):
+            pytest.importorskip(package, reason=f"writing {suffix} needs {package}")
+    if line.startswith("aim-mlx init"):
+        assert find_model(line.split()[2]).name == line.split()[2]  # 1.2 GB
+        return
+    shutil.copytree(GOLDEN, tmp_path / "model", ignore=shutil.ignore_patterns("golden.json"))
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    line = line.replace("python examples/swift", f"python {ROOT}")
+    subprocess.run(
+        line, shell=True, cwd=tmp_path, env=os.environ | {"PATH": path}, check=True, timeout=120
+    )
+    assert (tmp_path / line.split(" --")[0].split()[-1]).is_dir()
 
 
 def test_the_golden_is_small():

@@ -13,7 +13,7 @@ let package = Package(
         .executable(name: "aim-embed", targets: ["aim-embed"]),
     ],
     dependencies: [
-        // 0.31.6 asks for Swift 6.3, which comes with Xcode 26.4.
+        // 0.31.6 asks for Swift 6.3, so for an Xcode newer than 26.3.
         .package(url: "https://github.com/ml-explore/mlx-swift", exact: "0.31.6"),
         .package(url: "https://github.com/pvieito/PythonKit", exact: "0.5.1"),
     ],
