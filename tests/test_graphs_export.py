@@ -121,7 +121,7 @@ def test_memory_holds_the_network_but_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["a.onnx"], 2, "a name with .aimodel, .mlxfn, got 'a.onnx'"),
+        (["a.onnx"], 2, "a name with .aimodel, .mlpackage, .mlxfn, got 'a.onnx'"),
         (["no/a.mlxfn"], 5, "is not a folder: make it"),
         (["a.mlxfn", "--head", "cls"], 2, "the folder of a probe or of saved labels"),
         (["a.mlxfn", "--head", "text"], 2, "no text tower"),

@@ -15,7 +15,8 @@ def export_model(
     output: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT", help="A name.aimodel (Core AI) or name.mlxfn (MLX) to write."
+            metavar="OUT",
+            help="A name.aimodel (Core AI), name.mlpackage (Core ML) or name.mlxfn (MLX) to write.",
         ),
     ],
     head: Annotated[
@@ -32,6 +33,12 @@ def export_model(
             metavar="HEIGHTxWIDTH", help="The pictures' size, for a native-resolution model."
         ),
     ] = None,
+    bits: Annotated[
+        int, typer.Option(help="8 packs the weights of a .mlpackage into half the bytes.")
+    ] = 16,
+    image_input: Annotated[
+        bool, typer.Option("--image-input", help="Take Core ML's type of images in a .mlpackage.")
+    ] = False,
     revision: Revision = None,
     offline: Offline = False,
     overwrite: Overwrite = False,
@@ -39,7 +46,8 @@ def export_model(
 ) -> None:
     """Write a model as a file that apps run without Python.
 
-    It takes RGB pixels. It is compared with MLX, and kept only if it gives the same results.
+    It takes RGB pixels. Where it can be run it is compared with MLX, and kept only if it gives the
+    same results.
     """
     from huggingface_hub.utils import tqdm
 
@@ -55,20 +63,23 @@ def export_model(
             dtype=dtype,
             batches=batches,
             size=None if size is None else _size(size),
+            bits=bits,
+            image_input=image_input,
             revision=revision,
             offline=offline,
             overwrite=overwrite,
             progress=tqdm,
         )
     functions = ", ".join(f"{name} ({batch})" for name, batch in done.functions.items())
-    line = f"{done.path}: {done.head}, {done.dtype}, {functions}, "
+    packed = ", 8-bit weights" if done.bits == 8 else ""
+    line = f"{done.path}: {done.head}, {done.dtype}{packed}, {functions}, "
     line += f"{done.bytes:,} bytes in {done.seconds:.1f} s; "
-    if done.difference is None:
-        line += f"not run here; {done.note}"
-    else:
+    if not done.ran:
+        line += "not run, as there is no Core ML here; "
+    if done.difference is not None:
+        line += "" if done.ran else "MLX with its weights "
         line += f"differs from MLX by {done.difference:.1e}, lowest cosine {done.cosine:.6f}; "
-        line += done.note
-    report.finished(line, done)
+    report.finished(line + done.note, done)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """A model as a file for apps: written aside, run and compared with MLX, then renamed."""
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -24,6 +25,7 @@ from aim_mlx.words.zeroshot import ZeroShotHead
 
 _ADVICE = "make room or choose another place"
 _FURTHEST, _LOWEST_COSINE = 1e-4, 0.9999  # what float32 and float16 may differ from MLX
+_LOWEST_OF_8_BITS = 0.999
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,27 @@ class _Format:
 
 _FORMATS = {
     ".aimodel": _Format("aim_mlx.graphs.coreai", "coreai", "coreai", "main.mlirb"),
+    ".mlpackage": _Format("aim_mlx.graphs.coreml", "coremltools", "coreml", "Manifest.json"),
     ".mlxfn": _Format("aim_mlx.graphs.mlxfn"),
 }
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how its results differ from MLX's: None where it could not be run."""
+    """What was written, and how its results differ from MLX's.
+
+    Where it could not be run (`ran` is false) that is None, or with 8-bit weights how MLX's results
+    with those differ.
+    """
 
     path: str
     head: str
     dtype: str
+    bits: int
     functions: dict[str, int]
     bytes: int
     seconds: float
+    ran: bool
     difference: float | None
     cosine: float | None
     note: str
@@ -69,6 +78,8 @@ def export_model(
     dtype: str = "float16",
     batches: tuple[int, ...] = (1,),
     size: tuple[int, int] | None = None,
+    bits: int = 16,
+    image_input: bool = False,
     revision: str | None = None,
     offline: bool = False,
     overwrite: bool = False,
@@ -77,37 +88,50 @@ def export_model(
     """Writes a model as .aimodel, .mlpackage or .mlxfn, for apps without Python.
 
     `model`, `revision`, `offline` and `progress` are as for `load`; `head` is "embedding",
-    "tokens", "text" or the folder of a probe or of saved labels; the rest is as for Graph. Raises
-    UsageError for what the model or the format cannot do, CheckpointError for a head of another
-    model, OutputError where the file cannot be written or gives other results than MLX.
+    "tokens", "text" or the folder of a probe or of saved labels. `bits` 8 packs the weights of a
+    .mlpackage, and `image_input` gives it an input of Core ML's type of images. The rest is as for
+    Graph. Raises UsageError for what the model or the format cannot do, CheckpointError for a head
+    of another model, OutputError where the file cannot be written or gives other results than MLX.
     """
     start, target = time.monotonic(), Path(target)
     form = _format_of(target)
     _check_target(target, form, overwrite)
     encoder = load(model, revision=revision, offline=offline, progress=progress)
     graph = Graph(encoder, _head(head, encoder), dtype, batches, size)
+    writer = importlib.import_module(form.module)
+    if target.suffix == ".mlpackage":
+        writer.check(graph, bits, image_input)
+        write = functools.partial(writer.write, bits=bits, image_input=image_input)
+    elif bits != 16 or image_input:
+        raise UsageError("8-bit weights and an image input are for .mlpackage: leave them out")
+    else:
+        write = writer.write
     inputs = {name: graph.sample(batch) for name, batch in graph.functions.items()}
     expected = {name: graph.expected(x) for name, x in inputs.items()}
     graph.release()
-    writer = importlib.import_module(form.module)
     with _aside(target) as path:
         try:
-            writer.write(graph, path)
+            write(graph, path)
             outputs = writer.run(graph, path, inputs)
         except RuntimeError as error:  # as these libraries fail, on a full disk too
             reason = str(error.__cause__ or error)[:300]
             raise OutputError(
                 f"cannot write {at(target)} and read it back: {reason}: {_ADVICE}"
             ) from error
-        difference, cosine = _compared(outputs, expected, dtype)
+        ran = bool(outputs)
+        if bits == 8 and not ran:
+            outputs = writer.run_packed(graph, inputs)
+        difference, cosine = _compared(outputs, expected, dtype, bits)
         _publish(path, target)
     return Exported(
         path=str(target),
         head=head,
         dtype=dtype,
+        bits=bits,
         functions=graph.functions,
         bytes=sum(file.stat().st_size for file in _files(target)),
         seconds=time.monotonic() - start,
+        ran=ran,
         difference=difference,
         cosine=cosine,
         note=writer.NOTE,
@@ -157,7 +181,7 @@ def _head(named: str, encoder: Encoder) -> Head:
 
 
 def _compared(
-    outputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], dtype: str
+    outputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], dtype: str, bits: int
 ) -> tuple[float | None, float | None]:
     """The largest difference, and the lowest cosine of two rows, of all functions.
 
@@ -178,11 +202,12 @@ def _compared(
         lengths = np.linalg.norm(got, axis=-1) * np.linalg.norm(wanted, axis=-1)
         cosines.append(((got * wanted).sum(axis=-1) / np.maximum(lengths, 1e-30)).min())
     furthest, lowest = float(max(differences)), min(1.0, float(min(cosines)))
-    if (furthest > _FURTHEST) if dtype == "float32" else (lowest < _LOWEST_COSINE):
+    bar = _LOWEST_OF_8_BITS if bits == 8 else _LOWEST_COSINE
+    if (furthest > _FURTHEST) if dtype == "float32" else (lowest < bar):
         raise OutputError(
             f"what was written differs from MLX by {furthest:.1e}, with a cosine of {lowest:.6f}: "
-            f"expected at most {_FURTHEST:.0e} in float32, and at least {_LOWEST_COSINE} in "
-            "float16; nothing is kept, try --dtype float32"
+            f"expected at most {_FURTHEST:.0e} in float32, at least {_LOWEST_COSINE} in float16 "
+            f"and {_LOWEST_OF_8_BITS} with 8-bit weights; nothing is kept, try --dtype float32"
         )
     return furthest, lowest
 
