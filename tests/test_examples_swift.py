@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig, from_dict
@@ -98,6 +99,8 @@ def test_the_golden_is_what_the_library_computes_now(tmp_path):
     assert {name: array.tolist() for name, array in now.items()} == {
         name: array.tolist() for name, array in then.items()
     }
+    with Image.open(GOLDEN / "photo.png") as photo:
+        assert photo.tobytes() == base64.b64decode(golden()[0]["photo"])
     for row, kept in zip(written, golden(), strict=True):
         np.testing.assert_allclose(row.pop("embedding"), kept.pop("embedding"), atol=ROUNDING)
         assert row == kept

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from aim_mlx import PreprocessConfig, VisionConfig, load
 from aim_mlx.backend import mx
@@ -38,6 +39,7 @@ def main(folder: Path) -> None:
         }
         for image, vector in zip(photos, vectors, strict=True)
     ]
+    Image.fromarray(photos[0]).save(folder / "photo.png")  # to be read without loss
     (folder / "golden.json").write_text(json.dumps({"photos": rows}, indent=1) + "\n")
 
 

@@ -11,6 +11,13 @@ final class RGBImageTests: XCTestCase {
         }
     }
 
+    #if canImport(ImageIO)
+    func testAPhotoIsReadWithoutLoss() throws {
+        let file = Golden.folder.appendingPathComponent("photo.png")
+        XCTAssertEqual(try RGBImage(contentsOf: file), try Golden.read().photos[0].image)
+    }
+    #endif
+
     func testAnOrientationTurnsOrMirrorsThePhoto() {
         // a b c
         // d e f
