@@ -15,19 +15,18 @@ public final class Encoder {
     public init(folder: URL) throws {
         let json = try Data(contentsOf: folder.appendingPathComponent("config.json"))
         let header = try decoded(Header.self, json)
-        guard header.format == "aim-mlx", header.kind == "vision", header.quantization == nil
-        else {
-            throw ModelError("expected a vision encoder of aim-mlx, not quantised; got \(header)")
+        guard header.format == "aim-mlx", header.formatVersion == 1, header.kind == "vision" else {
+            let got = "\(header.kind ?? "no kind") of \(header.format ?? "another format")"
+            throw ModelError("expected a vision encoder of aim-mlx, got \(got)")
         }
-        let sizes = try decoded(Encoded<VisionSizes>.self, json).encoder
-        guard let imageSize = sizes.imageSize else {
-            throw ModelError("expected a model for images of one size, got native resolution")
+        if header.quantization != nil || header.encoder?.imageSize == nil {
+            throw ModelError("expected a model for images of one size that is not quantised")
         }
-        let stated = try decoded(Preprocessed.self, json)
-        preprocessing = stated.pixels
-        mean = MLXArray(stated.values.mean)
-        std = MLXArray(stated.values.std)
-        network = VisionEncoder(sizes, imageSize: imageSize)
+        let config = try decoded(Config.self, json)
+        preprocessing = config.preprocessing.pixels
+        mean = MLXArray(config.preprocessing.values.mean)
+        std = MLXArray(config.preprocessing.values.std)
+        network = VisionEncoder(config.encoder)
         try load(folder.appendingPathComponent("model.safetensors"))
     }
 
@@ -75,18 +74,24 @@ public struct ModelError: LocalizedError {
     }
 }
 
-// What config.json says, in the order in which it is checked.
-
+/// What is looked at first in config.json, to say what a folder is instead of what it lacks.
 private struct Header: Decodable {
     struct Quantization: Decodable {}
 
+    struct Size: Decodable {
+        let imageSize: Int?
+    }
+
     let format: String?
+    let formatVersion: Int?
     let kind: String?
     let quantization: Quantization?
+    let encoder: Size?
 }
 
-private struct Encoded<Sizes: Decodable>: Decodable {
-    let encoder: Sizes
+private struct Config: Decodable {
+    let encoder: VisionSizes
+    let preprocessing: Preprocessed
 }
 
 private struct Preprocessed: Decodable {
@@ -98,14 +103,9 @@ private struct Preprocessed: Decodable {
     let pixels: Preprocessing
     let values: Values
 
-    enum CodingKeys: String, CodingKey {
-        case preprocessing
-    }
-
     init(from decoder: Decoder) throws {
-        let container = try decoder.container(keyedBy: CodingKeys.self)
-        pixels = try container.decode(Preprocessing.self, forKey: .preprocessing)
-        values = try container.decode(Values.self, forKey: .preprocessing)
+        pixels = try Preprocessing(from: decoder)
+        values = try Values(from: decoder)
     }
 }
 

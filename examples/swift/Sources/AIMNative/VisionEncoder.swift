@@ -11,8 +11,7 @@ struct VisionSizes: Decodable {
     let numBlocks: Int
     let numHeads: Int
     let patchSize: Int
-    /// None for native resolution, which this encoder does not do.
-    let imageSize: Int?
+    let imageSize: Int
     let rmsNormEps: Float
 }
 
@@ -111,10 +110,10 @@ final class Preprocessor: Module {
     let patchifier: Patchifier
     @ParameterInfo(key: "pos_embed") var positions: MLXArray
 
-    init(_ sizes: VisionSizes, imageSize: Int) {
+    init(_ sizes: VisionSizes) {
         patchifier = Patchifier(sizes)
         super.init()
-        let side = imageSize / sizes.patchSize
+        let side = sizes.imageSize / sizes.patchSize
         _positions.wrappedValue = MLXArray.zeros([1, side * side, sizes.embedDim])
     }
 
@@ -128,8 +127,8 @@ final class VisionEncoder: Module {
     let preprocessor: Preprocessor
     let trunk: Trunk
 
-    init(_ sizes: VisionSizes, imageSize: Int) {
-        preprocessor = Preprocessor(sizes, imageSize: imageSize)
+    init(_ sizes: VisionSizes) {
+        preprocessor = Preprocessor(sizes)
         trunk = Trunk(sizes)
     }
 
