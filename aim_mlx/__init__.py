@@ -13,6 +13,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - pip refuses; a clone that is not
     )
 
 if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Python
+    from aim_mlx.bridge import Embedder as Embedder
     from aim_mlx.config import LiTConfig as LiTConfig
     from aim_mlx.config import PreprocessConfig as PreprocessConfig
     from aim_mlx.config import TextConfig as TextConfig
@@ -50,6 +51,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
 __version__ = "0.1.0"
 
 _NAMES = {
+    "bridge": ("Embedder",),
     "config": ("LiTConfig", "PreprocessConfig", "TextConfig", "VisionConfig"),
     "encoder.encoder": ("EmbedOptions", "Embedded", "Encoder"),
     "errors": ("AimError", "AssumedHeadsWarning", "BackendError", "CheckpointError")

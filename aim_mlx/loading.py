@@ -113,15 +113,17 @@ def _load(
     precision = dtype_named(dtype)
     if config is not None and not isinstance(config, (VisionConfig, LiTConfig)):
         raise UsageError(f"expected config= a VisionConfig or LiTConfig, got {config!r:.80}")
-    checkpoint = open_checkpoint(_locate(model, revision, offline, progress), config)
-    encoder = _encoder(checkpoint, precision)
-    encoder.identity = {"model": os.fspath(model), **_identity(checkpoint)}
+    checkpoint = open_checkpoint(locate(model, revision, offline, progress), config)
+    encoder = encoder_of(checkpoint, model, precision)
     checkpoint.warn(stacklevel=3)
     return encoder
 
 
-def _locate(
-    model: str | os.PathLike[str], revision: str | None, offline: bool, progress: type[Any] | None
+def locate(
+    model: str | os.PathLike[str],
+    revision: str | None = None,
+    offline: bool = False,
+    progress: type[Any] | None = None,
 ) -> Path:
     """The path of a model on disk, downloaded if it is a name or repo id not yet there."""
     if not isinstance(model, (str, os.PathLike)):
@@ -142,8 +144,8 @@ def _locate(
     return fetch_model(text, revision, offline=offline, progress=progress)
 
 
-def _encoder(checkpoint: Checkpoint, dtype: mx.Dtype) -> Encoder:
-    """The encoder around the network of a checkpoint."""
+def encoder_of(checkpoint: Checkpoint, model: str | os.PathLike[str], dtype: mx.Dtype) -> Encoder:
+    """The encoder around the network of a checkpoint, which was asked for as `model`."""
     if isinstance(checkpoint.config, LiTConfig):
         tokenizer = _tokenizer(checkpoint.folder, checkpoint.config.text)
         lit = LiTModel(checkpoint.config)
@@ -152,10 +154,11 @@ def _encoder(checkpoint: Checkpoint, dtype: mx.Dtype) -> Encoder:
             lit.image_encoder, checkpoint.preprocess, lit=lit, tokenizer=tokenizer
         )
     else:
-        model = VisionEncoder(checkpoint.config)
-        load_into(model, checkpoint, dtype)
-        encoder = Encoder(model, checkpoint.preprocess)
+        network = VisionEncoder(checkpoint.config)
+        load_into(network, checkpoint, dtype)
+        encoder = Encoder(network, checkpoint.preprocess)
     encoder.trained = checkpoint.trained
+    encoder.identity = {"model": os.fspath(model), **_identity(checkpoint)}
     # Building the layers drew random numbers that were never computed; undone, they would pile up
     # in the generator's state with each model loaded.
     mx.eval(mx.random.state)

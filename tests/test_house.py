@@ -26,7 +26,7 @@ FLOORS = [
     ["search", "loading"],
     ["probe", "lit_training"],
     ["pretrain", "graphs"],
-    ["cli"],
+    ["bridge", "cli"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ROOT = Path(aim_mlx.__file__).parent

@@ -133,6 +133,9 @@ def test_the_python_lines_run(stored, monkeypatch, capsys):
         exec(code_of("python"), {})
         exec(code_of("words"), {})
     assert f"0 ({small.SMALL.embed_dim},)" in capsys.readouterr().out
+    exec(code_of("apps"), names := {})
+    assert (names["rows"], names["length"]) == (2, small.SMALL.embed_dim)
+    assert capsys.readouterr().out.startswith("1 of 2 images skipped, first image 1: truncated: ")
 
 
 def test_the_line_that_quantises_runs_and_says_what_it_cost(tmp_path):

@@ -298,7 +298,7 @@ def _warn_of_dark(rows: list[Embedded]) -> bool:
         "some 16-bit images use less than an eighth of their range, so that the model sees them "
         "nearly black: where 12 bits are kept in 16, multiply the values by 16 first",
         DarkImageWarning,
-        stacklevel=2,
+        stacklevel=4,  # whoever takes the rows
     )
     return True
 

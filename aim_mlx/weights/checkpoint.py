@@ -13,7 +13,12 @@ from typing import Any
 
 from aim_mlx.backend import DTYPES
 from aim_mlx.config import HEAD_DIM, LiTConfig, PreprocessConfig, VisionConfig
-from aim_mlx.errors import AssumedHeadsWarning, CheckpointError, warn_of_untrained
+from aim_mlx.errors import (
+    UNTRAINED,
+    AssumedHeadsWarning,
+    CheckpointError,
+    UntrainedModelWarning,
+)
 from aim_mlx.registry import MODELS
 from aim_mlx.weights.config_json import ModelConfig, Stated, read_config
 from aim_mlx.weights.files import weight_files
@@ -62,17 +67,25 @@ class Checkpoint:
     trained: bool = True
     heads_assumed: bool = False
 
-    def warn(self, stacklevel: int = 2) -> None:
-        """Warns of what whoever uses the weights must know of them."""
-        warn_of_untrained(self.trained, stacklevel + 1)
+    def remarks(self) -> list[UserWarning]:
+        """What whoever uses the weights must know of them."""
+        remarks: list[UserWarning] = []
+        if self.trained is False:
+            remarks.append(UntrainedModelWarning(UNTRAINED))
         if self.heads_assumed:
-            warnings.warn(
-                f"no config.json states the heads of {at(self.path)}: assumed {HEAD_DIM} channels "
-                "each, as in the published models. With another width the vectors are wrong: add "
-                "the config.json that it was published with, or give config=",
-                AssumedHeadsWarning,
-                stacklevel=stacklevel + 1,
+            remarks.append(
+                AssumedHeadsWarning(
+                    f"no config.json states the heads of {at(self.path)}: assumed {HEAD_DIM} "
+                    "channels each, as in the published models. With another width the vectors are "
+                    "wrong: add the config.json that it was published with, or give config="
+                )
             )
+        return remarks
+
+    def warn(self, stacklevel: int = 2) -> None:
+        """Warns of all that `remarks` has."""
+        for remark in self.remarks():
+            warnings.warn(remark, stacklevel=stacklevel + 1)
 
     @property
     def model(self) -> str | None:
