@@ -5,17 +5,15 @@ has the rules for a host's own threads.
 """
 
 import atexit
-import ctypes
 import gc
 import logging
 import operator
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -330,17 +328,14 @@ class Embedder:
     def _free(self, call: _Call) -> None:
         if self._encoder is None:
             return
-        from aim_mlx.backend import mx
+        from aim_mlx.backend import mx, return_memory
 
         limit = self._limit_before
         self._reset()
         gc.collect()
-        mx.clear_cache()
         if limit is not None:
             mx.set_memory_limit(limit)
-        if sys.platform == "linux":  # where tensors come from malloc, which keeps what is freed
-            with suppress(AttributeError, OSError):
-                ctypes.CDLL(None).malloc_trim(0)
+        return_memory()
 
     def _reset(self) -> None:
         self._encoder: Encoder | None = None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,6 +169,16 @@ def test_what_is_there_is_replaced_only_on_request(model, tmp_path, suffix):
     assert done.bytes > 700_000 and os.listdir(tmp_path) == [target.name]
 
 
+def test_what_a_killed_run_left_is_removed(model, tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = tmp_path / f".a.mlxfn.{ended.pid}.aim-mlx.tmp"
+    left.mkdir()
+    (left / "a.mlxfn").write_bytes(b"half")
+    export_model(model, tmp_path / "a.mlxfn")
+    assert os.listdir(tmp_path) == ["a.mlxfn"]
+
+
 def test_something_else_is_never_replaced(model, tmp_path, suffix):
     target = tmp_path / f"a{suffix}"
     target.mkdir()
@@ -190,6 +201,13 @@ def test_other_results_than_mlxs_are_an_error_and_no_file(model, tmp_path, monke
     with pytest.raises(OutputError, match="not finite"):
         export_model(model, tmp_path / "a.mlxfn")
     assert os.listdir(tmp_path) == []
+
+
+def test_without_the_comparison_nothing_is_run(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mlxfn, "run", None)
+    arguments = ["export-model", str(model), str(tmp_path / "a.mlxfn"), "--no-compare"]
+    assert cli._run(arguments) == 0
+    assert "not run;" in capsys.readouterr().err and (tmp_path / "a.mlxfn").is_file()
 
 
 @pytest.mark.parametrize("room", [1000, 200_000])

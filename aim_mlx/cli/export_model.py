@@ -1,5 +1,6 @@
 """`aim-mlx export-model`: a model as a file for apps without Python."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,9 @@ def export_model(
     image_input: Annotated[
         bool, typer.Option("--image-input", help="Take Core ML's type of images in a .mlpackage.")
     ] = False,
+    compare: Annotated[
+        bool, typer.Option(help="Run what was written, and keep it only if it agrees with MLX.")
+    ] = True,
     revision: Revision = None,
     offline: Offline = False,
     overwrite: Overwrite = False,
@@ -46,16 +50,20 @@ def export_model(
 ) -> None:
     """Write a model as a file that apps run without Python.
 
-    It takes RGB pixels. Where it can be run it is compared with MLX, and kept only if it gives the
-    same results.
+    It takes RGB pixels and gives vectors, the tokens of patches, or the scores of classes.
     """
     from huggingface_hub.utils import tqdm
 
     from aim_mlx.cli.reporter import Reporter
     from aim_mlx.graphs.export import export_model
 
-    batches = numbers("--batch", batch, int)
+    batches, on_mac = numbers("--batch", batch, int), sys.platform == "darwin"
     with Reporter(as_json) as report:
+        if (output.suffix, dtype, compare) == (".aimodel", "float16", True) and not on_mac:
+            report.noted(
+                "off a Mac Core AI computes float16 slowly, an hour for AIMv2-large: --no-compare "
+                "leaves that out"
+            )
         done = export_model(
             model,
             output,
@@ -65,6 +73,7 @@ def export_model(
             size=None if size is None else _size(size),
             bits=bits,
             image_input=image_input,
+            compare=compare,
             revision=revision,
             offline=offline,
             overwrite=overwrite,
@@ -75,7 +84,7 @@ def export_model(
     line = f"{done.path}: {done.head}, {done.dtype}{packed}, {functions}, "
     line += f"{done.bytes:,} bytes in {done.seconds:.1f} s; "
     if not done.ran:
-        line += "not run, as there is no Core ML here; "
+        line += "not run, as there is no Core ML here; " if compare else "not run; "
     if done.difference is not None:
         line += "" if done.ran else "MLX with its weights "
         line += f"differs from MLX by {done.difference:.1e}, lowest cosine {done.cosine:.6f}; "

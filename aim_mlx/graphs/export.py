@@ -80,6 +80,7 @@ def export_model(
     size: tuple[int, int] | None = None,
     bits: int = 16,
     image_input: bool = False,
+    compare: bool = True,
     revision: str | None = None,
     offline: bool = False,
     overwrite: bool = False,
@@ -89,9 +90,10 @@ def export_model(
 
     `model`, `revision`, `offline` and `progress` are as for `load`; `head` is "embedding",
     "tokens", "text" or the folder of a probe or of saved labels. `bits` 8 packs the weights of a
-    .mlpackage, and `image_input` gives it an input of Core ML's type of images. The rest is as for
-    Graph. Raises UsageError for what the model or the format cannot do, CheckpointError for a head
-    of another model, OutputError where the file cannot be written or gives other results than MLX.
+    .mlpackage, and `image_input` gives it an input of Core ML's type of images. Without `compare`
+    nothing is run. The rest is as for Graph. Raises UsageError for what the model or the format
+    cannot do, CheckpointError for a head of another model, OutputError where the file cannot be
+    written or differs from MLX.
     """
     start, target = time.monotonic(), Path(target)
     form = _format_of(target)
@@ -106,20 +108,20 @@ def export_model(
         raise UsageError("8-bit weights and an image input are for .mlpackage: leave them out")
     else:
         write = writer.write
-    inputs = {name: graph.sample(batch) for name, batch in graph.functions.items()}
+    inputs = {name: graph.sample(batch) for name, batch in graph.functions.items() if compare}
     expected = {name: graph.expected(x) for name, x in inputs.items()}
     graph.release()
     with _aside(target) as path:
         try:
             write(graph, path)
-            outputs = writer.run(graph, path, inputs)
+            outputs = writer.run(graph, path, inputs) if compare else {}
         except RuntimeError as error:  # as these libraries fail, on a full disk too
             reason = str(error.__cause__ or error)[:300]
             raise OutputError(
                 f"cannot write {at(target)} and read it back: {reason}: {_ADVICE}"
             ) from error
         ran = bool(outputs)
-        if bits == 8 and not ran:
+        if bits == 8 and compare and not ran:
             outputs = writer.run_packed(graph, inputs)
         difference, cosine = _compared(outputs, expected, dtype, bits)
         _publish(path, target)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.backend import mx, tree_flatten, tree_map
+from aim_mlx.backend import mx, return_memory, tree_flatten, tree_map
 from aim_mlx.config import to_dict
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import UsageError
@@ -194,6 +194,7 @@ class Graph:
         object.__setattr__(self, "_files", files)
         network = self.encoder.network
         network.update(tree_map(lambda _: mx.zeros(0), network.parameters()))
+        return_memory()
 
     def sample(self, batch: int) -> np.ndarray:
         """An input of a function: pictures of several kinds, or texts of several lengths."""
