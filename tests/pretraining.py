@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 from aim_mlx.backend import mx
 from aim_mlx.config import PreprocessConfig, TextConfig, VisionConfig
 from aim_mlx.data.pairs import Pairs
+from aim_mlx.images.pictures import Pictures
 from aim_mlx.models.decoder import PretrainingConfig
 from aim_mlx.pretrain.config import PretrainConfig
 from aim_mlx.pretrain.data import PretrainingData, read_source
 from aim_mlx.pretrain.model import new_model
-from aim_mlx.pretrain.pictures import Pictures
 from aim_mlx.pretrain.trainer import Trainer
 from aim_mlx.words.tokenizer import Tokenizer
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from aim_mlx.errors import AimError, UsageError
+from aim_mlx.images.pictures import Pictures
 from aim_mlx.pretrain.data import read_source
-from aim_mlx.pretrain.pictures import Pictures
 from tests.pretraining import data_of, pairs_in, write_pairs
 from tests.small import photo
 

@@ -7,11 +7,10 @@
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from aim_mlx.backend import mx, nn
 from aim_mlx.config import TextConfig, VisionConfig
-from aim_mlx.models.layers import Seen, Trunk
+from aim_mlx.models.layers import Seen, Trunk, through
 from aim_mlx.models.text import TokenEmbedding
 from aim_mlx.models.vision import VisionEncoder
 
@@ -79,11 +78,11 @@ class PretrainingModel(nn.Module):
         B, H, W, _ = pixels.shape
         p = self._config.vision.patch_size
         x = self.encoder.preprocessor(pixels, (H // p, W // p))
-        image = self.connector(_through(self.encoder.trunk, x, mask, checkpointed))
+        image = self.connector(through(self.encoder.trunk, x, mask, checkpointed))
         N, L = image.shape[1], 0 if ids is None else ids.shape[1] + 1
         x = image if ids is None else mx.concatenate([image, self.decoder.embed(ids)], axis=1)
         causal = mx.tri(N + L, dtype=mx.float32) > 0
-        x = _through(self.decoder.trunk, x, causal, checkpointed)
+        x = through(self.decoder.trunk, x, causal, checkpointed)
         return x[:, :N], None if ids is None else x[:, N:]
 
 
@@ -99,12 +98,3 @@ class CachedTrunk:
     def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
         """The next tokens (B, L, D) -> theirs after the final norm."""
         return self._trunk(x, mask, seen=self._seen)[0]
-
-
-def _through(trunk: Trunk, x: mx.array, mask: mx.array | None, checkpointed: bool) -> mx.array:
-    for block in trunk.blocks:
-        run: Any = block
-        if checkpointed:
-            run = nn.utils.checkpoint(block)  # pyright: ignore[reportAttributeAccessIssue]
-        x = run(x, mask)
-    return trunk.post_trunk_norm(x)

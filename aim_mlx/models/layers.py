@@ -8,7 +8,7 @@
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 from aim_mlx.backend import mx, nn, on_gpu
 from aim_mlx.config import TextConfig, VisionConfig
@@ -124,6 +124,19 @@ class Trunk(nn.Module):
             if i in wanted.values():
                 outputs[i] = x
         return self.post_trunk_norm(x), {asked: outputs[i] for asked, i in wanted.items()}
+
+
+def through(trunk: Trunk, x: mx.array, mask: mx.array | None, checkpointed: bool) -> mx.array:
+    """The final tokens, as of the trunk itself, for training.
+
+    `checkpointed` keeps only the blocks' inputs for the gradient, and computes the rest again.
+    """
+    for block in trunk.blocks:
+        run: Any = block
+        if checkpointed:
+            run = nn.utils.checkpoint(block)  # pyright: ignore[reportAttributeAccessIssue]
+        x = run(x, mask)
+    return trunk.post_trunk_norm(x)
 
 
 def block_indices(layers: Sequence[int], num_blocks: int) -> dict[int, int]:

@@ -11,9 +11,9 @@ from aim_mlx.data.pairs import Pairs, images_alone, read_pairs
 from aim_mlx.errors import UsageError
 from aim_mlx.images import Skip, discover, preprocess
 from aim_mlx.images.augment import augmented
+from aim_mlx.images.pictures import Pictures
 from aim_mlx.pretrain.config import PretrainConfig
 from aim_mlx.pretrain.losses import Batch, sample_prefixes
-from aim_mlx.pretrain.pictures import Pictures
 from aim_mlx.words.tokenizer import Tokenizer
 
 _SHAPES = 8  # captions are padded to a multiple, so that few shapes occur

@@ -9,8 +9,8 @@ from aim_mlx.config import PreprocessConfig
 from aim_mlx.data.labelled import Data
 from aim_mlx.data.splits import divided
 from aim_mlx.encoder.encoder import Encoder
+from aim_mlx.images.pictures import Pictures
 from aim_mlx.models.decoder import PretrainingModel
-from aim_mlx.pretrain.pictures import Pictures
 from aim_mlx.probe.knn import knn_scores
 
 _NEIGHBOURS = 10

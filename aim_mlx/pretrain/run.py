@@ -22,6 +22,7 @@ from aim_mlx.data.labelled import Data
 from aim_mlx.data.pairs import Pairs, split
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import OutputError, UsageError
+from aim_mlx.images.pictures import Pictures
 from aim_mlx.models.decoder import PretrainingConfig, PretrainingModel
 from aim_mlx.pretrain.config import (
     CONFIGS,
@@ -34,7 +35,6 @@ from aim_mlx.pretrain.data import PretrainingData, read_source
 from aim_mlx.pretrain.measure import Measure
 from aim_mlx.pretrain.model import new_model
 from aim_mlx.pretrain.page import write_page
-from aim_mlx.pretrain.pictures import Pictures
 from aim_mlx.pretrain.pretrained import save_decoder
 from aim_mlx.pretrain.trainer import Trainer
 from aim_mlx.training import loop

@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from aim_mlx.backend import (
     concurrency,
-    in_parallel,
     mx,
     on_gpu,
     optim,
@@ -24,8 +22,10 @@ from aim_mlx.models.decoder import PretrainingModel
 from aim_mlx.pretrain.data import PretrainingData
 from aim_mlx.pretrain.losses import Batch, counts, losses
 from aim_mlx.pretrain.model import decays
+from aim_mlx.training.ahead import Ahead
 from aim_mlx.training.optimizer import adamw
 from aim_mlx.training.parallel import ALONE, Group
+from aim_mlx.training.shares import Division, Tree, summed_gradient
 
 _BETAS = 0.9, 0.95
 _SHARE = 8  # images that a core has at least, where a batch is divided among them
@@ -34,8 +34,6 @@ _RECORDS, _EVALUATIONS = 500, 20  # of a run, at most
 _LARGEST_VALIDATION = 1024  # images
 # Gradients of float16 vanish below 6e-8; those of the other dtypes reach as far as float32's.
 _SCALES: dict[mx.Dtype, float] = {mx.float16: 1024.0}
-
-Tree = dict[str, Any]
 
 
 class Trainer:
@@ -71,8 +69,7 @@ class Trainer:
         mx.eval(mx.random.state)  # making the layers drew numbers that were never computed
         # Of the steps since the last record: their number, and the sums of both losses.
         self._recent = np.zeros(3, np.float32)
-        self._ahead: tuple[int, Future[Batch]] | None = None
-        self._pool = ThreadPoolExecutor(1)
+        self._batches = Ahead(partial(train.batch, rows=self._rows), train.steps)
 
     @property
     def steps(self) -> int:
@@ -84,14 +81,14 @@ class Trainer:
 
     def close(self) -> None:
         """Ends the thread that prepares batches."""
-        self._pool.shutdown(cancel_futures=True)
+        self._batches.close()
 
     def run_step(self) -> dict[str, Any] | None:
         """Does one step; returns the record that it added to `history`, if it did.
 
         Raises AimError, the model as it was before, where loss or gradient is not finite.
         """
-        batch = self._next_batch()
+        batch = self._batches.batch(self.step)
         found, gradient = self._batch_gradient(batch)
         gradient, norm = optim.clip_grad_norm(gradient, self.config.clip_norm)
         mx.eval(norm, gradient)
@@ -143,16 +140,6 @@ class Trainer:
         self._recent = np.array(state["recent"])
         self.step, self.history = step, history
 
-    def _next_batch(self) -> Batch:
-        """This step's batch; the next one is prepared meanwhile."""
-        ready = self._ahead
-        future = ready[1] if ready and ready[0] == self.step else None
-        batch = self.train.batch(self.step, self._rows) if future is None else future.result()
-        if self.step + 1 < self.steps:
-            next_step = self.step + 1
-            self._ahead = next_step, self._pool.submit(self.train.batch, next_step, self._rows)
-        return batch
-
     def _batch_gradient(self, batch: Batch) -> tuple[np.ndarray, Tree]:
         """The mean losses (pixels, text) of a batch and its gradient, computed part by part.
 
@@ -163,34 +150,18 @@ class Trainer:
         # The mean over the processes is then the gradient of the whole batch.
         scale = self._scale * self._group.size
         weights = scale * np.array(self.config.weights) / counted
-        sums, gradient = np.zeros(2), None
-        for rows in _shares(len(batch.pixels), min(self.config.parts, len(batch.pixels))):
-            part = batch.part(rows)
-            with explained(len(part.pixels)):
-                of_part, of_weights = self._part_gradient(part, weights)
-                gradient = _added(gradient, of_weights)
-                mx.eval(gradient)
-            sums += of_part
-        sums, gradient = self._group.total(sums), self._group.mean(gradient or {})
-        return sums / counted, tree_map(lambda value: value / self._scale, gradient)
+        arrays = self.model.trainable_parameters(), mx.array(weights, mx.float32)
 
-    def _part_gradient(self, part: Batch, weights: np.ndarray) -> tuple[np.ndarray, Tree]:
-        """The summed losses of a part of a batch, and its gradient; every core computes a share."""
-        count = len(part.pixels)
-        shares = _shares(count, concurrency(min(count // _SHARE, len(self._gradients))))
-        parameters = self.model.trainable_parameters()
-
-        def share(number: int) -> tuple[np.ndarray, Tree]:
-            arrays = part.part(shares[number]).arrays()
-            found = self._gradients[number](parameters, mx.array(weights, mx.float32), *arrays)
-            (_, *sums), gradient = found
+        def share(rows: slice, core: int) -> tuple[np.ndarray, Tree]:
+            (_, *sums), gradient = self._gradients[core](*arrays, *batch.part(rows).arrays())
             mx.eval(sums, gradient)
             return np.array([float(each) for each in sums]), gradient
 
-        sums, gradients = zip(
-            *in_parallel([partial(share, number) for number in range(len(shares))]), strict=True
-        )
-        return sum(sums, np.zeros(2)), reduce(_added, gradients)
+        of = Division(len(batch.pixels), self.config.parts, _SHARE, len(self._gradients))
+        with explained(-(-of.count // self.config.parts)):
+            sums, gradient = summed_gradient(of, share)
+        sums, gradient = self._group.total(sums), self._group.mean(gradient)
+        return sums / counted, tree_map(lambda value: value / self._scale, gradient)
 
     def _gradient_function(self) -> Callable[..., Any]:
         """A function of parameters and a batch: what is minimised, both losses, the gradient."""
@@ -234,13 +205,3 @@ class Trainer:
             record |= self._measure(self.model) if self._measure else {}
         self.history = [*self.history, record]
         return record
-
-
-def _shares(count: int, parts: int) -> list[slice]:
-    """0 to count in so many slices of nearly one length."""
-    bounds = [count * number // parts for number in range(parts + 1)]
-    return [slice(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
-
-
-def _added(total: Tree | None, more: Tree) -> Tree:
-    return more if total is None else tree_map(mx.add, total, more)
