@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from aim_mlx.backend import check_not_forked, dtype_named, mx
 from aim_mlx.config import LiTConfig, TextConfig, VisionConfig, to_dict
+from aim_mlx.encoder.adapted import adapted
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.registry import DEFAULT_LIT, find_model
 from aim_mlx.store.lists import started_in
+from aim_mlx.weights.adapters import read_adapter
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from aim_mlx.weights.load import load_into
 from aim_mlx.words.lit import LiT, as_lit
@@ -28,6 +30,7 @@ def load(
     dtype: str | None = None,
     revision: str | None = None,
     config: VisionConfig | LiTConfig | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     offline: bool = False,
     progress: type[Any] | None = None,
 ) -> Encoder:
@@ -35,13 +38,18 @@ def load(
 
     A path that exists comes before a name. `dtype` is "float32" (default), "float16" or
     "bfloat16"; `revision` is a repo's commit, branch or tag, pinned for registry names; `config`
-    gives the sizes of a bare weight file; `progress` is a class of bars as tqdm's, for downloads.
+    gives the sizes of a bare weight file; `adapter` is a folder that fine-tuning wrote, whose
+    changes go into the weights; `progress` is a class of bars as tqdm's, for downloads.
     LiT checkpoints give a LiT, with the tokenizer beside the weights if there is one: `load_lit`
     says so to an editor. Raises CheckpointError for weights or a tokenizer that cannot be had or
     are not sound and complete, UsageError for an unknown name. Warns with UntrainedModelWarning
     for random weights, with AssumedHeadsWarning where no file states the width of the heads.
     """
-    return _load(model, dtype, revision, config, offline, progress)
+    if adapter is None:
+        return _load(model, dtype, revision, config, offline, progress)
+    precision = dtype_named(dtype)
+    base = _load(model, None, revision, config, offline, progress)  # as it was fine-tuned
+    return adapted(base, read_adapter(adapter, base.model.config), precision)
 
 
 def load_lit(

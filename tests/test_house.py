@@ -25,7 +25,7 @@ FLOORS = [
     ["embedding", "words"],
     ["search", "loading"],
     ["probe", "lit_training"],
-    ["pretrain", "graphs"],
+    ["pretrain", "finetune", "graphs"],
     ["bridge", "cli"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

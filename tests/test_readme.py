@@ -209,7 +209,7 @@ def test_the_lines_that_pretrain_an_encoder_run(tmp_path):
 def test_the_commands_of_the_first_table_are_lines_that_are_run():
     commands = re.findall(r"^\|[^|]*\| `(aim-mlx [^`]*)` \| \[", README, re.M)
     lines = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.S)).splitlines()
-    assert len(commands) == 4 and not set(commands) - set(lines)
+    assert len(commands) == 5 and not set(commands) - set(lines)
 
 
 def test_links_lead_to_files_that_are_there():
@@ -254,6 +254,14 @@ def test_the_lines_that_train_a_probe_run_and_make_a_report(tmp_path, monkeypatc
     with pytest.warns(UntrainedModelWarning):
         exec(code_of("probes"), names)
     assert len(names["names"]) == 1 and names["looks"].shape[-2:] == (4, 4)
+    # Fine-tuning goes on from the probe.
+    done = run_block("finetune", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"right: .* beside .* of the probe, on the same \d+ images", done.stderr)
+    assert len(np.load(tmp_path / "vectors-of-digits.npy")) == 183
+    with pytest.warns(UntrainedModelWarning):
+        exec(code_of("finetuning"), names)
+    assert names["classifier"].encoder.weights_digest == names["encoder"].weights_digest
 
 
 def test_the_table_of_commands_is_complete():

@@ -22,6 +22,7 @@ from aim_mlx.cli import (
     embed,
     export,
     export_model,
+    finetune,
     init,
     inspect,
     knn,
@@ -87,6 +88,8 @@ app.command("models")(models.models)
 app.command("download")(download.download)
 app.add_typer(lit.app, name="lit")
 app.add_typer(probe.app, name="probe")
+app.command("finetune")(finetune.finetune)
+app.command("fuse")(finetune.fuse)
 app.command("pretrain")(pretrain.pretrain)
 app.command("caption")(pretrain.caption)
 app.command("continue")(pretrain.continue_image)

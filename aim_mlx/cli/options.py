@@ -122,6 +122,10 @@ def numbers(flag: str, text: str, kind: type[int] | type[float] = float) -> tupl
         raise UsageError(f"{flag} must be {example}, got {text!r}") from None
 
 
+def _names(flag: str, text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
 def _off_or_on(flag: str, text: str) -> tuple[bool, ...]:
     kinds = {"off": (False,), "on": (True,), "both": (False, True)}
     if text not in kinds:
@@ -131,5 +135,6 @@ def _off_or_on(flag: str, text: str) -> tuple[bool, ...]:
 
 _SEVERAL = {
     tuple[float, ...]: (numbers, "NUMBERS"),
+    tuple[str, ...]: (_names, "NAMES"),
     tuple[bool, ...]: (_off_or_on, "off|on|both"),
 }

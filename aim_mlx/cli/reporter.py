@@ -28,6 +28,7 @@ from aim_mlx.wording import counted, escaped
 if TYPE_CHECKING:
     from aim_mlx.embedding.job import Summary
     from aim_mlx.embedding.plan import Plan
+    from aim_mlx.finetune.run import Result as Finetuned
     from aim_mlx.lit_training.run import Result as TrainedLit
     from aim_mlx.pretrain.run import Result as Pretrained
     from aim_mlx.probe.run import Result as TrainedProbe
@@ -194,7 +195,7 @@ class ProbeReporter(Reporter):
         self.say(f"epoch {record['epoch']}: {best}")
         self.emit("epoch", record)
 
-    def summary(self, done: "TrainedProbe") -> None:
+    def summary(self, done: "TrainedProbe | Finetuned") -> None:
         counts = ", ".join(f"{count:,} {name}" for name, count in done.images.items())
         figure, value, (low, high) = _main_figure(done.figures)
         self.finished(
@@ -230,6 +231,22 @@ def _print(figures: Mapping[str, Any]) -> None:
     for each in figures["classes"]:
         right = "-" if each["recall"] is None else f"{each['recall']:.2%}"
         print(f"{escaped(each['name'])}\t{right}\tof {each['images']}")
+
+
+class FinetuneReporter(ProbeReporter):
+    """A line for each epoch."""
+
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        self.say(
+            f"epoch {record['epoch']}: loss {record['train_loss']:.3f}, on val "
+            f"{record['metric']:.3f}, loss {record['val_loss']:.3f}"
+        )
+        self.emit("epoch", record)
+
+    def summary(self, done: "Finetuned") -> None:
+        if done.beside_probe is not None:
+            self.say(f"right: {done.beside_probe}")
+        super().summary(done)
 
 
 class LiTReporter(Reporter):

@@ -1,7 +1,7 @@
 """The images of a data set as they are in their files: each content once, with its labels."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -36,6 +36,10 @@ class Part:
     @property
     def digests(self) -> list[str]:
         return [content.digest for content in self.contents]
+
+    def files(self) -> Iterator[tuple[str, Content]]:
+        """Each path with what is in its file."""
+        return zip(self.paths, self.contents, strict=True)
 
     def without(self, paths: Collection[str]) -> "Part":
         """The part without some of its images."""

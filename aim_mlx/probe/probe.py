@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from aim_mlx.backend import mx
 from aim_mlx.data.labels import as_labels, classes_of, held_out, paired
+from aim_mlx.encoder.adapted import adapted
 from aim_mlx.encoder.encoder import Embedded, Encoder, listed, named, vector_of
 from aim_mlx.errors import CheckpointError, ImageError, UsageError
 from aim_mlx.images import ImageSource
@@ -25,6 +26,7 @@ from aim_mlx.probe.training import GridTrainer, LabelledTokens
 from aim_mlx.tokens.source import frozen_tokens, token_identity, token_shape
 from aim_mlx.training import loop
 from aim_mlx.training.report import Report
+from aim_mlx.weights.adapters import ADAPTER_CONFIG, read_adapter
 
 _AT_ONCE = 32  # images whose tokens are held while they wait for the head
 
@@ -138,7 +140,8 @@ class AttentiveProbe:
     ) -> "AttentiveProbe":
         """A probe from its folder, with the encoder given or else the one it was trained on.
 
-        That is loaded by the name, or from the path, that it had. Raises UsageError for a folder
+        That is loaded by the name, or from the path, that it had; what fine-tuning changed of it is
+        in the folder and comes with it. Raises UsageError for a folder
         without a probe, CheckpointError for a damaged one and for an encoder, preprocessing or
         layers that are not those it was trained on.
         """
@@ -159,6 +162,8 @@ class AttentiveProbe:
                     f"the encoder of this probe cannot be loaded ({error}): say where it is now by "
                     "--model, or give it as encoder="
                 ) from error
+        if (Path(folder) / ADAPTER_CONFIG).exists() and "adapter" not in encoder.identity:
+            encoder = adapted(encoder, read_adapter(folder, encoder.model.config))
         probe.check(encoder)
         probe._encoder = encoder
         return probe

@@ -123,7 +123,7 @@ def train_probe(
         described, title = _described(data, images, plan, probe), f"Probe of {data.name}"
         page = made_report(title, probe, measured[-1], described, warnings, trainer)
         write_report(folder / REPORT_FILE, page)
-        write_lines(folder / SPLITS_FILE, _split_lines(images))
+        write_lines(folder / SPLITS_FILE, split_lines(images))
         probe.save(folder, overwrite=True)
     return Result(
         str(folder),
@@ -199,7 +199,8 @@ def _described(data: Data, images: DataSet, plan: Plan, probe: AttentiveProbe) -
     }
 
 
-def _split_lines(data: DataSet) -> Iterator[str]:
+def split_lines(data: DataSet) -> Iterator[str]:
+    """The lines of SPLITS_FILE."""
     for name, part in data.parts.items():
         for path, content, label in zip(part.paths, part.contents, part.labels, strict=True):
             numbers = [int(label)] if part.labels.ndim == 1 else np.flatnonzero(label).tolist()

@@ -127,7 +127,7 @@ def _page(report: Report) -> Iterator[str]:
     if report.facts:
         rows = (f"<dt>{shown(name)}</dt><dd>{shown(value)}</dd>" for name, value in report.facts)
         yield _card("How it was made", f"<dl>{''.join(rows)}</dl>")
-    if report.heads:
+    if report.scores:
         yield from _learning(report)
     yield from _classes(report)
     if report.confusion is not None:
@@ -157,13 +157,17 @@ def _tiles(report: Report) -> str:
 
 
 def _learning(report: Report) -> Iterator[str]:
-    yield "<h2>Learning</h2>\n<p>Each line is a head of the grid, measured on val. The chosen one "
-    yield "stands out.</p>\n"
+    yield "<h2>Learning</h2>\n"
+    if report.heads:
+        yield "<p>Each line is a head of the grid, measured on val. The chosen one stands "
+        yield "out.</p>\n"
     drawn = [
         ("Score on val", charts.curves(report.scores, "score on val by epoch", True)),
         ("Loss on val", charts.curves(report.losses, "loss on val by epoch")),
     ]
     yield f'<div class="pair">{"".join(_card(name, svg) for name, svg in drawn if svg)}</div>\n'
+    if not report.heads:
+        return
     names = [name for name in report.heads[0] if name != "chosen"]
     rows = []
     for head in report.heads:

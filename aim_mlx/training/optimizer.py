@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from aim_mlx.backend import nn, optim
+from aim_mlx.backend import nn, optim, tree_flatten
 
 
 def adamw(
@@ -15,10 +15,39 @@ def adamw(
 
     With the corrections of the moments, which MLX leaves out by default.
     """
-    kinds = [
-        optim.AdamW(0.0, list(betas), weight_decay=decay, bias_correction=True)
-        for decay in (weight_decay, 0.0)
-    ]
+    kinds = [_adamw(decay, betas) for decay in (weight_decay, 0.0)]
     optimizer = optim.MultiOptimizer(kinds, [lambda name, _: decays(name)])
     optimizer.init(model.trainable_parameters())
     return optimizer
+
+
+class ScaledAdamW:
+    """AdamW whose learning rate is another for some weights, such as those of the first blocks.
+
+    `share` gives, for the name of a weight, the part of the rate that it moves by.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weight_decay: float,
+        decays: Callable[[str], bool],
+        share: Callable[[str], float],
+    ):
+        names = [name for name, _ in tree_flatten(model.trainable_parameters())]
+        self._kinds = sorted({(share(name), decays(name)) for name in names})
+        each = [_adamw(weight_decay if decayed else 0.0) for _, decayed in self._kinds]
+        chosen = [
+            lambda name, _, kind=kind: (share(name), decays(name)) == kind
+            for kind in self._kinds[:-1]
+        ]
+        self.all = optim.MultiOptimizer(each, chosen)
+        self.all.init(model.trainable_parameters())
+
+    def set_rate(self, rate: float) -> None:
+        for (share, _), each in zip(self._kinds, self.all.optimizers, strict=True):
+            each.learning_rate = rate * share
+
+
+def _adamw(weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)) -> optim.AdamW:
+    return optim.AdamW(0.0, list(betas), weight_decay=weight_decay, bias_correction=True)

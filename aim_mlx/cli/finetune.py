@@ -1,0 +1,121 @@
+"""`aim-mlx finetune` and `aim-mlx fuse`: classifiers with the encoder below them trained too."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aim_mlx.cli.options import (
+    AllowEmpty,
+    AsJson,
+    EncoderModel,
+    Follow,
+    LabelColumn,
+    LabelledImages,
+    MultiLabel,
+    Offline,
+    Overwrite,
+    PathColumn,
+    Revision,
+    SplitColumn,
+    options_of,
+)
+from aim_mlx.finetune.config import FinetuneConfig
+from aim_mlx.registry import DEFAULT_MODEL
+
+
+@options_of(FinetuneConfig)
+def finetune(
+    source: LabelledImages,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The classifier's folder to write.")
+    ],
+    model: EncoderModel = DEFAULT_MODEL,
+    revision: Revision = None,
+    from_probe: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the head of this probe, and compare the two at the end."),
+    ] = None,
+    val: Annotated[
+        float, typer.Option(help="Fraction of each class used to choose the epoch.")
+    ] = 0.15,
+    test: Annotated[
+        float, typer.Option(help="Fraction of each class used for the final figures.")
+    ] = 0.15,
+    multi_label: MultiLabel = False,
+    allow_empty: AllowEmpty = False,
+    follow: Follow = False,
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    split_column: SplitColumn = None,
+    memory_gb: Annotated[
+        float, typer.Option(help="What decoded pictures may take; others are decoded each time.")
+    ] = 4.0,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, float16 or bfloat16.  [default: float32 on a CPU, bfloat16 on a GPU]"
+        ),
+    ] = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    **options: Any,
+) -> int:
+    """Train a classifier on labelled images, and the encoder with it.
+
+    Small adapters (LoRA) are learned beside the encoder's weights or, with --full, the weights
+    themselves. The best epoch on val is kept, and tested once. Writes the classifier, which probe
+    predict and probe eval take, and report.html. The same command resumes an interrupted run.
+    """
+    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
+
+    from aim_mlx.cli.interrupt import gently
+    from aim_mlx.cli.reporter import FinetuneReporter
+    from aim_mlx.data.labelled import Columns, Data
+    from aim_mlx.errors import UsageError
+    from aim_mlx.finetune.run import finetune as run
+    from aim_mlx.loading import load
+
+    if not 0 <= memory_gb <= 1e6:
+        raise UsageError(f"--memory-gb must be from 0 to 1000000, got {memory_gb}")
+    columns = Columns(path_column, label_column, split_column)
+    report = FinetuneReporter(as_json)
+    with report, gently() as stop:
+        done = run(
+            Data(source, columns, multi_label, allow_empty, follow, val, test),
+            output,
+            lambda: load(model, revision=revision, offline=offline, progress=tqdm),
+            FinetuneConfig(**options),
+            report,
+            probe=from_probe,
+            memory=round(memory_gb * 1e9),
+            dtype=dtype,
+            stop=stop,
+        )
+    report.summary(done)
+    return done.exit_code
+
+
+def fuse(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The encoder that was fine-tuned.")],
+    adapter: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that finetune wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
+    layout: Annotated[str, typer.Option(help="aim-mlx, or transformers for PyTorch.")] = "aim-mlx",
+    revision: Revision = None,
+    offline: Offline = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a fine-tuned encoder as a model of its own.
+
+    FOLDER has the weights with the adapters in them, and is an encoder as any other.
+    """
+    import sys
+
+    from huggingface_hub.utils import tqdm
+
+    from aim_mlx.finetune.fuse import fuse as write
+    from aim_mlx.loading import load
+
+    encoder = load(model, adapter=adapter, revision=revision, offline=offline, progress=tqdm)
+    write(encoder, folder, layout, overwrite)
+    print(f"{folder}: {model} with {adapter} in its weights", file=sys.stderr)

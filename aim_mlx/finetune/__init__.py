@@ -1,0 +1,1 @@
+"""A classifier with the encoder below it trained too: LoRA, whole, or its last blocks."""

@@ -1,0 +1,80 @@
+"""Labelled images as batches, each a pure function of the seed and the step."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aim_mlx.config import PreprocessConfig
+from aim_mlx.data.parts import Part
+from aim_mlx.errors import UsageError
+from aim_mlx.finetune.config import FinetuneConfig
+from aim_mlx.images import preprocess
+from aim_mlx.images.augment import augmented
+from aim_mlx.images.pictures import Pictures
+from aim_mlx.probe.losses import Targets, targets_of
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step learns from: normalised pixels, float32 (B, H, W, 3), and their targets."""
+
+    pixels: np.ndarray
+    targets: Targets
+
+
+class FinetuneData:
+    """The images of a part, as random views to train on and as they are to measure by."""
+
+    def __init__(
+        self,
+        part: Part,
+        classes: int,
+        pictures: Pictures,
+        preprocessing: PreprocessConfig,
+        config: FinetuneConfig,
+    ):
+        self.part, self.config = part, config
+        self._pictures, self._preprocessing = pictures, preprocessing
+        if preprocessing.crop_size is None:
+            raise UsageError("fine-tuning needs a model of one image size, not a native one")
+        self._size = preprocessing.crop_size
+        self._as_it_is = replace(preprocessing, shortest_edge=self._size)
+        self.targets = targets_of(
+            part.labels, classes, smoothing=config.label_smoothing, balanced=config.balanced
+        )
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @property
+    def steps_in_epoch(self) -> int:
+        return -(-len(self) // self.config.batch_size)
+
+    def images(self, step: int) -> np.ndarray:
+        """The images of a step, by their place in the part; batches are of nearly one size."""
+        epoch, number = divmod(step, self.steps_in_epoch)
+        order = np.random.default_rng([self.config.seed, 0, epoch]).permutation(len(self))
+        return np.array_split(order, self.steps_in_epoch)[number]
+
+    def batch(self, step: int, images: np.ndarray) -> Batch:
+        """Random views of these images of a step, the same for the same step."""
+        pixels = []
+        for image in images:
+            rng = np.random.default_rng([self.config.seed, 1, step, int(image)])
+            view = augmented(
+                self._pictures.required(self.part.paths[image]),
+                self._size,
+                rng,
+                self.config.smallest_crop,
+                self.config.flip,
+                self.config.jitter,
+            )
+            pixels.append(preprocess(view, self._as_it_is))
+        return Batch(np.stack(pixels), self.targets.of(images))
+
+    def fixed(self, images: np.ndarray) -> np.ndarray:
+        """Whole images, as the encoder sees them: normalised pixels (B, H, W, 3)."""
+        paths = [self.part.paths[image] for image in images]
+        return np.stack(
+            [preprocess(self._pictures.required(p), self._preprocessing) for p in paths]
+        )

@@ -1,0 +1,50 @@
+"""What a step takes in memory, said before the first one, and into how many parts it is cut."""
+
+import os
+
+from aim_mlx.backend import mx, on_gpu
+from aim_mlx.config import VisionConfig
+from aim_mlx.finetune.config import FinetuneConfig
+
+# What the gradient of a step may take beside the weights, so that large at 224 pixels fits into 16
+# GB with them. It is not the machine's own, as the parts decide the last bits of a result.
+_ACTIVATIONS = 6 * 10**9
+# Values that are kept of each token in a block, by width, by that of the MLP and by attention head
+# and token; the peaks measured lie around them (tests/test_finetune_memory.py).
+_BY_WIDTH, _BY_HIDDEN, _BY_SCORE = 12, 4, 2
+
+
+def bytes_per_image(vision: VisionConfig, config: FinetuneConfig, itemsize: int) -> int:
+    """What is kept of an image for the gradient."""
+    N, D, F = (vision.grid or 1) ** 2, vision.embed_dim, vision.mlp_hidden_dim
+    of_block = N * (_BY_WIDTH * D + _BY_HIDDEN * F + _BY_SCORE * vision.num_heads * N)
+    blocks = config.blocks(vision)
+    kept = of_block + blocks * N * D if config.checkpointed else blocks * of_block
+    return kept * itemsize
+
+
+def fitting_parts(vision: VisionConfig, config: FinetuneConfig, itemsize: int) -> int:
+    """The parts of a step: as asked for, else so many that each fits."""
+    if config.parts:
+        return min(config.parts, config.batch_size)
+    at_once = max(1, _ACTIVATIONS // bytes_per_image(vision, config, itemsize))
+    return -(-config.batch_size // at_once)
+
+
+def step_bytes(
+    vision: VisionConfig, config: FinetuneConfig, itemsize: int, weights: int, trained: int
+) -> int:
+    """What training takes at most, for so many weights of which some are trained.
+
+    Those have a gradient, two moments and the best ones until now, in float32.
+    """
+    at_once = -(-config.batch_size // fitting_parts(vision, config, itemsize))
+    copies = 4 * weights + (itemsize * weights if itemsize < 4 else 0) + 4 * 4 * trained
+    return copies + at_once * bytes_per_image(vision, config, itemsize)
+
+
+def machine_bytes() -> int:
+    """The memory of the device that computes."""
+    if on_gpu() and not mx.metal.is_available():
+        return int(mx.device_info().get("memory_size", 0)) or 2**62
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,317 @@
+"""A whole fine-tuning in a folder: read, train, choose, test once, report; the same call resumes.
+
+FOLDER/adapters.safetensors, adapter_config.json    what changed of the encoder; weights/adapters.py
+FOLDER/probe.safetensors, probe.json                the head; see probe/head_files.py
+FOLDER/splits.jsonl, report.html                    as of a probe
+FOLDER/training/                                    run.json (what the run is, which later calls
+                                                    must match), checkpoint and metrics.jsonl
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aim_mlx.backend import dtype_named, mx, nn, on_gpu, tree_flatten
+from aim_mlx.config import to_dict
+from aim_mlx.data.labelled import Data
+from aim_mlx.data.labels import quoted
+from aim_mlx.data.splits import DataSet, divided
+from aim_mlx.encoder.encoder import Encoder
+from aim_mlx.errors import UNTRAINED, AimError, Interrupted, OutputError, UsageError
+from aim_mlx.finetune.classifier import as_probe, measure, write_classifier
+from aim_mlx.finetune.config import FinetuneConfig
+from aim_mlx.finetune.data import FinetuneData
+from aim_mlx.finetune.memory import fitting_parts, machine_bytes, step_bytes
+from aim_mlx.finetune.model import new_network
+from aim_mlx.finetune.page import Comparison, Outcome, compared, write_page
+from aim_mlx.finetune.trainer import Trainer
+from aim_mlx.images.pictures import Pictures
+from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
+from aim_mlx.probe.probe import AttentiveProbe
+from aim_mlx.probe.run import SPLITS_FILE, split_lines
+from aim_mlx.tokens.source import token_shape
+from aim_mlx.training import loop
+from aim_mlx.training.folder import begin, check_output, working, write_lines
+from aim_mlx.training.report import Advanced, Report, Silent, advancing, never, pass_on
+from aim_mlx.wording import megabytes
+
+METRICS, PAGE = "metrics.jsonl", "report.html"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run; `figures` are those of `measured_on`, "test" where there is one.
+
+    `beside_probe` compares them with the probe that it began with.
+    """
+
+    output: str
+    classes: int
+    images: dict[str, int]
+    skipped: int
+    epochs: int
+    best: dict[str, Any]
+    measured_on: str
+    figures: dict[str, Any]
+    beside_probe: Comparison | None
+    warnings: tuple[str, ...]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.skipped else 0
+
+
+def finetune(
+    data: Data,
+    folder: str | os.PathLike[str],
+    load: Callable[[], Encoder],
+    config: FinetuneConfig,
+    report: Report | None = None,
+    *,
+    probe: str | os.PathLike[str] | None = None,
+    memory: int = 4 * 10**9,
+    dtype: str | None = None,
+    stop: Callable[[], bool] = never,
+) -> Result:
+    """Trains a classifier on the encoder that `load` gives, adapting that, and writes both.
+
+    It begins with a new head, or with that of the folder `probe`. The best epoch is chosen on val;
+    test, where there is one, is looked at once, at the end. `memory` bounds the decoded pictures
+    that are kept, in bytes. `dtype` None is float32 on a CPU and bfloat16 on a GPU. Interrupted,
+    killed, or ended once `stop` returns True, the same call goes on. Raises UsageError for bad data
+    or a model that cannot be trained, OutputError for a folder of another run or one in use, and
+    AimError where a loss is not finite; the best epoch until then is kept.
+    """
+    started = time.monotonic()
+    report, folder = report or Silent(), Path(folder)
+    check_output(folder)
+    advanced = advancing(report, stop)
+    dtype = dtype or ("bfloat16" if on_gpu() else "float32")
+    precision = dtype_named(dtype)
+    images = divided(data, config.seed, partial(advanced, "reading images"), folder)
+    start = _start(load(), config, probe, images)
+    parts = fitting_parts(start.encoder.model.config, config, precision.size)
+    about = _about(config, images, start, dtype, parts)
+    with working(folder, about) as work:
+        begin(work, about)
+        files = {p: c.at(p) for part in images.parts.values() for p, c in part.files()}
+        pictures = Pictures(files, 2 * (start.encoder.preprocessing.crop_size or 0), memory)
+        images = images.without(pictures.check(partial(advanced, "decoding images")))
+        pass_on(report, images.skips, images.notes, images.warnings)
+        trainer = _trainer(start, images, pictures, config, parts, precision)
+        report.noted(_account(trainer, start.encoder, parts, precision))
+        made = _trained(trainer, start, images, folder, work, report, stop)
+        outcome = _measured(made, start, images, advanced)
+        pass_on(report, warnings=outcome.last.warnings)
+        warnings = [*images.warnings, *outcome.last.warnings]
+        described = _described(data, images, start, trainer)
+        write_page(
+            folder / PAGE, f"Fine-tuning on {data.name}", outcome, described, warnings, trainer
+        )
+        write_lines(folder / SPLITS_FILE, split_lines(images))
+        made.save(folder, overwrite=True)
+    return Result(
+        str(folder),
+        len(images.classes),
+        {name: len(part) for name, part in images.parts.items()},
+        len(images.skips),
+        len(trainer.history),
+        made.metrics["validation"],
+        outcome.last.name,
+        outcome.last.figures,
+        outcome.beside_probe,
+        tuple(warnings if start.encoder.trained else [UNTRAINED, *warnings]),
+        round(time.monotonic() - started, 3),
+    )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a run starts from: an encoder, a head, and the probe that this may be from."""
+
+    encoder: Encoder
+    head: Head
+    probe: AttentiveProbe | None
+
+
+def _start(
+    encoder: Encoder,
+    config: FinetuneConfig,
+    probe: str | os.PathLike[str] | None,
+    images: DataSet,
+) -> _Start:
+    """Raises UsageError for an encoder or a probe that does not serve."""
+    vision = encoder.model.config
+    if encoder.network is not encoder.model:
+        raise UsageError("this is a LiT model: fine-tune the encoder alone, without a text tower")
+    if any(isinstance(each, nn.QuantizedLinear) for each in encoder.model.modules()):
+        raise UsageError("this model is quantised: fine-tune the one that it was made from")
+    token_shape(encoder)  # refuses a native-resolution model
+    config.blocks(vision)
+    if probe is None:
+        sizes = HeadConfig(
+            vision.embed_dim, len(images.classes), vision.num_heads, kind=config.head
+        )
+        return _Start(encoder, new_head(sizes, config.seed), None)
+    before = AttentiveProbe.load(probe, encoder)
+    if before.layers:
+        raise UsageError(
+            f"the probe reads the blocks {list(before.layers)}, not the final tokens: fine-tuning "
+            "needs one that was trained without --layers"
+        )
+    if (before.classes, before.multi_label) != (images.classes, images.multi_label):
+        raise UsageError(
+            f"the probe was trained on other classes ({quoted(before.classes)}) than these images "
+            f"have ({quoted(images.classes)}): give the same data"
+        )
+    return _Start(encoder, before.head, before)
+
+
+def _about(
+    config: FinetuneConfig, data: DataSet, start: _Start, dtype: str, parts: int
+) -> dict[str, Any]:
+    """All that decides a run's result; what there is most of stands last."""
+    head = hashlib.sha256()
+    for name, value in sorted(flat(start.head.parameters()).items()):
+        head.update(name.encode() + np.array(value).tobytes())
+    return {
+        **{name.replace("_", " "): value for name, value in asdict(config).items()},
+        "parts": parts,
+        "dtype": dtype,
+        "first head": head.hexdigest(),
+        "weights": start.encoder.weights_digest,
+        "encoder": to_dict(start.encoder.model.config),
+        "preprocessing": to_dict(start.encoder.preprocessing),
+        "data set": data.digest(),
+    }
+
+
+def _trainer(
+    start: _Start,
+    images: DataSet,
+    pictures: Pictures,
+    config: FinetuneConfig,
+    parts: int,
+    precision: mx.Dtype,
+) -> Trainer:
+    train, val = (
+        FinetuneData(
+            images.parts[name], len(images.classes), pictures, start.encoder.preprocessing, config
+        )
+        for name in ("train", "val")
+    )
+    network = partial(new_network, start.encoder.model, start.head, config)
+    return Trainer(network, train, val, parts, precision)
+
+
+def _account(trainer: Trainer, encoder: Encoder, parts: int, precision: mx.Dtype) -> str:
+    """How much is trained, and what it takes in memory, in words."""
+    trained = sum(value.size for value in trainer.weights().values())
+    total = sum(value.size for _, value in tree_flatten(trainer.network.parameters()))
+    needed = step_bytes(encoder.model.config, trainer.config, precision.size, total, trained)
+    words = f"{trained:,} of {total:,} weights are trained, in {trainer.steps:,} steps"
+    words += f" of {parts} parts each" if parts > 1 else ""
+    words += f", which take about {megabytes(needed)} of memory"
+    if needed > 0.8 * machine_bytes():
+        words += f", and this machine has {megabytes(machine_bytes())}: try --parts {2 * parts} or "
+        words += "--checkpointed"
+    return words
+
+
+def _trained(
+    trainer: Trainer,
+    start: _Start,
+    images: DataSet,
+    folder: Path,
+    work: Path,
+    report: Report,
+    stop: Callable[[], bool],
+) -> AttentiveProbe:
+    """Runs the training to its end; the classifier after the best epoch.
+
+    Where a loss is not finite, that is written before the error is raised.
+    """
+
+    def made() -> AttentiveProbe:
+        weights, config = trainer.best_weights(), trainer.config
+        changed, head = write_classifier(folder, start.encoder, start.head, weights, config)
+        training = {**asdict(config), "epochs_done": len(trainer.history)}
+        made = as_probe(changed, head, images.classes, images.multi_label, training)
+        made.metrics["validation"] = asdict(trainer.best) if trainer.best else {}
+        return made
+
+    try:
+        loop.run(trainer, work, _Writing(report, trainer, work), stop=stop)
+    except AimError as error:
+        if isinstance(error, (Interrupted, OutputError)) or trainer.best is None:
+            raise
+        made().save(folder, overwrite=True)
+        kept = f"the classifier after epoch {trainer.best.epoch} is kept"
+        raise AimError(f"{error}; {kept}") from error
+    finally:
+        trainer.close()
+    return made()
+
+
+def _measured(made: AttentiveProbe, start: _Start, images: DataSet, advanced: Advanced) -> Outcome:
+    """The classifier on val and test, and the probe on the last of them."""
+    parts = [
+        measure(made, name, images.parts[name], advanced)
+        for name in ("val", "test")
+        if name in images.parts
+    ]
+    made.metrics |= {each.name: each.figures for each in parts}
+    if start.probe is None:
+        return Outcome(made, parts[-1], None)
+    before = measure(start.probe, parts[-1].name, parts[-1].part, advanced)
+    return Outcome(made, parts[-1], compared(parts[-1], before))
+
+
+class _Writing(Report):
+    """Passes on what the training says, and writes down its records."""
+
+    def __init__(self, report: Report, trainer: Trainer, work: Path):
+        self._report, self._trainer, self._records = report, trainer, work / METRICS
+
+    def noted(self, note: str) -> None:
+        self._report.noted(note)
+
+    def advanced(self, what: str, done: int, total: int) -> None:
+        self._report.advanced(what, done, total)
+
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        self._report.recorded(record)
+        write_lines(self._records, map(json.dumps, self._trainer.history))
+
+
+def _described(data: Data, images: DataSet, start: _Start, trainer: Trainer) -> dict[str, str]:
+    """How the classifier was made, in words."""
+    config, vision = trainer.config, start.encoder.model.config
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in images.parts.items())
+    lora, blocks = config.lora(vision), f"{config.blocks(vision)} of {vision.num_blocks} blocks"
+    what = f"the weights of {blocks}, each learning {config.layer_decay:g} times the next"
+    if lora is not None:
+        what = f"adapters of rank {lora.rank} on {', '.join(lora.targets)} in {blocks}, counted "
+        what += f"{lora.scale:g} times, dropout {lora.dropout:g}"
+    begun = "of the probe" if start.probe else f"new, {config.head}"
+    best = trainer.best
+    return {
+        "data": f"{data.source}: {len(images.classes)} classes, {counts}; {len(images.skips)} left "
+        "out",
+        "encoder": f"{start.encoder.identity.get('model')}, weights "
+        f"{start.encoder.weights_digest[:16]}",
+        "trained": what,
+        "head at the start": begun,
+        "learning rate": f"{config.peak_rate:g}, weight decay {config.weight_decay:g}",
+        "chosen": f"epoch {best.epoch} of {len(trainer.history)}" if best else "none",
+        "seed": str(config.seed),
+    }

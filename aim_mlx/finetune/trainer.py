@@ -1,0 +1,270 @@
+"""The steps of fine-tuning: each a function of the state before it and of its number."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+
+from aim_mlx.backend import (
+    concurrency,
+    in_parallel,
+    mx,
+    on_gpu,
+    optim,
+    tree_flatten,
+    tree_map,
+    tree_unflatten,
+)
+from aim_mlx.encoder.pipeline import explained
+from aim_mlx.errors import AimError
+from aim_mlx.finetune.data import Batch, FinetuneData
+from aim_mlx.finetune.model import Classifier, decays, draw_dropout, rate_share
+from aim_mlx.probe.losses import Targets, loss_sum, total_weight
+from aim_mlx.report.figures import measured
+from aim_mlx.training.ahead import Ahead
+from aim_mlx.training.optimizer import ScaledAdamW
+from aim_mlx.training.parallel import ALONE, Group
+from aim_mlx.training.shares import Division, Tree, summed_gradient
+
+_SHARE_PATCHES = 512  # that a core has at least, where a batch is divided among them
+_MOST_SHARES = 64
+# Gradients of float16 vanish below 6e-8; those of the other dtypes reach as far as float32's.
+_SCALES: dict[mx.Dtype, float] = {mx.float16: 1024.0}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch to keep, counted from 1; `metric` is `figures.measured` on the validation part."""
+
+    epoch: int
+    metric: float
+    loss: float
+
+
+class Trainer:
+    """A classifier in training. `start` gives it as it begins, its frozen weights in a dtype.
+
+    `step` counts the steps done; `history` has a record for every epoch done. What is trained is
+    float32; the forward and backward passes are in `dtype`. A step is computed in `parts`. In a
+    group each process has its own trainer of the same arguments, which computes a share of every
+    batch.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[mx.Dtype], Classifier],
+        train: FinetuneData,
+        validation: FinetuneData,
+        parts: int,
+        dtype: mx.Dtype = mx.float32,
+        group: Group = ALONE,
+    ):
+        self.network, self.config = start(mx.float32), train.config
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self._train, self._validation = train, validation
+        self._parts, self._dtype, self._group = parts, dtype, group
+        self._scale = _SCALES.get(dtype, 1.0)
+        vision = self.network.encoder.config
+        decay = self.config.layer_decay if self.config.full else 1.0
+        self._optimizer = ScaledAdamW(
+            self.network,
+            self.config.weight_decay,
+            decays,
+            partial(rate_share, blocks=vision.num_blocks, layer_decay=decay),
+        )
+        self._least = -(-_SHARE_PATCHES // (vision.grid or 1) ** 2)
+        # Each core has a network of its own, as the weights in it are replaced while it computes.
+        self._networks = [start(dtype) for _ in range(concurrency(_MOST_SHARES))]
+        self._gradients = [self._gradient_function(network) for network in self._networks]
+        self._sums = np.zeros(2)  # of this epoch: the losses, and what they weigh
+        self._kept = self.weights()
+        self._batches = Ahead(self._batch, self.steps)
+
+    @property
+    def steps(self) -> int:
+        """How many there are if nothing stops it early."""
+        return self.config.epochs * self._train.steps_in_epoch
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are done, or the last ones brought no better one."""
+        patience, best = self.config.patience, self.best
+        late = patience and best and len(self.history) - best.epoch >= patience
+        return self.step >= self.steps or bool(late)
+
+    @property
+    def best(self) -> Best | None:
+        """The epoch with the highest metric, of equals the one of the lowest loss."""
+        found = [Best(r["epoch"], r["metric"], r["val_loss"]) for r in self.history]
+        return max(found, key=lambda each: (each.metric, -each.loss), default=None)
+
+    def close(self) -> None:
+        """Ends the thread that prepares batches."""
+        self._batches.close()
+
+    def weights(self) -> dict[str, mx.array]:
+        """What is trained, by name."""
+        return dict(tree_flatten(self.network.trainable_parameters()))
+
+    def best_weights(self) -> dict[str, mx.array]:
+        """Those after the best epoch; raises AimError before the first one is done."""
+        if self.best is None:
+            raise AimError("no epoch is done yet: there is nothing to keep")
+        return self._kept
+
+    def run_step(self) -> dict[str, Any] | None:
+        """Does one step; after the last of an epoch evaluates, and returns the epoch's record.
+
+        Raises AimError, the weights as they were before, where loss or gradient is not finite.
+        """
+        batch = self._batches.batch(self.step)
+        loss, gradient = self._batch_gradient(batch)
+        gradient, norm = optim.clip_grad_norm(gradient, self.config.clip_norm)
+        mx.eval(norm, gradient)
+        norm = float(norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise AimError(
+                f"the loss of step {self.step + 1} is {loss:g}, the gradient's norm {norm:g}: "
+                "start again in another folder with a --learning-rate below "
+                f"{self.config.peak_rate:g}"
+            )
+        rate = self.config.rate(self.step, self.steps)
+        self._optimizer.set_rate(rate)
+        self._optimizer.all.update(self.network, gradient)
+        mx.eval(self.network.trainable_parameters(), self._optimizer.all.state)
+        self.step += 1
+        self._sums += np.array([loss, 1.0])
+        return self._end_epoch(rate) if self.step % self._train.steps_in_epoch == 0 else None
+
+    def state(self) -> dict[str, mx.array]:
+        """All tensors that the next steps depend on, by name."""
+        parts = {"network": self.network.trainable_parameters()}
+        parts["optimizer"] = self._optimizer.all.state
+        tensors = dict(tree_flatten(parts)) | {"sums": mx.array(self._sums.view(np.uint32))}
+        return tensors | {f"kept.{name}": value for name, value in self._kept.items()}
+
+    def restore(self, state: dict[str, mx.array], step: int, history: list[dict[str, Any]]) -> None:
+        """Takes up the state of another trainer of the same arguments."""
+        parts: Any = tree_unflatten(list(state.items()))
+        self.network.update(parts["network"])
+        self._optimizer.all.state = parts["optimizer"]
+        self._sums = np.array(state["sums"]).view(np.float64)
+        self._kept = {name: state[f"kept.{name}"] for name in self._kept}
+        self.step, self.history = step, history
+
+    def logits(self, data: FinetuneData) -> np.ndarray:
+        """Whole images of a part, in order -> logits, float32 (n, C), by the weights as they are.
+
+        In a group each process computes a share.
+        """
+        mine = np.arange(len(data))[self._group.rows(len(data))]
+        found = np.zeros((len(data), self.network.head.config.classes), np.float32)
+        at_once = -(-self.config.batch_size // self._parts)
+        parts = self._division(len(mine), max(1, -(-len(mine) // at_once)))
+        for network in self._networks:
+            network.update(self._cast(self.network.trainable_parameters()))
+            draw_dropout(network, None)
+        for part in parts.rows() if len(mine) else []:
+            shares = parts.shares(part)
+            tasks = [
+                partial(self._share_logits, data, mine[rows], number)
+                for number, rows in enumerate(shares)
+            ]
+            with explained(part.stop - part.start):
+                found[mine[part]] = np.concatenate(in_parallel(tasks))
+        return self._group.total(found)
+
+    def _share_logits(self, data: FinetuneData, images: np.ndarray, number: int) -> np.ndarray:
+        pixels = mx.array(data.fixed(images)).astype(self._dtype)
+        return np.array(self._networks[number](pixels))
+
+    def _batch(self, step: int) -> Batch:
+        """This process's share of a step's batch."""
+        images = self._train.images(step)
+        return self._train.batch(step, images[self._group.rows(len(images))])
+
+    def _division(self, count: int, parts: int) -> Division:
+        return Division(count, parts, self._least, len(self._networks))
+
+    def _batch_gradient(self, batch: Batch) -> tuple[float, Tree]:
+        """The mean loss of a batch and its gradient; `batch` is this process's share of it."""
+        weight = float(self._group.total(np.array(total_weight(batch.targets))))
+        # The mean over the processes is then the gradient of the whole batch.
+        scale = mx.array(self._scale * self._group.size / weight, mx.float32)
+        weights = self.network.trainable_parameters()
+        keys = mx.random.split(mx.random.key(self._dropout_seed()), len(batch.pixels))
+        mx.eval(keys)
+
+        def share(rows: slice, number: int) -> tuple[np.ndarray, Tree]:
+            targets = batch.targets.of(np.arange(rows.start, rows.stop))
+            arrays = mx.array(batch.pixels[rows]), mx.array(targets.values)
+            (_, loss), gradient = self._gradients[number](
+                weights, scale, keys[rows.start], *arrays, mx.array(targets.weights)
+            )
+            mx.eval(loss, gradient)
+            return np.array(float(loss)), gradient
+
+        of = self._division(len(batch.pixels), self._parts)
+        with explained(-(-of.count // self._parts)):
+            total, gradient = summed_gradient(of, share)
+        total, gradient = self._group.total(total), self._group.mean(gradient)
+        return float(total) / weight, tree_map(lambda value: value / self._scale, gradient)
+
+    def _dropout_seed(self) -> int:
+        """Another for each step and process."""
+        seed = self.config.seed, 2, self.step, self._group.rank
+        return int(np.random.default_rng(seed).integers(2**63))
+
+    def _gradient_function(self, network: Classifier) -> Callable[..., Any]:
+        """A function of weights and a batch: what is minimised, the summed loss, the gradient."""
+        smoothing, checkpointed = self.config.label_smoothing, self.config.checkpointed
+
+        def loss(
+            weights: Tree,
+            scale: mx.array,
+            key: mx.array,
+            pixels: mx.array,
+            values: mx.array,
+            weighs: mx.array,
+        ) -> tuple[mx.array, mx.array]:
+            network.update(self._cast(weights))
+            draw_dropout(network, key)
+            logits = network(pixels.astype(self._dtype), checkpointed)
+            targets = Targets(cast(Any, values), cast(Any, weighs), smoothing)
+            total = loss_sum(logits, targets)
+            return scale * total, total
+
+        gradient = mx.value_and_grad(loss)
+        return mx.compile(gradient) if on_gpu() else gradient
+
+    def _cast(self, weights: Tree) -> Tree:
+        """Weights as the forward pass takes them: the head's stay float32."""
+        cast_tree = tree_map(lambda value: value.astype(self._dtype), weights.get("encoder", {}))
+        return {**weights, "encoder": cast_tree}
+
+    def _end_epoch(self, rate: float) -> dict[str, Any]:
+        """Evaluates, keeps the weights if they are better than before, and writes it down."""
+        logits, data = self.logits(self._validation), self._validation
+        wanted = replace(data.targets, smoothing=0.0)
+        loss = float(loss_sum(mx.array(logits), wanted)) / total_weight(wanted)
+        if not math.isfinite(loss):
+            raise AimError(
+                f"the loss on val after step {self.step} is {loss:g}: start again in another "
+                f"folder with a --learning-rate below {self.config.peak_rate:g}"
+            )
+        record = {
+            "epoch": len(self.history) + 1,
+            "step": self.step,
+            "rate": rate,
+            "train_loss": float(self._sums[0] / self._sums[1]),
+            "val_loss": loss,
+            "metric": measured(logits, data.part.labels, self.config.balanced),
+        }
+        self.history, self._sums = [*self.history, record], np.zeros(2)
+        if self.best is not None and self.best.epoch == record["epoch"]:
+            self._kept = self.weights()
+        return record

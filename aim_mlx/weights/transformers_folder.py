@@ -1,0 +1,99 @@
+"""An encoder as a folder that transformers loads: `Aimv2VisionModel.from_pretrained(FOLDER)`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from aim_mlx.backend import mx
+from aim_mlx.config import PreprocessConfig, VisionConfig
+from aim_mlx.errors import UsageError
+from aim_mlx.files import disk_errors, publish
+from aim_mlx.weights.files import OUR_FILE
+from aim_mlx.weights.layouts import from_ours, layout_named
+from aim_mlx.weights.safetensors_file import SafetensorsWriter
+from aim_mlx.weights.save import check_folder
+
+_BICUBIC = 3  # Pillow's number
+
+
+def save_for_transformers(
+    folder: Path,
+    weights: Mapping[str, mx.array],
+    config: VisionConfig,
+    preprocess: PreprocessConfig,
+) -> Path:
+    """Writes float32 weights under our names in transformers' layout, into a new or empty folder.
+
+    Raises OutputError where that cannot be done, UsageError for preprocessing that transformers
+    does not have.
+    """
+    if preprocess.crop_rounding != "floor" and preprocess.crop_size != preprocess.shortest_edge:
+        raise UsageError(
+            "transformers crops an odd number of pixels on another side than this model's "
+            "preprocessing: write the folder in our own layout"
+        )
+    check_folder(folder, overwrite=False)
+    layout = layout_named("transformers")
+    tensors: dict[str, np.ndarray] = {}
+    for name, value in weights.items():
+        tensors |= from_ours(layout, name, np.array(value))
+    specs = {name: ("F32", value.shape) for name, value in tensors.items()}
+
+    def write(file: BinaryIO) -> None:
+        writer = SafetensorsWriter(file, specs, {"format": "pt"})
+        for name, value in tensors.items():
+            writer.write(name, value)
+        writer.finish()
+
+    files = {"preprocessor_config.json": _preprocessor(preprocess), "config.json": _config(config)}
+    contents = {OUR_FILE: write} | {name: _writing(values) for name, values in files.items()}
+    with disk_errors("write", folder, "make room or choose another place"):
+        folder.mkdir(exist_ok=True)
+        publish({folder / name: each for name, each in contents.items()})
+    return folder
+
+
+def _config(config: VisionConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["Aimv2VisionModel"],
+        "model_type": "aimv2_vision_model",
+        "dtype": "float32",
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_hidden_dim,
+        "num_hidden_layers": config.num_blocks,
+        "num_attention_heads": config.num_heads,
+        "rms_norm_eps": config.rms_norm_eps,
+        "patch_size": config.patch_size,
+        "image_size": config.image_size,
+        "is_native": config.native,
+        "hidden_act": "silu",
+        "num_channels": 3,
+        "qkv_bias": False,
+        "mlp_bias": False,
+        "use_head": False,
+    }
+
+
+def _preprocessor(preprocess: PreprocessConfig) -> dict[str, Any]:
+    S = preprocess.crop_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": preprocess.shortest_edge},
+        "resample": _BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": S, "width": S},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+
+
+def _writing(values: Mapping[str, Any]):
+    return lambda file: file.write(json.dumps(values, indent=1).encode() + b"\n")

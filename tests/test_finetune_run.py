@@ -1,0 +1,116 @@
+"""A whole fine-tuning in a folder, and the classifier that it leaves."""
+
+import json
+
+import numpy as np
+import pytest
+
+from aim_mlx.backend import mx
+from aim_mlx.data.labelled import Data
+from aim_mlx.errors import Interrupted, OutputError, UsageError
+from aim_mlx.finetune.config import FinetuneConfig
+from aim_mlx.finetune.fuse import fuse
+from aim_mlx.finetune.run import finetune
+from aim_mlx.loading import load
+from aim_mlx.probe.config import protocol
+from aim_mlx.probe.probe import AttentiveProbe
+from aim_mlx.probe.run import Plan, train_probe
+from aim_mlx.training import loop
+from aim_mlx.training.report import Report
+from tests.digits import write_digits
+from tests.finetuning import QUICK
+from tests.small import photo, save
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """Digits, a small encoder and a probe of it."""
+    folder = tmp_path_factory.mktemp("scene")
+    data = Data(write_digits(folder / "digits", 10))
+    model = save(folder / "model")
+    plan = Plan(protocol("fast", epochs=2, learning_rates=(0.01,), batch_norm=(True,)))
+    train_probe(data, folder / "probe", lambda: load(model), plan)
+    return data, model, folder / "probe"
+
+
+def config(**options) -> FinetuneConfig:
+    return FinetuneConfig(**{**QUICK, "learning_rate": 3e-3, **options})
+
+
+def test_a_classifier_is_trained_from_a_probe_and_compared_with_it(scene, tmp_path):
+    data, model, probe = scene
+    out = tmp_path / "out"
+    done = finetune(data, out, lambda: load(model), config(), probe=probe)
+    assert done.measured_on == "test" and done.images == {"train": 60, "val": 20, "test": 20}
+    beside = done.beside_probe
+    assert beside is not None and beside.images == 20
+    assert beside.interval[0] <= beside.difference <= beside.interval[1]
+    assert beside.finetuned == done.figures["accuracy"]
+    made = AttentiveProbe.load(out)
+    assert made.metrics["test"]["accuracy"] == done.figures["accuracy"]
+    lines = [json.loads(line) for line in (out / "splits.jsonl").read_text().splitlines()]
+    test = [line for line in lines if line["split"] == "test"]
+    right = [made.predict([line["path"]]) == line["labels"] for line in test]
+    assert np.mean(right) == done.figures["accuracy"]
+    page = (out / "report.html").read_text()
+    assert "beside" in page and "loss on val by epoch" in page
+
+
+def test_an_interrupted_run_goes_on_to_the_same_files(scene, tmp_path, monkeypatch):
+    data, model, probe = scene
+    finetune(data, tmp_path / "whole", lambda: load(model), config())
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(Interrupted, match="after step 3 of 8"):
+        finetune(
+            data, tmp_path / "out", lambda: load(model), config(),
+            report=_Stopping(), stop=lambda: _Stopping.steps >= 3,
+        )  # fmt: skip
+    finetune(data, tmp_path / "out", lambda: load(model), config())
+    names = ["adapters.safetensors", "probe.safetensors", "probe.json", "splits.jsonl"]
+    names += ["report.html", "training/checkpoint.safetensors", "training/metrics.jsonl"]
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(OutputError, match="holds another run"):
+        finetune(data, tmp_path / "out", lambda: load(model), config(rank=4))
+
+
+class _Stopping(Report):
+    """Counts the steps done."""
+
+    steps = 0
+
+    def advanced(self, what: str, done: int, total: int) -> None:
+        if what == "training":
+            _Stopping.steps = done
+
+
+def test_a_probe_of_other_classes_is_refused(scene, tmp_path):
+    data, model, probe = scene
+    other = Data(write_digits(tmp_path / "digits", 6))
+    (tmp_path / "digits" / "9").rename(tmp_path / "digits" / "nine")
+    with pytest.raises(UsageError, match="trained on other classes"):
+        finetune(other, tmp_path / "out", lambda: load(model), config(), probe=probe)
+
+
+def test_an_encoder_loads_with_its_adapter_and_is_fused(scene, tmp_path):
+    data, model, _ = scene
+    out = tmp_path / "out"
+    finetune(data, out, lambda: load(model), config(epochs=1))
+    encoder, base = load(model, adapter=out), load(model)
+    photos = [photo(0), photo(1)]
+    ours, pixels = encoder.embed(photos), base.preprocess(photos)
+    assert np.abs(ours - base.embed(photos)).max() > 1e-3
+    fused = load(fuse(encoder, tmp_path / "fused"))
+    tokens = np.array(encoder.features(pixels).tokens)
+    assert np.array_equal(np.array(fused.features(pixels).tokens), tokens)
+    assert fused.preprocessing == base.preprocessing
+    theirs = load(fuse(encoder, tmp_path / "theirs", "transformers"))
+    assert theirs.identity["layout"] == "transformers"
+    assert theirs.preprocessing == base.preprocessing
+    assert np.array_equal(np.array(theirs.features(pixels).tokens), tokens)
+    halves = load(model, adapter=out, dtype="float16")
+    assert halves.dtype == mx.float16 and halves.weights_digest != encoder.weights_digest
+    # Ten times the largest difference seen: float16 through three blocks.
+    assert np.abs(halves.embed(photos) - ours).max() < 0.02
+    with pytest.raises(UsageError, match="has no adapter"):
+        fuse(base, tmp_path / "none")

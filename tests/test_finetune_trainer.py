@@ -1,0 +1,144 @@
+"""The steps of fine-tuning a small encoder."""
+
+import numpy as np
+import pytest
+
+from aim_mlx.backend import mx, nn, tree_flatten
+from aim_mlx.errors import AimError
+from aim_mlx.probe.losses import loss_sum, total_weight
+from tests.finetuning import digits_in, numbers, run, trainer_of
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return digits_in(tmp_path_factory.mktemp("digits") / "digits")
+
+
+def gradient(trainer) -> dict[str, np.ndarray]:
+    found = trainer._batch_gradient(trainer._batch(0))[1]
+    trainer.close()
+    return numbers(dict(tree_flatten(found)))
+
+
+def largest_relative(first, second) -> float:
+    return max(
+        float(np.linalg.norm(first[name] - second[name]) / (np.linalg.norm(second[name]) + 1e-12))
+        for name in second
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"learning_rate": 5e-3}, {"full": True, "learning_rate": 1e-3}]
+)
+def test_a_classifier_learns_the_digits(digits, options):
+    trainer = trainer_of(digits, epochs=12, warmup=0.05, **options)
+    run(trainer, trainer.steps)
+    first, last = trainer.history[0], trainer.history[-1]
+    assert trainer.done and last["epoch"] == 12
+    assert last["train_loss"] < 0.5 * first["train_loss"]
+    assert trainer.best is not None and trainer.best.metric > 0.4  # chance: 0.1 of 20 images
+
+
+@pytest.mark.parametrize("options", [{}, {"full": True, "last_blocks": 2}])
+def test_a_resumed_run_has_the_same_bits(digits, options):
+    whole = trainer_of(digits, **options)
+    run(whole, whole.steps)
+    first = run(trainer_of(digits, **options), 3)  # in the middle of an epoch
+    state = {name: mx.array(np.array(value)) for name, value in first.state().items()}
+    second = trainer_of(digits, **options)
+    second.restore(state, first.step, first.history)
+    run(second, whole.steps - 3)
+    ours, theirs = numbers(second.state()), numbers(whole.state())
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    assert second.history == whole.history and len(whole.history) == 2
+
+
+def plain_gradient(trainer, batch) -> dict[str, np.ndarray]:
+    """That of the whole batch at once, by MLX's own means."""
+
+    def loss(network):
+        logits = network(mx.array(batch.pixels))
+        return loss_sum(logits, batch.targets) / total_weight(batch.targets)
+
+    found = nn.value_and_grad(trainer.network, loss)(trainer.network)[1]
+    return numbers(dict(tree_flatten(found)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"balanced": True, "label_smoothing": 0.1}, {"full": True, "last_blocks": 1}]
+)
+def test_a_step_has_the_gradient_of_the_mean_loss(digits, options):
+    trainer = trainer_of(digits, dropout=0.0, batch_size=20, **options)
+    wanted = plain_gradient(trainer, trainer._batch(0))
+    # float32 sums in another order.
+    assert largest_relative(gradient(trainer), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("change", [{"parts": 3}, {"checkpointed": True}])
+def test_memory_is_saved_without_another_gradient(digits, change):
+    whole = gradient(trainer_of(digits, dropout=0.0))
+    assert largest_relative(gradient(trainer_of(digits, dropout=0.0, **change)), whole) < 1e-4
+
+
+def test_a_checkpointed_step_leaves_out_the_same(digits):
+    first = gradient(trainer_of(digits, dropout=0.5))
+    assert (
+        largest_relative(gradient(trainer_of(digits, dropout=0.5, checkpointed=True)), first) < 1e-4
+    )
+    assert largest_relative(gradient(trainer_of(digits, dropout=0.0)), first) > 0.01
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_weights(digits):
+    trainer = trainer_of(digits)
+    trainer.run_step()
+    trainer.network.head.linear.weight = mx.full(trainer.network.head.linear.weight.shape, np.inf)
+    before = numbers(trainer.state())
+    with pytest.raises(AimError, match="loss of step 2 is nan.*--learning-rate below 0.001"):
+        trainer.run_step()
+    trainer.close()
+    after = numbers(trainer.state())
+    assert trainer.step == 1 and all(np.array_equal(after[n], before[n]) for n in before)
+
+
+def test_the_first_blocks_move_least_when_all_is_trained(digits):
+    trainer = trainer_of(digits, full=True, layer_decay=0.5, warmup=0.0, weight_decay=0.0)
+    before = trainer.weights()
+    before = numbers(before)
+    run(trainer, 1)
+    moved = {
+        name: float(np.abs(np.array(value) - before[name]).max())
+        for name, value in trainer.weights().items()
+    }
+    # The first step of Adam is as long as the rate, whatever the gradient.
+    for name, share in (
+        ("encoder.preprocessor.pos_embed", 0.5**4),
+        ("encoder.trunk.blocks.0.attn.qkv.weight", 0.5**3),
+        ("encoder.trunk.blocks.2.mlp.fc2.weight", 0.5),
+        ("encoder.trunk.post_trunk_norm.weight", 1.0),
+        ("head.linear.weight", 1.0),
+    ):
+        assert moved[name] == pytest.approx(1e-4 * share, rel=0.05), name
+
+
+def test_the_best_epoch_is_kept_and_the_last_ones_end_it(digits):
+    trainer = trainer_of(digits, epochs=30, patience=2, learning_rate=0.05, warmup=0.0)
+    kept = {}
+    while not trainer.done:
+        if trainer.run_step():
+            kept[len(trainer.history)] = numbers(trainer.weights())
+    trainer.close()
+    best = trainer.best
+    assert best is not None and len(trainer.history) == best.epoch + 2 < 30
+    ours = numbers(trainer.best_weights())
+    assert all(np.array_equal(ours[name], kept[best.epoch][name]) for name in ours)
+
+
+def test_half_precision_trains_float32_weights(digits):
+    trainer = trainer_of(digits, dtype=mx.bfloat16)
+    run(trainer, 2)
+    assert {value.dtype for value in trainer.weights().values()} == {mx.float32}
+    assert trainer._networks[0].encoder.trunk.blocks[0].mlp.fc1.weight.dtype == mx.bfloat16
+    first = trainer_of(digits, dtype=mx.bfloat16, dropout=0.0)
+    half, whole = gradient(first), gradient(trainer_of(digits, dropout=0.0))
+    assert largest_relative(half, whole) < 0.2  # eight bits of mantissa, through three blocks
