@@ -15,11 +15,10 @@ from typing import Any
 from unittest import mock
 
 from aim_mlx.cli import start
-from aim_mlx.pretrain.config import CONFIGS, Sizes
+from aim_mlx.pretrain.config import CONFIGS
 from aim_mlx.pretrain.trainer import Trainer
 from aim_mlx.training import loop
-
-TINY = Sizes((64, 176, 2, 2, 56), (48, 128, 2, 3), 600)
+from tests.pretraining import TINY
 
 
 def run_all(folder: Path, *jobs: dict[str, Any]) -> list[subprocess.CompletedProcess[str]]:
