@@ -10,7 +10,7 @@ from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.finetune.config import FinetuneConfig
 from aim_mlx.finetune.data import FinetuneData
 from aim_mlx.finetune.model import new_network
-from aim_mlx.finetune.trainer import Trainer
+from aim_mlx.finetune.trainer import FinetuneTrainer
 from aim_mlx.images.pictures import Pictures
 from aim_mlx.probe.heads import HeadConfig, new_head
 from tests.digits import write_digits
@@ -23,7 +23,9 @@ def digits_in(folder: Path, each: int = 12) -> DataSet:
     return divided(Data(write_digits(folder, each)))
 
 
-def trainer_of(digits: DataSet, dtype: mx.Dtype = mx.float32, parts: int = 1, **options) -> Trainer:
+def trainer_of(
+    digits: DataSet, dtype: mx.Dtype = mx.float32, parts: int = 1, **options
+) -> FinetuneTrainer:
     """A small encoder at the start of a training on digits."""
     config, base = FinetuneConfig(**{**QUICK, **options}), encoder()
     files = {
@@ -36,12 +38,12 @@ def trainer_of(digits: DataSet, dtype: mx.Dtype = mx.float32, parts: int = 1, **
         for name in ("train", "val")
     )
     head = new_head(HeadConfig(64, classes, 2, kind=config.head), config.seed)
-    return Trainer(
+    return FinetuneTrainer(
         lambda kind: new_network(base.model, head, config, kind), train, val, parts, dtype
     )
 
 
-def run(trainer: Trainer, steps: int) -> Trainer:
+def run(trainer: FinetuneTrainer, steps: int) -> FinetuneTrainer:
     for _ in range(steps):
         trainer.run_step()
     trainer.close()

@@ -16,7 +16,7 @@ from unittest import mock
 
 from aim_mlx.cli import start
 from aim_mlx.pretrain.config import CONFIGS
-from aim_mlx.pretrain.trainer import Trainer
+from aim_mlx.pretrain.trainer import PretrainTrainer
 from aim_mlx.training import loop
 from tests.pretraining import TINY
 
@@ -56,9 +56,9 @@ def run_all(folder: Path, *jobs: dict[str, Any]) -> list[subprocess.CompletedPro
 
 def _run(arguments: list[str], signals: dict[str, int]) -> None:
     """The command; `signals` says which of them this process sends itself before which step."""
-    step = Trainer.run_step
+    step = PretrainTrainer.run_step
 
-    def signalled(trainer: Trainer) -> Any:
+    def signalled(trainer: PretrainTrainer) -> Any:
         for name, number in signals.items():
             if trainer.step == number:
                 os.kill(os.getpid(), signal.Signals[name])
@@ -67,7 +67,7 @@ def _run(arguments: list[str], signals: dict[str, int]) -> None:
     with (
         mock.patch.dict(CONFIGS, nano=TINY),
         mock.patch.object(loop, "CHECKPOINT_SECONDS", 0),
-        mock.patch.object(Trainer, "run_step", signalled),
+        mock.patch.object(PretrainTrainer, "run_step", signalled),
         mock.patch.object(sys, "argv", ["aim-mlx", *arguments]),
     ):
         start.main()

@@ -14,7 +14,7 @@ from aim_mlx.models.decoder import PretrainingConfig
 from aim_mlx.pretrain.config import PretrainConfig, Sizes
 from aim_mlx.pretrain.data import PretrainingData, read_source
 from aim_mlx.pretrain.model import new_model
-from aim_mlx.pretrain.trainer import Trainer
+from aim_mlx.pretrain.trainer import PretrainTrainer
 from aim_mlx.words.tokenizer import Tokenizer
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 70, 220)}
@@ -66,7 +66,7 @@ def pairs_in(folder: Path) -> Pairs:
 
 def trainer_of(
     pairs: Pairs, validation: Pairs | None = None, dtype: mx.Dtype = mx.float32, **options
-) -> Trainer:
+) -> PretrainTrainer:
     """A tiny network at its start."""
     data = data_of(pairs, **options)
     tokenizer = data.tokenizer
@@ -74,4 +74,4 @@ def trainer_of(
     text = TextConfig(48, 128, 2, 3, *vocabulary)
     config = PretrainingConfig(VisionConfig(64, 176, 2, 2, 14, 56), text)
     held_out = data_of(validation, **options) if validation else None
-    return Trainer(new_model(config, data.config.seed), data, held_out, dtype)
+    return PretrainTrainer(new_model(config, data.config.seed), data, held_out, dtype)

@@ -6,6 +6,7 @@
 import ast
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,14 @@ def test_no_modules_import_each_other_in_a_circle():
         for module in free:
             del left[module]
     assert not left
+
+
+def test_the_name_of_a_public_class_is_used_once():
+    trees = [ast.parse(path.read_text()) for path in MODULES.values()]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    twice = [name for name, count in names.items() if count > 1 and not name.startswith("_")]
+    assert len(names) > 100 and not twice
 
 
 def test_the_tests_that_run_with_other_kernels_are_there():

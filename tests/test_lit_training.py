@@ -20,7 +20,7 @@ from aim_mlx.lit_training.evaluation import recalls
 from aim_mlx.lit_training.features import Split
 from aim_mlx.lit_training.model import decays, lit_config, new_model
 from aim_mlx.lit_training.run import train_lit
-from aim_mlx.lit_training.trainer import Trainer, contrastive_loss, no_counterexamples
+from aim_mlx.lit_training.trainer import LitTrainer, contrastive_loss, no_counterexamples
 from aim_mlx.tokens import cache as token_cache
 from aim_mlx.training import loop
 from aim_mlx.training.report import Silent
@@ -217,7 +217,7 @@ def test_impossible_options_are_refused(wrong):
         TrainConfig(**wrong)
 
 
-def small_trainer(**changes) -> Trainer:
+def small_trainer(**changes) -> LitTrainer:
     """Eight pairs in one batch, noise in every parameter, so that no gradient is zero."""
     rng, tower = np.random.default_rng(0), encoder()
     captions = tuple(f"picture {i} by hand" for i in range(8))
@@ -231,7 +231,7 @@ def small_trainer(**changes) -> Trainer:
     tokens = ArrayTokens(rng.normal(size=(8, 16, 64)).astype(np.float16))
     pairs = Pairs(("",) * 8, (), captions, np.arange(8))
     config = TrainConfig(**{"epochs": 6, "batch_size": 8, "warmup": 0.0, **changes})
-    return Trainer(model, tokenizer, config, Split(pairs, tokens, tokenizer.encode(captions)))
+    return LitTrainer(model, tokenizer, config, Split(pairs, tokens, tokenizer.encode(captions)))
 
 
 @pytest.mark.parametrize("clip_norm", [1.0, 1e-7])
@@ -334,7 +334,7 @@ def test_the_same_content_under_two_names_is_computed_once(table, tmp_path):
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(table, tmp_path, monkeypatch):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train_lit(table, straight, encoder, QUICK)
-    step = Trainer.run_step
+    step = LitTrainer.run_step
 
     def interrupted(self):
         if self.step == 5:
@@ -342,11 +342,11 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(table, tmp_path, mo
         return step(self)
 
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(Trainer, "run_step", interrupted)
+    monkeypatch.setattr(LitTrainer, "run_step", interrupted)
     with pytest.raises(Interrupted, match="after step 5 of 9; the checkpoint of step 5 is kept"):
         train_lit(table, broken, encoder, QUICK)
     assert not (broken / "model.safetensors").exists()
-    monkeypatch.setattr(Trainer, "run_step", step)
+    monkeypatch.setattr(LitTrainer, "run_step", step)
     notes = []
     report = Silent()
     report.noted = notes.append  # pyright: ignore[reportAttributeAccessIssue]
@@ -442,7 +442,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     table, tmp_path, monkeypatch
 ):
     kept = []
-    step = Trainer.run_step
+    step = LitTrainer.run_step
 
     def spoiled(self):
         if self.step == 4:
@@ -451,7 +451,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
         return step(self)
 
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(Trainer, "run_step", spoiled)
+    monkeypatch.setattr(LitTrainer, "run_step", spoiled)
     with pytest.raises(AimError, match="the loss of step 5 is nan"):
         train_lit(table, tmp_path / "out", encoder, QUICK)
     assert (tmp_path / "out/training/checkpoint.safetensors").read_bytes() == kept[0]

@@ -7,7 +7,7 @@ from aim_mlx.backend import mx, nn, tree_flatten
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.pretrain.config import PretrainConfig
 from aim_mlx.pretrain.losses import counts, losses
-from aim_mlx.pretrain.trainer import Trainer
+from aim_mlx.pretrain.trainer import PretrainTrainer
 from tests.pretraining import pairs_in, trainer_of
 
 
@@ -16,11 +16,11 @@ def pairs(tmp_path_factory):
     return pairs_in(tmp_path_factory.mktemp("pictures"))
 
 
-def parameters(trainer: Trainer) -> dict[str, np.ndarray]:
+def parameters(trainer: PretrainTrainer) -> dict[str, np.ndarray]:
     return flat(trainer.model.parameters())
 
 
-def gradient(trainer: Trainer) -> dict[str, np.ndarray]:
+def gradient(trainer: PretrainTrainer) -> dict[str, np.ndarray]:
     return flat(trainer._batch_gradient(trainer.train.batch(0))[1])
 
 
@@ -28,7 +28,7 @@ def flat(tree) -> dict[str, np.ndarray]:
     return {name: np.array(value) for name, value in tree_flatten(tree)}
 
 
-def run(trainer: Trainer, steps: int) -> Trainer:
+def run(trainer: PretrainTrainer, steps: int) -> PretrainTrainer:
     for _ in range(steps):
         trainer.run_step()
     trainer.close()

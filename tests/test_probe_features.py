@@ -13,7 +13,7 @@ from aim_mlx.errors import UsageError
 from aim_mlx.images.augment import augmented, random_box
 from aim_mlx.probe.features import (
     Augmentation,
-    Features,
+    DataSetTokens,
     Views,
     encoder_of_views,
     view_key,
@@ -52,13 +52,13 @@ def size(folder) -> int:
     return sum(path.stat().st_size for path in folder.glob("*/tokens-*.npy"))
 
 
-def all_tokens(features: Features, data: DataSet, name: str, epoch: int = 0) -> np.ndarray:
+def all_tokens(features: DataSetTokens, data: DataSet, name: str, epoch: int = 0) -> np.ndarray:
     part = data.parts[name]
     return np.stack(features.tokens(name, part).for_epoch(epoch).batch(range(len(part))))
 
 
 def test_the_size_is_said_before_it_starts_and_each_part_is_cached(tmp_path, data):
-    features, told = Features(encoder(), tmp_path / "cache", 10**9), Listener()
+    features, told = DataSetTokens(encoder(), tmp_path / "cache", 10**9), Listener()
     assert features.prepare(data, told, told.advanced) is data
     (note,) = told.notes
     assert (
@@ -68,7 +68,7 @@ def test_the_size_is_said_before_it_starts_and_each_part_is_cached(tmp_path, dat
     assert told.stages["computing the tokens of train"] == (14, 14)
     assert all(features.tokens(*each).cached for each in data.parts.items())
     again = Listener()
-    Features(encoder(), tmp_path / "cache", 10**9).prepare(data, again, again.advanced)
+    DataSetTokens(encoder(), tmp_path / "cache", 10**9).prepare(data, again, again.advanced)
     assert again.notes == [] and again.stages == {}
 
 
@@ -77,9 +77,9 @@ def test_what_does_not_fit_is_computed_from_the_images_to_the_same_tokens(
     tmp_path, data, fit, cached
 ):
     model = encoder()
-    whole = Features(model, tmp_path / "whole", None)
+    whole = DataSetTokens(model, tmp_path / "whole", None)
     whole.prepare(data, Listener(), lambda *_: None)
-    features, told = Features(model, tmp_path / "cache", fit * RECORD), Listener()
+    features, told = DataSetTokens(model, tmp_path / "cache", fit * RECORD), Listener()
     features.prepare(data, told, told.advanced)
     assert {
         name for name, part in data.parts.items() if features.tokens(name, part).cached
@@ -98,7 +98,7 @@ def test_images_that_cannot_be_decoded_leave_the_data_cached_or_not(tmp_path, da
             file.write(b"%d" % number)  # no image, and no copy of the other
     spoilt = divided(Data(tmp_path / "data", val=0.2, test=0.1))
     for limit in (10**9, 0):
-        features = Features(encoder(), tmp_path / f"cache {limit}", limit)
+        features = DataSetTokens(encoder(), tmp_path / f"cache {limit}", limit)
         rest = features.prepare(spoilt, Listener(), lambda *_: None)
         assert {(skip.path, skip.reason) for skip in rest.skips} == {(p, "not_image") for p in bad}
         for name in rest.parts:
@@ -107,7 +107,7 @@ def test_images_that_cannot_be_decoded_leave_the_data_cached_or_not(tmp_path, da
 
 def test_views_differ_by_epoch_and_are_the_same_for_a_seed(tmp_path, data):
     def views(seed: int, epoch: int) -> np.ndarray:
-        features = Features(encoder(), tmp_path, 10**9, augmentation=Augmentation(seed))
+        features = DataSetTokens(encoder(), tmp_path, 10**9, augmentation=Augmentation(seed))
         features.prepare(data, Listener(), lambda *_: None)
         return all_tokens(features, data, "train", epoch)
 
@@ -117,7 +117,7 @@ def test_views_differ_by_epoch_and_are_the_same_for_a_seed(tmp_path, data):
 
 
 def test_endless_views_are_said_and_only_the_other_parts_are_cached(tmp_path, data):
-    features = Features(encoder(), tmp_path / "cache", 10**9, augmentation=Augmentation())
+    features = DataSetTokens(encoder(), tmp_path / "cache", 10**9, augmentation=Augmentation())
     told = Listener()
     features.prepare(data, told, told.advanced)
     assert "train has new random views" in told.notes[0] and "val, test take" in told.notes[1]
@@ -126,20 +126,20 @@ def test_endless_views_are_said_and_only_the_other_parts_are_cached(tmp_path, da
 
 
 def test_a_number_of_views_is_cached_and_used_in_turn(tmp_path, data):
-    features = Features(encoder(), tmp_path / "cache", 10**9, augmentation=Augmentation(0, 2))
+    features = DataSetTokens(encoder(), tmp_path / "cache", 10**9, augmentation=Augmentation(0, 2))
     features.prepare(data, Listener(), lambda *_: None)
     assert size(tmp_path / "cache") > (2 * 14 + 6) * (RECORD - 256)
     zero, one, two = (all_tokens(features, data, "train", epoch) for epoch in range(3))
     np.testing.assert_array_equal(zero, two)
     assert np.abs(zero - one).max() > 0.1
-    endless = Features(encoder(), tmp_path / "other", 10**9, augmentation=Augmentation(0))
+    endless = DataSetTokens(encoder(), tmp_path / "other", 10**9, augmentation=Augmentation(0))
     endless.prepare(data, Listener(), lambda *_: None)
     assert_like_float16(all_tokens(endless, data, "train", 1), one)
 
 
 def test_views_share_one_limit_with_the_other_parts(tmp_path, data):
     limit = (2 * 14 + 5) * RECORD
-    features = Features(encoder(), tmp_path / "cache", limit, augmentation=Augmentation(0, 2))
+    features = DataSetTokens(encoder(), tmp_path / "cache", limit, augmentation=Augmentation(0, 2))
     told = Listener()
     features.prepare(data, told, told.advanced)
     assert "the tokens of train would take" in told.notes[0] and size(tmp_path / "cache") <= limit
@@ -147,7 +147,7 @@ def test_views_share_one_limit_with_the_other_parts(tmp_path, data):
 
 def test_layers_are_those_of_the_tokens(tmp_path, data):
     model = encoder()
-    features = Features(model, tmp_path / "cache", 10**9, layers=(0, 1))
+    features = DataSetTokens(model, tmp_path / "cache", 10**9, layers=(0, 1))
     features.prepare(data, Listener(), lambda *_: None)
     outputs = model.features(model.preprocess([data.parts["val"].paths[0]]), [0, 1]).layers
     mean = (np.array(outputs[0]) + np.array(outputs[1])) / 2
@@ -159,14 +159,14 @@ import sys
 import aim_mlx
 from aim_mlx.tokens import cache as token_cache
 from aim_mlx.data.labelled import Data
-from aim_mlx.probe.features import Features
+from aim_mlx.probe.features import DataSetTokens
 from aim_mlx.data.splits import divided
 from aim_mlx.training.report import Silent
 token_cache._SHARD_BYTES = 1
 token_cache.block_size = lambda *_: 1
 advanced = lambda what, done, total: print(what, done, flush=True)
 data = divided(Data(sys.argv[1]))
-features = Features(aim_mlx.load(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+features = DataSetTokens(aim_mlx.load(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
 features.prepare(data, Silent(), advanced)
 """
 

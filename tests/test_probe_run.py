@@ -16,7 +16,7 @@ from aim_mlx.probe import run as runs
 from aim_mlx.probe.config import protocol
 from aim_mlx.probe.features import Augmentation
 from aim_mlx.probe.probe import AttentiveProbe
-from aim_mlx.probe.run import Plan, Result, train_probe
+from aim_mlx.probe.run import Plan, TrainedProbe, train_probe
 from aim_mlx.tokens import cache as token_cache
 from aim_mlx.training.report import never
 from tests.digits import write_digits
@@ -61,7 +61,7 @@ def model() -> Encoder:
     return encoder()
 
 
-def train(digits, folder, model, report=None, stop=never, **options) -> Result:
+def train(digits, folder, model, report=None, stop=never, **options) -> TrainedProbe:
     plan = {
         key: options.pop(key)
         for key in ("layers", "augmentation", "cache", "cache_limit")
@@ -83,7 +83,7 @@ def weights(folder: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def trained(digits, model, tmp_path_factory) -> tuple[Path, Result, Report]:
+def trained(digits, model, tmp_path_factory) -> tuple[Path, TrainedProbe, Report]:
     """A finished run, its result and what it told."""
     folder, report = tmp_path_factory.mktemp("probe") / "probe", Report()
     return folder, train(digits, folder, model, report), report

@@ -9,12 +9,12 @@ from PIL import Image
 from aim_mlx.errors import OutputError
 from aim_mlx.report.charts import Curve, curves
 from aim_mlx.report.figures import confusion, figures_of
-from aim_mlx.report.probe_page import Mistake, Report, write_report
+from aim_mlx.report.probe_page import Mistake, ProbeReport, write_report
 from tests.small import photo
 from tests.test_report_contact_sheet import HOSTILE, Page
 
 
-def report(classes: int, several: bool = False, **options) -> Report:
+def report(classes: int, several: bool = False, **options) -> ProbeReport:
     rng = np.random.default_rng(0)
     names = [HOSTILE, *(f"class {i}" for i in range(1, classes))]
     if several:
@@ -24,7 +24,7 @@ def report(classes: int, several: bool = False, **options) -> Report:
         labels = rng.integers(0, classes, 10 * classes)
         probabilities = rng.dirichlet(np.full(classes, 0.2), 10 * classes)
     table = None if several else confusion(probabilities, labels)
-    return Report(
+    return ProbeReport(
         "A probe",
         "test",
         figures_of(probabilities, labels, names),
@@ -36,7 +36,7 @@ def report(classes: int, several: bool = False, **options) -> Report:
     )
 
 
-def written(tmp_path, made: Report) -> tuple[str, Page]:
+def written(tmp_path, made: ProbeReport) -> tuple[str, Page]:
     write_report(tmp_path / "report.html", made)
     text = (tmp_path / "report.html").read_text("utf-8")
     return text, Page(text)

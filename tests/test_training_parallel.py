@@ -14,7 +14,7 @@ from aim_mlx.backend import mx
 from aim_mlx.errors import Interrupted, UsageError
 from aim_mlx.pretrain.config import CONFIGS, PretrainConfig
 from aim_mlx.pretrain.run import pretrain
-from aim_mlx.training.parallel import ALONE, Group, joined
+from aim_mlx.training.parallel import ALONE, ProcessGroup, joined
 from aim_mlx.training.report import Report
 from tests.parallel_runs import run_all
 from tests.pretraining import SHAPES, TINY, picture, write_pairs
@@ -53,8 +53,8 @@ def train(table: Path, folder: Path, report: Report | None = None, **more: Any) 
         pretrain(table, folder, config, report, **more)
 
 
-def group_of(rank: int, size: int) -> Group:
-    return Group(mock.Mock(**{"rank.return_value": rank, "size.return_value": size}))
+def group_of(rank: int, size: int) -> ProcessGroup:
+    return ProcessGroup(mock.Mock(**{"rank.return_value": rank, "size.return_value": size}))
 
 
 def arguments(table: Path, folder: Path, *more: object) -> list[str]:

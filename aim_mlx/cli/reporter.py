@@ -27,11 +27,11 @@ from aim_mlx.wording import counted, escaped
 
 if TYPE_CHECKING:
     from aim_mlx.embedding.job import Summary
-    from aim_mlx.embedding.plan import Plan
-    from aim_mlx.finetune.run import Result as Finetuned
-    from aim_mlx.lit_training.run import Result as TrainedLit
-    from aim_mlx.pretrain.run import Result as Pretrained
-    from aim_mlx.probe.run import Result as TrainedProbe
+    from aim_mlx.embedding.plan import EmbeddingPlan
+    from aim_mlx.finetune.run import Finetuned
+    from aim_mlx.lit_training.run import TrainedLit
+    from aim_mlx.pretrain.run import TrainedEncoder
+    from aim_mlx.probe.run import TrainedProbe
 
 _SILENCE = 30.0  # seconds without a line, where no bar is drawn, before one says how far it is
 
@@ -129,7 +129,7 @@ class Progress(Reporter):
         super().skipped(skip)
         self._bars.update(self._id, advance=1, skips=f"{self.skips} skipped")
 
-    def planned(self, listing: Listing, plan: "Plan", output: Path) -> None:
+    def planned(self, listing: Listing, plan: "EmbeddingPlan", output: Path) -> None:
         """What a run would do."""
         account = {
             "output": str(output),
@@ -297,7 +297,7 @@ class PretrainReporter(Reporter):
         seconds = (time.monotonic() - since) / done * (self._steps - task.completed)
         return f", {seconds / 60:,.0f} min left" if seconds >= 60 else f", {seconds:.0f} s left"
 
-    def summary(self, done: "Pretrained") -> None:
+    def summary(self, done: "TrainedEncoder") -> None:
         self.finished(
             f"{counted(done.images, 'image')} with {counted(done.captions, 'caption')}, "
             f"{done.held_out} of them held out, {done.skipped} skipped, "

@@ -20,7 +20,7 @@ from aim_mlx.cli.options import (
 from aim_mlx.registry import DEFAULT_LIT
 
 if TYPE_CHECKING:
-    from aim_mlx.words.evaluation import Evaluation
+    from aim_mlx.words.evaluation import ZeroShotEvaluation
 
 _PAIRS = 5  # of the most confused classes that are printed
 
@@ -91,7 +91,7 @@ def zeroshot_eval(
     return code
 
 
-def _print(result: "Evaluation") -> None:
+def _print(result: "ZeroShotEvaluation") -> None:
     from aim_mlx.wording import escaped
 
     figures = result.figures

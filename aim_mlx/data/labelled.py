@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aim_mlx.data.labels import check_characters, quoted
-from aim_mlx.data.tables import MissingColumn, Row, beside, read_table
+from aim_mlx.data.tables import MissingColumn, TableRow, beside, read_table
 from aim_mlx.errors import UsageError
 from aim_mlx.files import disk_errors
 from aim_mlx.images import Skip, discover
@@ -222,7 +222,7 @@ def _labelled(
     return Labelled(tuple(items), tuple(classes), multi_label, tuple(skips), tuple(notes))
 
 
-def _split_named(row: Row, name: str) -> str:
+def _split_named(row: TableRow, name: str) -> str:
     split = _SPLIT_NAMES.get(name.strip().casefold())
     if split is None:
         raise UsageError(f"{row.place}: a split is train, val or test, got {name!r}")

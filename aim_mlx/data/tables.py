@@ -29,7 +29,7 @@ class MissingColumn(UsageError):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """The values of one row in the order the columns were asked for.
 
     `place` says where it stands, such as "line 7 of pairs.csv", for messages. `several` are the
@@ -47,7 +47,7 @@ def read_table(
     several: str | None = None,
     optional: str | None = None,
     may_be_empty: str | None = None,
-) -> list[Row]:
+) -> list[TableRow]:
     """The rows of a table, its format known by the suffix; other columns are passed over.
 
     Text is UTF-8, with or without a byte-order mark and with any line ends; lines with nothing in
@@ -67,7 +67,7 @@ def read_table(
         raise UsageError(f"no file {str(path)!r}: check the path of the table")
     wanted = [*columns] if several is None else [*columns, several]
     extra = [] if optional is None else [optional]
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     try:
         with disk_errors("read", path, kind=UsageError):
             most = _ROWS + path.stat().st_size
@@ -95,21 +95,21 @@ def _row(
     columns: Sequence[str],
     several: str | None,
     may_be_empty: str | None,
-) -> Row:
+) -> TableRow:
     try:
         texts = tuple([_text(place, name, values[name], name == may_be_empty) for name in columns])
         parts = None if several is None else values[several]
     except KeyError as error:
         raise _missing(place, error.args[0], values) from None
     if several is None:
-        return Row(place, texts)
+        return TableRow(place, texts)
     if isinstance(parts, str):
         parts = [part for part in map(str.strip, parts.split(";")) if part]
     if parts is None:
         parts = []
     if not isinstance(parts, list):
         raise UsageError(f"{place}: expected a list or text as {several!r}, got {_short(parts)}")
-    return Row(place, texts, tuple(_text(place, several, part) for part in parts))
+    return TableRow(place, texts, tuple(_text(place, several, part) for part in parts))
 
 
 def _text(place: str, column: str, value: Any, may_be_empty: bool = False) -> str:

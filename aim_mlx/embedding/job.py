@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from aim_mlx.embedding.plan import Plan, check_prune, find_stale, looked_at, make_plan
+from aim_mlx.embedding.plan import EmbeddingPlan, check_prune, find_stale, looked_at, make_plan
 from aim_mlx.embedding.selection import Job, Selected
 from aim_mlx.encoder.encoder import Embedded, Encoder
 from aim_mlx.encoder.pipeline import block_size
@@ -146,7 +146,7 @@ def _select(job: Job, store: Path, empty: bool = False) -> Selected:
     return job.selection.select(outputs, "" if empty else started_in(store))
 
 
-def plan_files(job: Job) -> tuple[Listing, Plan]:
+def plan_files(job: Job) -> tuple[Listing, EmbeddingPlan]:
     """What embed_files() would do: no model is loaded and nothing is written.
 
     Raises UsageError, OutputError or AimError as it would.
@@ -205,7 +205,7 @@ class EmbedRun:
         self._note()
         return self._close(plan, started)
 
-    def _begin(self, plan: Plan) -> None:
+    def _begin(self, plan: EmbeddingPlan) -> None:
         """Writes down and reports what is known before any file is opened."""
         listing = self._selected.listing
         self._skips = [_record(skip) for skip in listing.skipped] + plan.skipped
@@ -282,7 +282,7 @@ class EmbedRun:
                 "changed"
             )
 
-    def _close(self, plan: Plan, started: float) -> Summary:
+    def _close(self, plan: EmbeddingPlan, started: float) -> Summary:
         """Takes out the rows that no longer hold, and writes down the account."""
         skips = sorted(self._skips, key=lambda skip: os.fsencode(skip["path"]))
         stale = find_stale(plan, self._store.catalog, self._selected, skips)

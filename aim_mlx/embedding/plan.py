@@ -17,7 +17,7 @@ _SETTLED = frozenset({"not_image", "truncated", "too_large", "unsupported_mode",
 
 
 @dataclass
-class Plan:
+class EmbeddingPlan:
     """Listed files by what becomes of them: len(todo) + unchanged + len(skipped) is their number.
 
     `skipped` are the records of those that failed before and have not changed since. `renamed` are
@@ -35,9 +35,10 @@ class Plan:
     renamed: dict[int, str] = field(default_factory=dict)
 
 
-def make_plan(job: Job, selected: Selected, catalog: Catalog, state: State) -> Plan:
+def make_plan(job: Job, selected: Selected, catalog: Catalog, state: State) -> EmbeddingPlan:
     """Compares files with the store by size and time of change."""
-    plan, retried = Plan(len(catalog), rows_under_other_names(selected, catalog)), _retried(job)
+    plan = EmbeddingPlan(len(catalog), rows_under_other_names(selected, catalog))
+    retried = _retried(job)
     for path in selected.listing.files:
         row, skip, others = catalog.find(path), state.skipped.get(path), plan.others.get(path, ())
         file = looked_at(path) if row is not None or skip or others else None
@@ -113,7 +114,7 @@ class Stale:
 
 
 def find_stale(
-    plan: Plan, catalog: Catalog, selected: Selected, skips: Iterable[Mapping[str, Any]]
+    plan: EmbeddingPlan, catalog: Catalog, selected: Selected, skips: Iterable[Mapping[str, Any]]
 ) -> Stale:
     """What a run over these files, which has ended with these skips, leaves of no use."""
     places, listed = selected.places, frozenset(selected.listing.files)
@@ -139,7 +140,7 @@ def find_stale(
     return Stale(frozenset(rows | moved), moved, tuple(row for row in gone if row not in moved))
 
 
-def _moved(plan: Plan, catalog: Catalog, selected: Selected) -> Iterator[int]:
+def _moved(plan: EmbeddingPlan, catalog: Catalog, selected: Selected) -> Iterator[int]:
     """The rows of files that are gone, and whose content is now in the store under a new name."""
     places, listed = selected.places, frozenset(selected.listing.files)
     rows = (catalog.find(path) for path in plan.new)

@@ -15,7 +15,7 @@ from aim_mlx.probe.losses import Targets, targets_of
 
 
 @dataclass(frozen=True)
-class Batch:
+class FinetuneBatch:
     """What a step learns from: normalised pixels, float32 (B, H, W, 3), and their targets."""
 
     pixels: np.ndarray
@@ -56,7 +56,7 @@ class FinetuneData:
         order = np.random.default_rng([self.config.seed, 0, epoch]).permutation(len(self))
         return np.array_split(order, self.steps_in_epoch)[number]
 
-    def batch(self, step: int, images: np.ndarray) -> Batch:
+    def batch(self, step: int, images: np.ndarray) -> FinetuneBatch:
         """Random views of these images of a step, the same for the same step."""
         pixels = []
         for image in images:
@@ -70,7 +70,7 @@ class FinetuneData:
                 self.config.jitter,
             )
             pixels.append(preprocess(view, self._as_it_is))
-        return Batch(np.stack(pixels), self.targets.of(images))
+        return FinetuneBatch(np.stack(pixels), self.targets.of(images))
 
     def fixed(self, images: np.ndarray) -> np.ndarray:
         """Whole images, as the encoder sees them: normalised pixels (B, H, W, 3)."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aim_mlx.finetune.trainer import Trainer
+from aim_mlx.finetune.trainer import FinetuneTrainer
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.summary import Measured, made_report
 from aim_mlx.report.charts import Curve
@@ -67,7 +67,7 @@ def write_page(
     outcome: Outcome,
     described: Mapping[str, str],
     warnings: Sequence[str],
-    trainer: Trainer,
+    trainer: FinetuneTrainer,
 ) -> None:
     """Writes the page, complete or not at all; raises OutputError."""
     described = dict(described)

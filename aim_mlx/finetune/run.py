@@ -32,7 +32,7 @@ from aim_mlx.finetune.data import FinetuneData
 from aim_mlx.finetune.memory import fitting_parts, machine_bytes, step_bytes
 from aim_mlx.finetune.model import new_network
 from aim_mlx.finetune.page import Comparison, Outcome, compared, write_page
-from aim_mlx.finetune.trainer import Trainer
+from aim_mlx.finetune.trainer import FinetuneTrainer
 from aim_mlx.images.pictures import Pictures
 from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
 from aim_mlx.probe.probe import AttentiveProbe
@@ -47,7 +47,7 @@ METRICS, PAGE = "metrics.jsonl", "report.html"
 
 
 @dataclass(frozen=True)
-class Result:
+class Finetuned:
     """The outcome of a run; `figures` are those of `measured_on`, "test" where there is one.
 
     `beside_probe` compares them with the probe that it began with.
@@ -81,7 +81,7 @@ def finetune(
     memory: int = 4 * 10**9,
     dtype: str | None = None,
     stop: Callable[[], bool] = never,
-) -> Result:
+) -> Finetuned:
     """Trains a classifier on the encoder that `load` gives, adapting that, and writes both.
 
     It begins with a new head, or with that of the folder `probe`. The best epoch is chosen on val;
@@ -119,7 +119,7 @@ def finetune(
         )
         write_lines(folder / SPLITS_FILE, split_lines(images))
         made.save(folder, overwrite=True)
-    return Result(
+    return Finetuned(
         str(folder),
         len(images.classes),
         {name: len(part) for name, part in images.parts.items()},
@@ -202,7 +202,7 @@ def _trainer(
     config: FinetuneConfig,
     parts: int,
     precision: mx.Dtype,
-) -> Trainer:
+) -> FinetuneTrainer:
     train, val = (
         FinetuneData(
             images.parts[name], len(images.classes), pictures, start.encoder.preprocessing, config
@@ -210,10 +210,10 @@ def _trainer(
         for name in ("train", "val")
     )
     network = partial(new_network, start.encoder.model, start.head, config)
-    return Trainer(network, train, val, parts, precision)
+    return FinetuneTrainer(network, train, val, parts, precision)
 
 
-def _account(trainer: Trainer, encoder: Encoder, parts: int, precision: mx.Dtype) -> str:
+def _account(trainer: FinetuneTrainer, encoder: Encoder, parts: int, precision: mx.Dtype) -> str:
     """How much is trained, and what it takes in memory, in words."""
     trained = sum(value.size for value in trainer.weights().values())
     total = sum(value.size for _, value in tree_flatten(trainer.network.parameters()))
@@ -228,7 +228,7 @@ def _account(trainer: Trainer, encoder: Encoder, parts: int, precision: mx.Dtype
 
 
 def _trained(
-    trainer: Trainer,
+    trainer: FinetuneTrainer,
     start: _Start,
     images: DataSet,
     folder: Path,
@@ -279,7 +279,7 @@ def _measured(made: AttentiveProbe, start: _Start, images: DataSet, advanced: Ad
 class _Writing(Report):
     """Passes on what the training says, and writes down its records."""
 
-    def __init__(self, report: Report, trainer: Trainer, work: Path):
+    def __init__(self, report: Report, trainer: FinetuneTrainer, work: Path):
         self._report, self._trainer, self._records = report, trainer, work / METRICS
 
     def noted(self, note: str) -> None:
@@ -293,7 +293,9 @@ class _Writing(Report):
         write_lines(self._records, map(json.dumps, self._trainer.history))
 
 
-def _described(data: Data, images: DataSet, start: _Start, trainer: Trainer) -> dict[str, str]:
+def _described(
+    data: Data, images: DataSet, start: _Start, trainer: FinetuneTrainer
+) -> dict[str, str]:
     """How the classifier was made, in words."""
     config, vision = trainer.config, start.encoder.model.config
     counts = ", ".join(f"{len(part):,} {name}" for name, part in images.parts.items())

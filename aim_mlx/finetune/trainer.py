@@ -20,13 +20,13 @@ from aim_mlx.backend import (
 )
 from aim_mlx.encoder.pipeline import explained
 from aim_mlx.errors import AimError
-from aim_mlx.finetune.data import Batch, FinetuneData
+from aim_mlx.finetune.data import FinetuneBatch, FinetuneData
 from aim_mlx.finetune.model import Classifier, decays, draw_dropout, rate_share
 from aim_mlx.probe.losses import Targets, loss_sum, total_weight
 from aim_mlx.report.figures import measured
 from aim_mlx.training.ahead import Ahead
 from aim_mlx.training.optimizer import ScaledAdamW
-from aim_mlx.training.parallel import ALONE, Group
+from aim_mlx.training.parallel import ALONE, ProcessGroup
 from aim_mlx.training.shares import Division, Tree, summed_gradient
 
 _SHARE_PATCHES = 512  # that a core has at least, where a batch is divided among them
@@ -44,7 +44,7 @@ class Best:
     loss: float
 
 
-class Trainer:
+class FinetuneTrainer:
     """A classifier in training. `start` gives it as it begins, its frozen weights in a dtype.
 
     `step` counts the steps done; `history` has a record for every epoch done. What is trained is
@@ -60,7 +60,7 @@ class Trainer:
         validation: FinetuneData,
         parts: int,
         dtype: mx.Dtype = mx.float32,
-        group: Group = ALONE,
+        group: ProcessGroup = ALONE,
     ):
         self.network, self.config = start(mx.float32), train.config
         self.step = 0
@@ -182,7 +182,7 @@ class Trainer:
         pixels = mx.array(data.fixed(images)).astype(self._dtype)
         return np.array(self._networks[number](pixels))
 
-    def _batch(self, step: int) -> Batch:
+    def _batch(self, step: int) -> FinetuneBatch:
         """This process's share of a step's batch."""
         images = self._train.images(step)
         return self._train.batch(step, images[self._group.rows(len(images))])
@@ -190,7 +190,7 @@ class Trainer:
     def _division(self, count: int, parts: int) -> Division:
         return Division(count, parts, self._least, len(self._networks))
 
-    def _batch_gradient(self, batch: Batch) -> tuple[float, Tree]:
+    def _batch_gradient(self, batch: FinetuneBatch) -> tuple[float, Tree]:
         """The mean loss of a batch and its gradient; `batch` is this process's share of it."""
         weight = float(self._group.total(np.array(total_weight(batch.targets))))
         # The mean over the processes is then the gradient of the whole batch.

@@ -20,7 +20,7 @@ from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.lit_training.config import CONTEXT_LENGTH, TEXT_SIZES, TrainConfig
 from aim_mlx.lit_training.features import Split, TokensOf, tokens_of
 from aim_mlx.lit_training.model import lit_config, new_model
-from aim_mlx.lit_training.trainer import Trainer
+from aim_mlx.lit_training.trainer import LitTrainer
 from aim_mlx.tokens.cache import TokenCache
 from aim_mlx.training import loop
 from aim_mlx.training.folder import TOKENS, begin, check_output, working
@@ -33,7 +33,7 @@ _LARGEST_EVALUATION = 5_000  # images
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainedLit:
     """The outcome of a run: `metrics` are those of the held-out pairs, empty without any."""
 
     output: str
@@ -61,7 +61,7 @@ def train_lit(
     cache: Path | None = None,
     cache_limit: int = 20 * 10**9,
     stop: Callable[[], bool] = never,
-) -> Result:
+) -> TrainedLit:
     """Trains a text tower and image head to the frozen image tower that `load` gives.
 
     `cache` is where the image tokens go (default: inside the folder), of `cache_limit` bytes at
@@ -93,7 +93,7 @@ def train_lit(
             report.noted(note)
         loop.run(trainer, work, report, stop=stop, metrics=True)
         _save(folder, trainer, encoder, Path(table).name, about)
-    return Result(
+    return TrainedLit(
         output=str(folder),
         pairs=sum(len(part.captions) for part in parts),
         images=sum(len(part.paths) for part in parts),
@@ -123,7 +123,7 @@ def _trainer(
     source: TokensOf,
     config: TrainConfig,
     work: Path,
-) -> Trainer:
+) -> LitTrainer:
     """The trainer at its start."""
     tokenizer = _tokenizer(work, train.captions, config)
     model = new_model(encoder, lit_config(encoder, config.text_config, tokenizer), config.seed)
@@ -133,7 +133,7 @@ def _trainer(
 
     measured = held_out.of(range(min(len(held_out.paths), _LARGEST_EVALUATION)))
     kept = with_tokens(measured) if measured.paths else None
-    return Trainer(model, tokenizer, config, with_tokens(train), kept)
+    return LitTrainer(model, tokenizer, config, with_tokens(train), kept)
 
 
 def _tokenizer(work: Path, captions: tuple[str, ...], config: TrainConfig) -> Tokenizer:
@@ -145,7 +145,7 @@ def _tokenizer(work: Path, captions: tuple[str, ...], config: TrainConfig) -> To
     return Tokenizer.train(captions, TEXT_SIZES[config.text_config].vocab_size, CONTEXT_LENGTH)
 
 
-def _notes(trainer: Trainer, held_out: int) -> list[str]:
+def _notes(trainer: LitTrainer, held_out: int) -> list[str]:
     """What is left out of training, or of evaluating so many images held out."""
     notes, measured = [], trainer.held_out
     cut = len(trainer.train.texts.cut) + (len(measured.texts.cut) if measured else 0)
@@ -158,7 +158,7 @@ def _notes(trainer: Trainer, held_out: int) -> list[str]:
 
 
 def _save(
-    folder: Path, trainer: Trainer, encoder: Encoder, table: str, about: Mapping[str, Any]
+    folder: Path, trainer: LitTrainer, encoder: Encoder, table: str, about: Mapping[str, Any]
 ) -> None:
     """Writes the finished model."""
     trained_on = len(trainer.train.pairs.captions)

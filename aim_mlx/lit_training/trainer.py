@@ -60,7 +60,7 @@ _RECORDS, _EVALUATIONS = 200, 20  # at most, of a run
 
 
 @dataclass
-class Trainer:
+class LitTrainer:
     """A model in training, measured now and then on pairs that are held out.
 
     `step` counts the steps done; `history` has the records of some, the last one's among them.

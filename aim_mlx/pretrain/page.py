@@ -11,7 +11,7 @@ from aim_mlx.pretrain.data import PretrainingData
 from aim_mlx.pretrain.generate import captions, predicted_patches
 from aim_mlx.pretrain.losses import prefix_mask
 from aim_mlx.pretrain.pretrained import as_image
-from aim_mlx.pretrain.trainer import Trainer
+from aim_mlx.pretrain.trainer import PretrainTrainer
 from aim_mlx.report.charts import STYLE as CHARTS
 from aim_mlx.report.charts import Curve, curves
 from aim_mlx.report.page import END, begin, inlined, shown
@@ -33,14 +33,14 @@ figure img { display: inline-block; width: 48%; margin-right: 1%; image-renderin
 """
 
 
-def write_page(target: Path, title: str, trainer: Trainer) -> None:
+def write_page(target: Path, title: str, trainer: PretrainTrainer) -> None:
     """Publishes the page of a training as it is now; raises OutputError."""
     text = "".join(_page(title, trainer)).encode()
     with disk_errors("write", target):
         publish({target: lambda file: file.write(text)})
 
 
-def _page(title: str, trainer: Trainer) -> Iterator[str]:
+def _page(title: str, trainer: PretrainTrainer) -> Iterator[str]:
     yield begin(title, CHARTS + _STYLE)
     yield f"<header><h1>{shown(title)}</h1>"
     yield f"<p>Step {trainer.step:,} of {trainer.steps:,}.</p></header>\n<div class='plots'>"
@@ -58,7 +58,7 @@ def _page(title: str, trainer: Trainer) -> Iterator[str]:
     yield f"</div>\n{END}"
 
 
-def _curve(trainer: Trainer, key: str) -> Curve:
+def _curve(trainer: PretrainTrainer, key: str) -> Curve:
     values, last = [], None
     for record in trainer.history:
         last = record.get(key, last)  # what is measured seldom stays as it was
@@ -71,7 +71,7 @@ def _last(lines: list[Curve]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in named if value is not None)
 
 
-def _pictures(trainer: Trainer, data: PretrainingData, rows: np.ndarray) -> Iterator[str]:
+def _pictures(trainer: PretrainTrainer, data: PretrainingData, rows: np.ndarray) -> Iterator[str]:
     """Each picture beside its prediction, with its own caption and the written one."""
     side = int(data.patches**0.5)
     prefix = max(1, side // 4) * side

@@ -36,10 +36,10 @@ from aim_mlx.pretrain.measure import Measure
 from aim_mlx.pretrain.model import new_model
 from aim_mlx.pretrain.page import write_page
 from aim_mlx.pretrain.pretrained import save_decoder
-from aim_mlx.pretrain.trainer import Trainer
+from aim_mlx.pretrain.trainer import PretrainTrainer
 from aim_mlx.training import loop
 from aim_mlx.training.folder import RUN, begin, check_output, working, write_lines
-from aim_mlx.training.parallel import ALONE, Group
+from aim_mlx.training.parallel import ALONE, ProcessGroup
 from aim_mlx.training.report import Report, Silent, advancing, never
 from aim_mlx.weights.save import WORK_FOLDER, check_folder, provenance, save_checkpoint
 from aim_mlx.wording import counted
@@ -50,7 +50,7 @@ METRICS, PAGE = "metrics.jsonl", "report.html"
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainedEncoder:
     """What a run came to; `metrics` is its last record."""
 
     output: str
@@ -80,8 +80,8 @@ def pretrain(
     memory: int = 4 * 10**9,
     dtype: str | None = None,
     stop: Callable[[], bool] = never,
-    group: Group = ALONE,
-) -> Result:
+    group: ProcessGroup = ALONE,
+) -> TrainedEncoder:
     """Pre-trains an encoder on a table of pictures and captions, or on a folder of pictures.
 
     `init` gives an encoder to go on from; its sizes then count, and those of the configuration for
@@ -136,7 +136,7 @@ def pretrain(
             report.noted(f"{counted(train.cut, 'caption')} cut off after {CONTEXT_LENGTH} tokens")
         model = _model(start, words, config)
         held_out = validation if len(validation) else None
-        trainer = Trainer(model, train, held_out, precision, measure, group)
+        trainer = PretrainTrainer(model, train, held_out, precision, measure, group)
         writing = _Writing(report, trainer, folder, f"Pre-training on {source.name}")
         if group.is_first:
             begin(work, about, words.files() if words else None)
@@ -148,7 +148,7 @@ def pretrain(
             writing.write()  # also where a kill came just before
             save_decoder(work, model)
             _save(folder, trainer, start, source.name, about)
-    return Result(
+    return TrainedEncoder(
         output=str(folder),
         images=len(whole.paths),
         captions=len(whole.captions),
@@ -204,7 +204,7 @@ def _model(start: _Start, words: Tokenizer | None, config: PretrainConfig) -> Pr
 class _Writing(Report):
     """Passes on what the training says, and writes down its records and its page."""
 
-    def __init__(self, report: Report, trainer: Trainer, folder: Path, title: str):
+    def __init__(self, report: Report, trainer: PretrainTrainer, folder: Path, title: str):
         self._report, self._trainer, self._title = report, trainer, title
         self._page = folder / PAGE
         self._records = folder / WORK_FOLDER / METRICS
@@ -225,7 +225,7 @@ class _Writing(Report):
         write_page(self._page, self._title, self._trainer)
 
 
-def _check_sizes(config: PretrainConfig, group: Group) -> None:
+def _check_sizes(config: PretrainConfig, group: ProcessGroup) -> None:
     if 0 < config.vocab_size < SMALLEST_VOCABULARY:
         raise UsageError(
             f"vocab size must be 0 or from {SMALLEST_VOCABULARY}, got {config.vocab_size}"
@@ -309,7 +309,7 @@ def _tokenizer(
     return words
 
 
-def _shared(words: Tokenizer | None, group: Group) -> Tokenizer | None:
+def _shared(words: Tokenizer | None, group: ProcessGroup) -> Tokenizer | None:
     """The first process's tokenizer, in every process."""
     mine = words.files() if words else {}
     files = group.shared_values({name: content.decode() for name, content in mine.items()})
@@ -325,7 +325,7 @@ def _shared(words: Tokenizer | None, group: Group) -> Tokenizer | None:
 
 
 def _save(
-    folder: Path, trainer: Trainer, start: _Start, source: str, about: Mapping[str, Any]
+    folder: Path, trainer: PretrainTrainer, start: _Start, source: str, about: Mapping[str, Any]
 ) -> None:
     """Writes the finished encoder."""
     origin = {**start.encoder.identity, "sha256": about["init"]} if start.encoder else None

@@ -24,7 +24,7 @@ from aim_mlx.pretrain.losses import Batch, counts, losses
 from aim_mlx.pretrain.model import decays
 from aim_mlx.training.ahead import Ahead
 from aim_mlx.training.optimizer import adamw
-from aim_mlx.training.parallel import ALONE, Group
+from aim_mlx.training.parallel import ALONE, ProcessGroup
 from aim_mlx.training.shares import Division, Tree, summed_gradient
 
 _BETAS = 0.9, 0.95
@@ -36,7 +36,7 @@ _LARGEST_VALIDATION = 1024  # images
 _SCALES: dict[mx.Dtype, float] = {mx.float16: 1024.0}
 
 
-class Trainer:
+class PretrainTrainer:
     """A model in pre-training. `step` counts the steps done; `history` holds records of them.
 
     The model's parameters are float32; the forward and backward passes are in `dtype`. `measure`
@@ -54,7 +54,7 @@ class Trainer:
         validation: PretrainingData | None,
         dtype: mx.Dtype = mx.float32,
         measure: Callable[[PretrainingModel], dict[str, float]] | None = None,
-        group: Group = ALONE,
+        group: ProcessGroup = ALONE,
     ):
         self.model, self.train, self.validation = model, train, validation
         self.config, self._group = train.config, group

@@ -119,7 +119,7 @@ class PartTokens:
         return Views(paths, keys, self._encoder.preprocessing.crop_size or 0)
 
 
-class Features:
+class DataSetTokens:
     """The tokens of a data set's parts under one encoder, after prepare().
 
     `layers` are the blocks whose outputs are averaged, none for the tokens of the final norm.

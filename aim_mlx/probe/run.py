@@ -24,7 +24,7 @@ from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import UNTRAINED, AimError, Interrupted, OutputError
 from aim_mlx.probe.config import ProbeConfig
-from aim_mlx.probe.features import Augmentation, Features
+from aim_mlx.probe.features import Augmentation, DataSetTokens
 from aim_mlx.probe.gradients import logits_of
 from aim_mlx.probe.losses import probabilities
 from aim_mlx.probe.probe import AttentiveProbe, trained_probe
@@ -52,7 +52,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainedProbe:
     """The outcome of a run; `figures` are those of `measured_on`, "test" where there is one."""
 
     output: str
@@ -79,7 +79,7 @@ def train_probe(
     report: Report | None = None,
     *,
     stop: Callable[[], bool] = never,
-) -> Result:
+) -> TrainedProbe:
     """Trains a probe on the frozen encoder that `load` gives, and writes it with its report.
 
     Heads are chosen on val; test, where there is one, is looked at once, at the end. Interrupted,
@@ -99,7 +99,7 @@ def train_probe(
     with working(folder, about) as work:
         begin(work, about)
         cache = plan.cache or work / TOKENS
-        features = Features(encoder, cache, plan.cache_limit, plan.layers, plan.augmentation)
+        features = DataSetTokens(encoder, cache, plan.cache_limit, plan.layers, plan.augmentation)
         images = features.prepare(images, report, advanced)
         warnings = [*images.warnings, *_warnings(images)]
         pass_on(report, images.skips, images.notes, warnings)
@@ -125,7 +125,7 @@ def train_probe(
         write_report(folder / REPORT_FILE, page)
         write_lines(folder / SPLITS_FILE, split_lines(images))
         probe.save(folder, overwrite=True)
-    return Result(
+    return TrainedProbe(
         str(folder),
         len(images.classes),
         {name: len(part) for name, part in images.parts.items()},
@@ -160,7 +160,7 @@ def _warnings(data: DataSet) -> Iterator[str]:
         )
 
 
-def _trainer(plan: Plan, data: DataSet, features: Features, encoder: Encoder) -> GridTrainer:
+def _trainer(plan: Plan, data: DataSet, features: DataSetTokens, encoder: Encoder) -> GridTrainer:
     train, val = (
         LabelledTokens(features.tokens(name, data.parts[name]), data.parts[name].labels)
         for name in ("train", "val")
@@ -169,7 +169,7 @@ def _trainer(plan: Plan, data: DataSet, features: Features, encoder: Encoder) ->
     return GridTrainer(plan.config, len(data.classes), train, val, heads)
 
 
-def _measured(probe: AttentiveProbe, features: Features, data: DataSet, name: str) -> Measured:
+def _measured(probe: AttentiveProbe, features: DataSetTokens, data: DataSet, name: str) -> Measured:
     part = data.parts[name]
     tokens = features.tokens(name, part).for_epoch(0)
     logits = logits_of([probe.head], tokens, np.arange(len(part)), _AT_ONCE)[0]

@@ -12,7 +12,7 @@ from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.training import GridTrainer
 from aim_mlx.report.charts import Curve
 from aim_mlx.report.figures import confusion, figures_of, near_chance
-from aim_mlx.report.probe_page import Mistake, Report
+from aim_mlx.report.probe_page import Mistake, ProbeReport
 from aim_mlx.words.heatmap import heat_picture, seen
 
 _MISTAKES = 12  # shown
@@ -47,11 +47,11 @@ def made_report(
     facts: Mapping[str, str],
     warnings: Sequence[str],
     trainer: GridTrainer | None = None,
-) -> Report:
+) -> ProbeReport:
     """The report of a probe on what it was measured on, with how it learned if that is known."""
     heads, scores, losses = ([], [], []) if trainer is None else _learning(trainer)
     single = measured.part.labels.ndim == 1
-    return Report(
+    return ProbeReport(
         title,
         measured.name,
         measured.figures,

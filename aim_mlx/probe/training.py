@@ -40,7 +40,7 @@ class LabelledTokens:
 
 
 @dataclass(frozen=True)
-class Best:
+class BestHead:
     """The head to keep: its place in the grid, how it was trained, and its score.
 
     `epoch` counts from 1. `metric` is that of `metrics.measured` on the validation part.
@@ -124,10 +124,10 @@ class GridTrainer:
         return self.step >= self.steps or bool(late)
 
     @property
-    def best(self) -> Best | None:
+    def best(self) -> BestHead | None:
         """The head with the highest metric on validation, of equals the one of the lowest loss."""
         found = [
-            Best(index, self.config.grid[index], record["epoch"], metric, loss)
+            BestHead(index, self.config.grid[index], record["epoch"], metric, loss)
             for record in self.history
             for index, (metric, loss) in enumerate(
                 zip(record["metric"], record["val_loss"], strict=True)

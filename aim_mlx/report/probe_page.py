@@ -90,7 +90,7 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Report:
+class ProbeReport:
     """All that the page shows. `figures` are those of figures_of(), on the images of `split`.
 
     `heads` are rows for each head of the grid, the chosen one marked by "chosen".
@@ -113,13 +113,13 @@ class Report:
         return "exact_match" in self.figures
 
 
-def write_report(target: Path, report: Report) -> None:
+def write_report(target: Path, report: ProbeReport) -> None:
     """Writes the page, complete or not at all; raises OutputError."""
     with disk_errors("write", target):
         publish({target: lambda file: file.write("".join(_page(report)).encode())})
 
 
-def _page(report: Report) -> Iterator[str]:
+def _page(report: ProbeReport) -> Iterator[str]:
     yield begin(report.title, charts.STYLE + _STYLE)
     yield f"<header><h1>{shown(report.title)}</h1></header>\n"
     yield from (f'<p class="warning">{shown(text)}</p>\n' for text in report.warnings)
@@ -138,7 +138,7 @@ def _page(report: Report) -> Iterator[str]:
     yield END
 
 
-def _tiles(report: Report) -> str:
+def _tiles(report: ProbeReport) -> str:
     figures = report.figures
     name = "exact_match" if report.several else "accuracy"
     low, high = map(_percent, figures[f"{name}_interval"])
@@ -156,7 +156,7 @@ def _tiles(report: Report) -> str:
     return f'<div class="tiles">{"".join(boxes)}</div>\n'
 
 
-def _learning(report: Report) -> Iterator[str]:
+def _learning(report: ProbeReport) -> Iterator[str]:
     yield "<h2>Learning</h2>\n"
     if report.heads:
         yield "<p>Each line is a head of the grid, measured on val. The chosen one stands "
@@ -178,7 +178,7 @@ def _learning(report: Report) -> Iterator[str]:
     yield _table(names, rows)
 
 
-def _classes(report: Report) -> Iterator[str]:
+def _classes(report: ProbeReport) -> Iterator[str]:
     """A row for each class, the worst first, with its number where a picture names it so."""
     classes = report.figures["classes"]
     numbered = not report.several and len(classes) > _LARGEST_TABLE
@@ -241,7 +241,7 @@ def _cells(table: np.ndarray, names: Sequence[str]) -> str:
     return _scroll(head, body, "cells" if max(map(len, names)) <= _SHORT else "cells tall")
 
 
-def _calibration(report: Report) -> Iterator[str]:
+def _calibration(report: ProbeReport) -> Iterator[str]:
     # With several labels each class of each image is a decision of its own.
     counted = "decisions" if report.several else "images"
     bins, gap = report.figures["calibration"], _percent(report.figures["ece"])

@@ -17,7 +17,7 @@ from aim_mlx.backend import mx
 from aim_mlx.errors import CheckpointError, Interrupted, OutputError
 from aim_mlx.files import disk_errors, publish
 from aim_mlx.training.folder import RUN, write_lines
-from aim_mlx.training.parallel import ALONE, Group
+from aim_mlx.training.parallel import ALONE, ProcessGroup
 from aim_mlx.training.report import Report, Silent, never
 from aim_mlx.weights.safetensors_file import SafetensorsWriter, TensorReader, check_file
 
@@ -64,7 +64,7 @@ def run(
     *,
     stop: Callable[[], bool] = never,
     metrics: bool = False,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> None:
     """Runs a trainer until it is done, or until `stop` returns True.
 
@@ -102,7 +102,7 @@ def run(
         _write_metrics(work, trainer)  # a kill may have come between the state and these
 
 
-def _share_state(trainer: Trainer, group: Group) -> None:
+def _share_state(trainer: Trainer, group: ProcessGroup) -> None:
     """Gives the other processes the first one's state, of which they may see no file."""
     if group.size > 1:
         step, history = group.shared_values([trainer.step, trainer.history])

@@ -25,7 +25,7 @@ _PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KE
 _PROBES |= {"TCP_USER_TIMEOUT": 90_000}
 
 
-class Group:
+class ProcessGroup:
     """The processes of a training: this one's number `rank`, from 0, and their count `size`.
 
     Without an MLX group it is this process alone. Each method but `rows` is for all processes to
@@ -103,10 +103,10 @@ class Group:
         return tree
 
 
-ALONE = Group()
+ALONE = ProcessGroup()
 
 
-def joined() -> Group:
+def joined() -> ProcessGroup:
     """The processes that this one was started with by mlx.launch, once all are there.
 
     Without it, this process alone. Raises UsageError where they cannot be reached.
@@ -115,7 +115,7 @@ def joined() -> Group:
         return ALONE
     before = _descriptors()
     try:
-        group = Group(mx.distributed.init(strict=True))
+        group = ProcessGroup(mx.distributed.init(strict=True))
     except RuntimeError as error:
         raise UsageError(
             f"the other processes of this run cannot be reached ({error}): start all of them with "

@@ -54,7 +54,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Listing:
+class RepoListing:
     """The files of a repo at one commit."""
 
     repo: str
@@ -171,7 +171,7 @@ def _recorded(repo: str, revision: str) -> Path | None:
     return None
 
 
-def _record(folder: Path, listing: Listing, names: list[str]) -> None:
+def _record(folder: Path, listing: RepoListing, names: list[str]) -> None:
     """Writes the record; a cache that cannot be written to is checked again at every use."""
     digests = {name: listing.files[name].digest for name in names}
     with suppress(OSError):
@@ -193,7 +193,7 @@ def _write(path: Path, text: str) -> None:
     publish({path: lambda file: file.write(text.encode())})
 
 
-def _list(repo: str, revision: str) -> Listing:
+def _list(repo: str, revision: str) -> RepoListing:
     """The repo's files with their sizes and digests, in one request."""
     with explained(repo, revision):
         values = parse_object(_request_list(repo, revision), f"the Hub's list of {repo}")
@@ -205,7 +205,7 @@ def _list(repo: str, revision: str) -> Listing:
         files = [_remote_file(entry) for entry in entries]
         if len({file.name for file in files}) < len(files):
             raise ValueError("one file listed twice")
-        return Listing(repo, commit, {file.name: file for file in files})
+        return RepoListing(repo, commit, {file.name: file for file in files})
 
 
 def _request_list(repo: str, revision: str) -> bytes:
@@ -241,7 +241,7 @@ def _remote_file(entry: dict[str, Any]) -> RemoteFile:
     return file
 
 
-def _download(listing: Listing, progress: type | None) -> Path:
+def _download(listing: RepoListing, progress: type | None) -> Path:
     """Gets what is missing, small files first, and records that everything is there."""
     weights = _choose_weights(listing)
     names = [*(name for name in SMALL_FILES if name in listing.files), weights]
@@ -264,7 +264,7 @@ def _largest(name: str) -> int:
     return LARGEST_SMALL if name in SMALL_FILES else LARGEST_WEIGHTS
 
 
-def _choose_weights(listing: Listing) -> str:
+def _choose_weights(listing: RepoListing) -> str:
     """The weight file to get, or the index of the shards; the first kind that there is."""
     for name in (*WEIGHT_FILES, INDEX_FILE):
         if name in listing.files:
@@ -277,7 +277,7 @@ def _choose_weights(listing: Listing) -> str:
     )
 
 
-def _get(listing: Listing, name: str, progress: type | None) -> Path:
+def _get(listing: RepoListing, name: str, progress: type | None) -> Path:
     """One file in the cache, where the client keeps it, with the listed size and digest."""
     file, most = listing.files[name], _largest(name)
     if (file.size or 0) > most:

@@ -19,7 +19,7 @@ from aim_mlx.words.zeroshot import ZeroShotHead
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ZeroShotEvaluation:
     """The figures, of which `accuracy` is the share that is right, and what was mistaken for what.
 
     `confusion` (C, C) counts images of the class of the row that were taken for that of the column.
@@ -71,7 +71,7 @@ def evaluate(
     options: EmbedOptions,
     skipped: Callable[[Skip], None],
     done: Callable[[str], None],
-) -> Evaluation:
+) -> ZeroShotEvaluation:
     """Probabilities of the head's labels, which are those of `classes` in turn, beside the truth.
 
     Images that cannot be embedded go to `skipped` and do not count. Raises AimError where none can.
@@ -90,4 +90,4 @@ def evaluate(
         raise AimError(f"none of {len(items)} images could be read: nothing to evaluate")
     probabilities, known = np.stack(scores), np.array(truth)
     figures = figures_of(probabilities, known, classes)
-    return Evaluation(tuple(classes), figures, confusion(probabilities, known))
+    return ZeroShotEvaluation(tuple(classes), figures, confusion(probabilities, known))

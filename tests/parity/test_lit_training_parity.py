@@ -14,7 +14,7 @@ from aim_mlx.data.pairs import Pairs
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
 from aim_mlx.lit_training.features import Split
 from aim_mlx.lit_training.model import freeze_trunk
-from aim_mlx.lit_training.trainer import Trainer
+from aim_mlx.lit_training.trainer import LitTrainer
 from aim_mlx.words.lit import LiT
 from aim_mlx.words.tokenizer import TokenIds, Tokenizer
 from tests.parity.test_vision_parity import noise_of
@@ -74,13 +74,13 @@ class Given:
         return list(self.tokens[np.asarray(indices)])
 
 
-def our_trainer(lit: LiT, pixels: np.ndarray, texts: TokenIds) -> Trainer:
+def our_trainer(lit: LiT, pixels: np.ndarray, texts: TokenIds) -> LitTrainer:
     tokens = np.array(lit.features(pixels).tokens)
     count = len(texts.ids)
     pairs = Pairs(("",) * count, (), tuple(TEXTS), np.arange(count))
     freeze_trunk(lit.lit)
     assert lit.tokenizer is not None
-    return Trainer(lit.lit, lit.tokenizer, CONFIG, Split(pairs, Given(tokens), texts))
+    return LitTrainer(lit.lit, lit.tokenizer, CONFIG, Split(pairs, Given(tokens), texts))
 
 
 def their_steps(model, pixels: np.ndarray, texts: TokenIds):
