@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aim_mlx.errors import AimError, CheckpointError
-from aim_mlx.weights.safetensors_file import SafetensorsWriter
+from aim_mlx.weights.safetensors_writer import SafetensorsWriter
 from aim_mlx.weights.strict_json import at, show
 from convert.archive import check_archive
 

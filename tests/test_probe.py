@@ -203,7 +203,7 @@ def test_the_native_resolution_model_is_refused():
 
 def test_a_folder_with_a_probe_is_not_overwritten_unasked(trained, tmp_path):
     trained.save(tmp_path / "probe")
-    with pytest.raises(OutputError, match="has a probe already"):
+    with pytest.raises(OutputError, match="has probe.json already"):
         trained.save(tmp_path / "probe")
     trained.save(tmp_path / "probe", overwrite=True)
     with pytest.raises(OutputError, match="cannot write"):

@@ -16,7 +16,7 @@ from aim_mlx.errors import CheckpointError, OutputError
 from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.initial import initial_weights
 from aim_mlx.weights.load import load_weights
-from aim_mlx.weights.safetensors_file import SafetensorsWriter
+from aim_mlx.weights.safetensors_writer import SafetensorsWriter
 from aim_mlx.weights.save import provenance, save_checkpoint
 from aim_mlx.weights.sizes import expected_shapes
 from tests.full_disk import full_from

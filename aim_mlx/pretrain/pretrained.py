@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,8 @@ from aim_mlx.images import ImageSource
 from aim_mlx.loading import load
 from aim_mlx.models.decoder import PretrainingConfig, PretrainingModel
 from aim_mlx.pretrain.generate import captions, continued
-from aim_mlx.weights.safetensors_file import SafetensorsWriter, TensorReader, check_file
+from aim_mlx.weights.safetensors_file import TensorReader, check_file
+from aim_mlx.weights.safetensors_writer import write_arrays
 from aim_mlx.weights.save import WORK_FOLDER
 from aim_mlx.weights.sizes import check_shapes
 from aim_mlx.weights.strict_json import parse_object
@@ -84,16 +84,8 @@ def as_image(pixels: np.ndarray, preprocessing: PreprocessConfig) -> np.ndarray:
 def save_decoder(work: Path, model: PretrainingModel) -> None:
     """Publishes all but the encoder in a run's working folder; raises OSError."""
     tensors = {n: np.asarray(v) for n, v in _beside_encoder(model).items()}
-    specs = {name: ("F32", value.shape) for name, value in tensors.items()}
     about = {"format": "mlx", _CONFIG: json.dumps(to_dict(model.config.decoder))}
-
-    def write(file: Any) -> None:
-        writer = SafetensorsWriter(file, specs, about)
-        for name, value in tensors.items():
-            writer.write(name, value)
-        writer.finish()
-
-    publish({work / DECODER: write})
+    publish({work / DECODER: lambda file: write_arrays(file, tensors, about)})
 
 
 def load_pretrained(folder: str | os.PathLike[str]) -> Pretrained:

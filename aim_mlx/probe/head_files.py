@@ -5,21 +5,17 @@ FOLDER/probe.json           its sizes, classes, the encoder it belongs to, metri
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from aim_mlx.backend import check_not_forked, mx
 from aim_mlx.config import HEAD_DIM
-from aim_mlx.errors import CheckpointError, OutputError, UsageError
-from aim_mlx.files import disk_errors, publish
+from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.probe.heads import Head, HeadConfig, flat
 from aim_mlx.weights.layouts import HEAD, others, plan
 from aim_mlx.weights.safetensors_file import (
@@ -29,6 +25,7 @@ from aim_mlx.weights.safetensors_file import (
     check_file,
     refuse_suffix,
 )
+from aim_mlx.weights.safetensors_writer import write_described
 from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
 
 WEIGHTS, RECORD = "probe.safetensors", "probe.json"
@@ -86,21 +83,8 @@ def load_head(path: str | os.PathLike[str], heads: int | None = None) -> Head:
 def write_probe(folder: Path, head: Head, values: Mapping[str, Any], overwrite: bool) -> Path:
     """Writes a probe; raises OutputError where one is there already or the disk fails."""
     tensors = {f"head.{n}": np.array(value) for n, value in flat(head.parameters()).items()}
-    data = safetensors.numpy.save(tensors, {"format": _FORMAT})
-    record = {
-        "format": _FORMAT,
-        "format_version": _VERSION,
-        "head": asdict(head.config),
-        **values,
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-    text = json.dumps(record, indent=1).encode() + b"\n"
-    if not overwrite and any(os.path.lexists(folder / name) for name in (WEIGHTS, RECORD)):
-        raise OutputError(f"{at(folder)} has a probe already: choose another folder")
-    contents = {WEIGHTS: data, RECORD: text}
-    with disk_errors("write", folder, "fix that, or choose another folder"):
-        folder.mkdir(exist_ok=True)
-        publish({folder / name: partial(_write, content) for name, content in contents.items()})
+    record = {"format": _FORMAT, "format_version": _VERSION, "head": asdict(head.config), **values}
+    write_described(folder, (WEIGHTS, RECORD), tensors, record, overwrite)
     return folder
 
 
@@ -196,7 +180,3 @@ def _read_head(checked: CheckedFile, config: HeadConfig) -> Head:
     head.eval()
     mx.eval(head.parameters(), mx.random.state)
     return head
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)

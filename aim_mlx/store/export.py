@@ -25,7 +25,7 @@ from aim_mlx.store.folder import hidden_beside, remove
 from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.store.rows import exact_paths, table_schema
 from aim_mlx.store.shards import PARQUET, Summed, vectors_of
-from aim_mlx.weights.safetensors_file import SafetensorsWriter
+from aim_mlx.weights.safetensors_writer import SafetensorsWriter
 
 _PART_ROWS = 4096
 _AS_BEFORE = "it is as it was"

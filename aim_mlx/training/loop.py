@@ -19,12 +19,12 @@ from aim_mlx.files import disk_errors, publish
 from aim_mlx.training.folder import RUN, write_lines
 from aim_mlx.training.parallel import ALONE, ProcessGroup
 from aim_mlx.training.report import Report, Silent, never
-from aim_mlx.weights.safetensors_file import SafetensorsWriter, TensorReader, check_file
+from aim_mlx.weights.safetensors_file import TensorReader, check_file
+from aim_mlx.weights.safetensors_writer import write_arrays
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.json"
 CHECKPOINT_SECONDS = 60.0  # of work at most are lost in a kill
 _RECORD, _RUN, _CHECKSUM = "aim_mlx_training", "aim_mlx_run", "aim_mlx_crc32"
-_DTYPES = {"float32": "F32", "uint64": "U64", "uint32": "U32", "int32": "I32"}
 
 
 class Trainer(Protocol):
@@ -133,17 +133,9 @@ def _interrupted(trainer: Trainer, kept: int, work: Path | None) -> Interrupted:
 def save_state(folder: Path, trainer: Trainer) -> None:
     """Publishes the trainer's state in a folder; raises OSError."""
     state = {name: np.asarray(value) for name, value in trainer.state().items()}
-    specs = {name: (_DTYPES[str(value.dtype)], value.shape) for name, value in state.items()}
     record = json.dumps({"step": trainer.step, "history": trainer.history})
     about = {_RECORD: record, _RUN: _run(folder), _CHECKSUM: _checksum(record, state)}
-
-    def write(file) -> None:
-        writer = SafetensorsWriter(file, specs, about)
-        for name, value in state.items():
-            writer.write(name, value)
-        writer.finish()
-
-    publish({folder / CHECKPOINT: write})
+    publish({folder / CHECKPOINT: lambda file: write_arrays(file, state, about)})
 
 
 def load_state(folder: Path, trainer: Trainer) -> bool:

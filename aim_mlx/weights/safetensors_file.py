@@ -4,15 +4,12 @@
   reader does not defend itself and is not used.
 - Tensors are read by position into memory of their own, never mapped: a mapped file that shrinks
   kills the process, a read that ends early is an error.
-- Tensors are written one at a time, so that a model larger than memory can be saved.
 """
 
 import io
-import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -309,70 +306,3 @@ def _check_agreement(path: Path, tensors: dict[str, TensorInfo]) -> None:
         raise CheckpointError(
             f"{at(path)} reads differently by two parsers: download it again from its publisher"
         )
-
-
-class SafetensorsWriter:
-    """Writes the header at once, from names, dtypes and shapes, then tensors in any order.
-
-    `specs` maps names to (dtype as in safetensors, shape); `metadata` is stored as it is.
-    """
-
-    def __init__(
-        self,
-        file: BinaryIO,
-        specs: Mapping[str, tuple[str, tuple[int, ...]]],
-        metadata: Mapping[str, str],
-    ):
-        self._file = file
-        self._specs = dict(specs)
-        self._missing = set(specs)
-        self._offsets: dict[str, int] = {}
-        header: dict[str, object] = {"__metadata__": dict(metadata)}
-        end = 0
-        # Wide types first, so that every tensor starts at a multiple of its item size.
-        for name, (dtype, shape) in sorted(specs.items(), key=lambda i: -_itemsize(i[1][0])):
-            self._offsets[name] = end
-            end += math.prod(shape) * _itemsize(dtype)
-            offsets = [self._offsets[name], end]
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        file.write(len(text).to_bytes(8, "little") + text)
-        self._start = 8 + len(text)
-
-    def write(self, name: str, array: np.ndarray) -> None:
-        """Writes one tensor, bfloat16 as its uint16 bits; ValueError if it is not as stated."""
-        self._check(name, array, array.shape)
-        self.write_parts(name, [array])
-
-    def write_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
-        """Writes one tensor by parts of its first axis; ValueError if they do not make it up."""
-        if name not in self._missing:
-            raise ValueError(f"tensor {name} is written twice")
-        shape = self._specs[name][1]
-        self._file.seek(self._start + self._offsets[name])
-        size = 0
-        for part in parts:
-            self._check(name, part, shape[:1] + part.shape[1:])
-            # A view of the bytes of a one-dimensional array: no copy if it is contiguous already.
-            self._file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-            size += part.size
-        if size != math.prod(shape):
-            raise ValueError(f"tensor {name}: expected {math.prod(shape)} values, got {size}")
-        self._missing.discard(name)
-
-    def _check(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
-        dtype, expected = self._specs[name]
-        if shape != expected or array.dtype != np.dtype(NUMPY_DTYPES[dtype]):
-            raise ValueError(
-                f"tensor {name}: expected {dtype} {expected}, got {array.dtype} {array.shape}"
-            )
-
-    def finish(self) -> None:
-        """Raises ValueError unless every tensor was written."""
-        if self._missing:
-            raise ValueError(f"tensor {sorted(self._missing)[0]} was never written")
-
-
-def _itemsize(dtype: str) -> int:
-    return np.dtype(NUMPY_DTYPES[dtype]).itemsize

@@ -22,7 +22,8 @@ from aim_mlx.weights.checkpoint import STORED, TRAINED_KEY
 from aim_mlx.weights.config_json import FORMAT, ModelConfig, our_values
 from aim_mlx.weights.files import OUR_FILE, TOKENIZER_FILES
 from aim_mlx.weights.quantize import Quantization, Specs, pack, packed_specs, quantized_names
-from aim_mlx.weights.safetensors_file import SafetensorsWriter, all_finite
+from aim_mlx.weights.safetensors_file import all_finite
+from aim_mlx.weights.safetensors_writer import SafetensorsWriter
 from aim_mlx.weights.sizes import check_shapes, expected_shapes
 from aim_mlx.weights.strict_json import at, read_object, show
 

@@ -13,7 +13,7 @@ from aim_mlx.errors import UsageError
 from aim_mlx.files import disk_errors, publish
 from aim_mlx.weights.files import OUR_FILE
 from aim_mlx.weights.layouts import from_ours, layout_named
-from aim_mlx.weights.safetensors_file import SafetensorsWriter
+from aim_mlx.weights.safetensors_writer import SafetensorsWriter
 from aim_mlx.weights.save import check_folder
 
 _BICUBIC = 3  # Pillow's number

@@ -5,7 +5,6 @@ The vector of a class is the mean of its prompts' vectors, each of length one, s
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
-from aim_mlx.errors import CheckpointError, OutputError, UsageError
-from aim_mlx.files import disk_errors, publish
+from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.weights.safetensors_file import check_file, read_tensor
+from aim_mlx.weights.safetensors_writer import write_described
 from aim_mlx.weights.strict_json import at, parse_object, read_bytes, show
 from aim_mlx.words.prompts import as_labels, as_templates, filled
 
@@ -132,21 +130,10 @@ class ZeroShotHead:
         Raises OutputError where that cannot be done, or where labels are there already.
         """
         folder = Path(folder)
-        tensors = safetensors.numpy.save({"vectors": self.vectors}, {"format": _FORMAT})
         record = {"format": _FORMAT, "format_version": _VERSION, "dim": self.dim}
         record |= {name: value for name, value in vars(self).items() if name != "vectors"}
-        record["sha256"] = hashlib.sha256(tensors).hexdigest()
-        text = json.dumps(record, indent=1).encode() + b"\n"
-        if not overwrite and any(os.path.lexists(folder / name) for name in (_VECTORS, _RECORD)):
-            raise OutputError(f"{at(folder)} has labels already: choose another folder")
-        with disk_errors("write into", folder, "choose another folder"):
-            folder.mkdir(exist_ok=True)
-            publish(
-                {
-                    folder / _VECTORS: lambda file: file.write(tensors),
-                    folder / _RECORD: lambda file: file.write(text),
-                }
-            )
+        arrays = {"vectors": self.vectors}
+        write_described(folder, (_VECTORS, _RECORD), arrays, record, overwrite)
         return folder
 
     @classmethod
