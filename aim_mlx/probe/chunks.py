@@ -106,12 +106,12 @@ def over_chunks(
     are float32.
     """
     for number in range(max(len(part.chunks) for part in parts)):
-        here, found = [part for part in parts if number < len(part.chunks)], []
+        here, computed = [part for part in parts if number < len(part.chunks)], []
         for part in here:
             with mx.stream(part.stream):
-                found.append(compute(part, part.places(number), next(part.tokens)))
-        mx.eval(found)
-        for part, each in zip(here, found, strict=True):
+                computed.append(compute(part, part.places(number), next(part.tokens)))
+        mx.eval(computed)
+        for part, each in zip(here, computed, strict=True):
             yield part, part.places(number), each
 
 
@@ -160,8 +160,8 @@ def measured(tokens: Sequence[np.ndarray]) -> np.ndarray:
     values = np.empty((2, len(tokens), tokens[0].shape[1]), np.float32)
     with rounds(tokens) as work:
         for together in work:
-            for part, places, found in over_chunks(together, _of_chunk):
-                values[:, part.rows[places]] = np.array(found)
+            for part, places, moments in over_chunks(together, _of_chunk):
+                values[:, part.rows[places]] = np.array(moments)
     return values
 
 

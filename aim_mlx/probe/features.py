@@ -153,20 +153,20 @@ class DataSetTokens:
         for name, part in data.parts.items():
             tokens = self.tokens(name, part)
             what = "computing the tokens of" if tokens.cached else "checking the images of"
-            found = tokens.fill(partial(advanced, f"{what} {name}"))
-            skips |= {skip.path: skip for skip in found}
+            undecoded = tokens.fill(partial(advanced, f"{what} {name}"))
+            skips |= {skip.path: skip for skip in undecoded}
         return data.without([skips[path] for path in sorted(skips)])
 
     def tokens(self, name: str, part: Part) -> PartTokens:
         """The tokens of a part of what prepare() returned."""
         if name == "train" and self._augmentation is not None:
-            found = PartTokens(
+            tokens = PartTokens(
                 self._cached_views, self._viewing, self._layers, part, self._augmentation
             )
         else:
-            found = PartTokens(self._cache, self._encoder, self._layers, part)
-        found.cached = name in self._chosen
-        return found
+            tokens = PartTokens(self._cache, self._encoder, self._layers, part)
+        tokens.cached = name in self._chosen
+        return tokens
 
     def _choose(self, data: DataSet, report: Report) -> None:
         """Which parts to cache, as far as there is room."""

@@ -133,11 +133,11 @@ def _average(parts: Sequence[BatchPart], queries: mx.array, heads: int) -> list[
     """Reads the tokens of parts: the means by all queries."""
     read = {part.core: _Read(part) for part in parts}
     averaged: dict[int, list[mx.array]] = {part.core: [] for part in parts}
-    for part, places, found in over_chunks(
+    for part, places, (means, weights) in over_chunks(
         parts, lambda _, __, tokens: attend_folded(tokens, queries)
     ):
-        averaged[part.core].append(found[0].swapaxes(0, 1))
-        read[part.core].weights[places.start] = found[1]
+        averaged[part.core].append(means.swapaxes(0, 1))
+        read[part.core].weights[places.start] = weights
     for core, each in read.items():
         with mx.stream(each.part.stream):
             each.averaged = list(mx.split(mx.concatenate(averaged[core], axis=1), heads))
@@ -168,8 +168,8 @@ def _attentive_logits(
     with rounds(tokens) as work:
         for together in work:
             for each in _average(together, queries, len(heads)):
-                found = zip(heads, each.averaged, norms, strict=True)
-                computed = [head.classify(averaged, norm) for head, averaged, norm in found]
+                inputs = zip(heads, each.averaged, norms, strict=True)
+                computed = [head.classify(averaged, norm) for head, averaged, norm in inputs]
                 mx.eval(computed)
                 logits[:, each.part.rows] = [np.array(some) for some in computed]
 
@@ -209,8 +209,8 @@ def _pooled(tokens: Sequence[np.ndarray], kind: str) -> mx.array:
     pooled = np.empty((len(tokens), tokens[0].shape[1]), np.float32)
     with rounds(tokens) as work:
         for together in work:
-            for part, places, found in over_chunks(together, lambda _, __, each: pool(each, kind)):
-                pooled[part.rows[places]] = np.array(found)
+            for part, places, rows in over_chunks(together, lambda _, __, each: pool(each, kind)):
+                pooled[part.rows[places]] = np.array(rows)
     return mx.array(pooled)
 
 

@@ -178,17 +178,16 @@ class Head(nn.Module):
         folded = folded_queries(queries, self.k.weight, self._config.heads)
         return folded if norm is None else folded * norm.inverse
 
-    def classify(self, found: mx.array, norm: Normalisation | None = None) -> mx.array:
+    def classify(self, pooled: mx.array, norm: Normalisation | None = None) -> mx.array:
         """The tokens' means by the queries (K, B, D), or pooled tokens (B, D) -> logits (B, C)."""
         config = self._config
         if not config.attends:
-            return self.linear(found if norm is None else norm(found))
-        averaged = found
+            return self.linear(pooled if norm is None else norm(pooled))
         if config.queries > 1:
-            averaged = found.reshape(config.queries, config.heads, -1, config.dim).mean(axis=0)
+            pooled = pooled.reshape(config.queries, config.heads, -1, config.dim).mean(axis=0)
         if norm is not None:
-            averaged = norm(averaged)
-        pooled = project(averaged, self.v.weight)
+            pooled = norm(pooled)
+        pooled = project(pooled, self.v.weight)
         return self.linear(self.proj(pooled) if config.kind == "coca" else pooled)
 
     def attention(self, tokens: mx.array) -> mx.array:

@@ -178,9 +178,9 @@ class AttentiveProbe:
 
     def check(self, encoder: Encoder) -> None:
         """Raises CheckpointError unless the tokens come from the encoder of this probe."""
-        found = token_identity(encoder, self.layers)
-        for name in dict.fromkeys([*found, *self.identity]):
-            if found.get(name) != self.identity.get(name):
+        given = token_identity(encoder, self.layers)
+        for name in dict.fromkeys([*given, *self.identity]):
+            if given.get(name) != self.identity.get(name):
                 raise CheckpointError(
                     f"this probe was trained on {self.model.get('model')!r}, and the {name} of the "
                     f"encoder given ({encoder.identity.get('model')!r}) are others: use the one it "
@@ -214,8 +214,8 @@ class AttentiveProbe:
         """
         images = listed(images)
         with closing(self.predict_stream(images)) as rows:
-            found = [vector_of(row, images) for row in rows]
-        return np.stack(found) if found else np.empty((0, len(self.classes)), np.float32)
+            vectors = [vector_of(row, images) for row in rows]
+        return np.stack(vectors) if vectors else np.empty((0, len(self.classes)), np.float32)
 
     def predict_stream(self, images: Iterable[ImageSource]) -> Generator[Embedded, None, None]:
         """Yields a row for each image, in order, whose `vector` is its probabilities, float32 (C,).
@@ -238,14 +238,14 @@ class AttentiveProbe:
         Raises UsageError for a head that does not attend, and as predict().
         """
         images, side = listed(images), self.encoder.model.config.grid or 0
-        found = []
+        weights = []
         for rows, tokens in self._token_batches(images):
             for row in rows:
                 vector_of(row, images)
             if tokens is not None:
-                found.append(np.array(self.head.attention(mx.array(tokens))))
+                weights.append(np.array(self.head.attention(mx.array(tokens))))
         K = self.head.config.heads * self.head.config.queries
-        maps = np.concatenate(found) if found else np.empty((0, K, side * side), np.float32)
+        maps = np.concatenate(weights) if weights else np.empty((0, K, side * side), np.float32)
         return maps.reshape(len(maps), K, side, side)
 
     def _token_batches(
@@ -262,9 +262,9 @@ class AttentiveProbe:
         """Of tokens (B, N, D): (B, C), NaN for an image whose logits are not all finite."""
         logits = np.array(self.head(mx.array(tokens)))
         sound = np.isfinite(logits).all(axis=1)
-        found = np.full(logits.shape, np.nan, np.float32)
-        found[sound] = probabilities(logits[sound], self.multi_label)
-        return found
+        rows = np.full(logits.shape, np.nan, np.float32)
+        rows[sound] = probabilities(logits[sound], self.multi_label)
+        return rows
 
 
 def trained_probe(

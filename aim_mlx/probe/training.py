@@ -126,7 +126,7 @@ class GridTrainer:
     @property
     def best(self) -> BestHead | None:
         """The head with the highest metric on validation, of equals the one of the lowest loss."""
-        found = [
+        scored = [
             BestHead(index, self.config.grid[index], record["epoch"], metric, loss)
             for record in self.history
             for index, (metric, loss) in enumerate(
@@ -134,7 +134,7 @@ class GridTrainer:
             )
             if metric is not None
         ]
-        return max(found, key=lambda each: (each.metric, -each.loss), default=None)
+        return max(scored, key=lambda each: (each.metric, -each.loss), default=None)
 
     def best_head(self) -> Head:
         """A copy of it as it was then, ready for use; raises AimError before the first epoch."""
