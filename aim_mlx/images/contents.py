@@ -86,9 +86,9 @@ def reading(
         yield Content(digest, *size_and_time(status), identity(status)), data
 
 
-def read_content(path: str, max_pixels: int | None = None) -> Content:
+def read_content(path: str) -> Content:
     """What is in a file; raises ImageError as reading() does."""
-    with reading(path, max_pixels) as (content, _):
+    with reading(path) as (content, _):
         return content
 
 
