@@ -22,7 +22,7 @@ from tests.pretraining import TINY
 
 
 def run_all(folder: Path, *jobs: dict[str, Any]) -> list[subprocess.CompletedProcess[str]]:
-    """Runs each job as a process of one group; they have a minute."""
+    """Runs each job as a process of one group. On a busy machine they may take ten minutes."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in jobs]
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{s.getsockname()[1]}"] for s in sockets]))
@@ -46,7 +46,7 @@ def run_all(folder: Path, *jobs: dict[str, Any]) -> list[subprocess.CompletedPro
     done = []
     try:
         for process in processes:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=600)
             done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
     finally:
         for process in processes:
