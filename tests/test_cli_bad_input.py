@@ -119,18 +119,20 @@ def test_an_error_stays_off_stdout_where_stderr_is_closed():
     assert process.communicate(timeout=60)[0] == "" and process.returncode == 4
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_what_the_terminal_cannot_show_is_escaped(model, tmp_path, encoding):
+@pytest.mark.parametrize(
+    "encoding, command",
+    [("ascii", ["duplicates", "o"]), ("latin-1", ["search", "o", "--image", "in/sushi.png"])],
+    ids=["ascii", "latin-1"],
+)
+def test_what_the_terminal_cannot_show_is_escaped(model, tmp_path, encoding, command):
     (tmp_path / "in").mkdir()
     for name in ("\u5bff\u53f8.png", "sushi.png"):  # the same photo twice
         (tmp_path / "in" / name).write_bytes(PNG)
     cli._run(["embed", str(tmp_path / "in"), "-o", str(tmp_path / "o"), "--model", str(model)])
     environment = os.environ | {"PYTHONIOENCODING": encoding}
-    calls = (["duplicates", tmp_path / "o"], ["search", tmp_path / "o", "--image", "in/sushi.png"])
-    for call in calls:
-        process = start(*call, env=environment, cwd=tmp_path)
-        stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode == 0 and "\\u5bff\\u53f8.png" in stdout, stderr
+    process = start(*command, env=environment, cwd=tmp_path)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and "\\u5bff\\u53f8.png" in stdout, stderr
 
 
 def test_control_characters_in_an_error_line_are_escaped(capsys, monkeypatch):

@@ -38,7 +38,7 @@ def home(tmp_path_factory) -> Path:
     save(home / "model")
     (home / "photos").mkdir()
     for i in range(PHOTOS):
-        Image.fromarray(photo(i, 450, 600)).save(home / "photos" / f"{i:02}.png")
+        Image.fromarray(photo(i, 225, 300)).save(home / "photos" / f"{i:02}.png")
     (home / "photos" / "05.png").write_bytes(b"")
     process = start(home, home / "whole")
     process.communicate(timeout=60)
@@ -80,7 +80,7 @@ def check_same(home: Path, out: Path) -> None:
     assert ours == whole
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(0, 10, 2))
 def test_a_command_that_was_killed_at_any_time_comes_to_the_same_bits(home, tmp_path, seed):
     rng = np.random.default_rng(seed)
     process = started(home, tmp_path / "out", shards=seed)
@@ -91,7 +91,7 @@ def test_a_command_that_was_killed_at_any_time_comes_to_the_same_bits(home, tmp_
     check_same(home, tmp_path / "out")
 
 
-@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("shards", [1, 3])
 def test_an_interrupt_keeps_the_whole_blocks_and_says_how_to_go_on(home, tmp_path, shards):
     process = started(home, tmp_path / "out", shards)
     process.send_signal(signal.SIGINT)
