@@ -2,6 +2,20 @@
 
 import signal
 
+import pytest
+
 # A shell that runs them in the background has them ignore Ctrl-C, and with them every process that
 # they start in order to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Few tests each, of many seconds. They come first: begun last, one would keep one process of
+# `-n 2 --dist loadfile` at work while the other has nothing left to do.
+LONG = ("training_kill", "store_kill", "training_parallel", "cli_embed_killed", "training_damage")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # by which xdist puts files of few tests last
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
