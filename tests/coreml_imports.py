@@ -9,7 +9,7 @@ _HEAVY = ("executorch", "scipy", "sklearn", "tensorflow", "torch", "torchao", "t
 _HEAVY += ("torchvision", "transformers", "xgboost")
 
 _hidden = [name for name in _HEAVY if name not in sys.modules]
-sys.modules.update(dict.fromkeys(_hidden))  # pyright: ignore[reportArgumentType]
+sys.modules |= dict.fromkeys(_hidden)  # pyright: ignore
 logging.getLogger("coremltools").setLevel(logging.CRITICAL)
 try:
     coremltools = pytest.importorskip("coremltools", reason="extra 'coreml' is not installed")

@@ -132,7 +132,8 @@ class Package:
         prefix, folder, name = place.fileName.split("/")
         assert (prefix, folder) == ("@model_path", "weights")
         content = np.memmap(self._weights_folder / name, mode="r")
-        sentinel, kind, size, offset = struct.unpack_from("<IIQQ", content, place.offset)
+        head = content[place.offset : place.offset + 24].tobytes()
+        sentinel, kind, size, offset = struct.unpack("<IIQQ", head)
         assert sentinel == _BLOB_SENTINEL and _BLOB_TYPES[kind] == dtype
         return content[offset : offset + size].view(dtype)
 

@@ -6,6 +6,7 @@
 - the same graph gives the same bytes
 """
 
+import importlib
 import json
 import logging
 import platform
@@ -248,22 +249,19 @@ def _input_dtype(graph: Graph) -> type[np.generic]:
 
 def _specification(ct: Any, graph: Graph, weights: Path, bits: int, image_input: bool) -> Any:
     """The program and what is said of it; weight.bin is written."""
-    from coremltools.converters.mil.backend.mil.load import load
-    from coremltools.converters.mil.mil import Program
-    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
-
-    program, arrays = Program(), {}
+    mil = ct.converters.mil
+    program, arrays = mil.mil.Program(), {}
     for name, batch in graph.functions.items():
         function = _function(ct, graph, batch, arrays, bits, image_input)
         program.add_function(name, function)
     program.default_function_name = next(iter(graph.functions))
     program.export_as_multifunction = len(graph.functions) > 1
     for name in _PASSES:
-        PASS_REGISTRY[name](program)
+        mil.mil.passes.pass_registry.PASS_REGISTRY[name](program)
     classifier = None
     if image_input and graph.labels and not _many_apply(graph):
         classifier = ct.ClassifierConfig(list(graph.labels), _LABEL)
-    spec = load(
+    spec = mil.backend.mil.load.load(
         program,
         str(weights),
         specification_version=_version(graph),
@@ -286,19 +284,17 @@ def _function(
     bits: int,
     image_input: bool,
 ) -> Any:
-    from coremltools.converters.mil import Builder
-    from coremltools.converters.mil.mil import Function, types
-
+    mil = ct.converters.mil.mil
     name, shape, version = graph.input_name, graph.input_shape(batch), _version(graph)
     if image_input:
         shape = (1, 3, *shape[1:3])
-    dtype = types.numpy_type_to_builtin_type(_input_dtype(graph))
+    dtype = mil.types.numpy_type_to_builtin_type(_input_dtype(graph))
     opset = ct.target.iOS16 if version == _IOS16 else ct.target.iOS18
-    with Function({name: Builder.placeholder(shape, dtype)}, opset) as function:
+    with mil.Function({name: mil.Builder.placeholder(shape, dtype)}, opset) as function:
         x = function.inputs[name]
         if image_input:
-            x = Builder.transpose(x=x, perm=(0, 2, 3, 1))
-        output = graph.build(MilOps(Builder, arrays, bits, version), x, batch)
+            x = mil.Builder.transpose(x=x, perm=(0, 2, 3, 1))
+        output = graph.build(MilOps(mil.Builder, arrays, bits, version), x, batch)
         output.name = graph.output_name
         function.set_outputs([output])
     if image_input:
@@ -348,17 +344,17 @@ def _coremltools() -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import coremltools as ct
-            from coremltools.converters.mil import Builder
+            ct = importlib.import_module("coremltools")
     finally:
         logging.disable(disabled)
-    counts = dict(Builder.name_count)
-    Builder.name_count.clear()
+    counts = ct.converters.mil.Builder.name_count
+    before = dict(counts)
+    counts.clear()
     try:
         yield ct
     finally:
-        Builder.name_count.clear()
-        Builder.name_count.update(counts)
+        counts.clear()
+        counts.update(before)
 
 
 def _unpacked(weight: np.ndarray) -> np.ndarray:
