@@ -1,6 +1,7 @@
 """The Swift package in examples/swift, as far as it can be held to without a Swift compiler."""
 
 import base64
+import inspect
 import json
 import os
 import re
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aim_mlx import Embedder
 from aim_mlx.backend import mx
+from aim_mlx.bridge import Result
 from aim_mlx.config import VisionConfig, from_dict
 from aim_mlx.graphs.graph import Graph
 from aim_mlx.loading import load
@@ -200,6 +203,16 @@ def test_the_swift_embedders_name_inputs_and_outputs_as_exported_files_do():
     said = graph.metadata[names["preprocessing"]]
     read = {"shortest_edge": 42, "crop_size": 42, "crop_rounding": "floor"}
     assert {name: said[name] for name in read} == read
+
+
+def test_python_is_called_from_swift_by_the_names_of_the_bridge():
+    text = (ROOT / "Sources/AIMPython/PythonEmbedder.swift").read_text()
+    calls = re.findall(r'answer\("(\w+)"\) \{ \[(.*)\] \}', text)
+    assert len(calls) == text.count('answer("') > 4
+    for method, arguments in calls:
+        signature = inspect.signature(getattr(Embedder, method))
+        signature.bind(None, *filter(None, arguments.split(", ")))
+    assert set(re.findall(r'result\["(\w+)"\]', text)) == set(Result.__annotations__)
 
 
 @pytest.mark.parametrize("line", LINES)

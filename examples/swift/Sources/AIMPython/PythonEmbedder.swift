@@ -2,7 +2,7 @@
 import Foundation
 import PythonKit
 
-/// `aim_mlx.bridge.Embedder`: models in every format that aim-mlx reads, LiT's text tower too.
+/// `aim_mlx.Embedder`: models in every format that aim-mlx reads, LiT's text tower too.
 ///
 /// Calls wait for each other. Ask for a few photos at a time, and look between two calls whether
 /// they are still wanted: PythonKit has no way into a call that runs.
@@ -34,8 +34,8 @@ public final class PythonEmbedder: Sendable {
 
     public init(model: String) async throws {
         embedder = try await PythonThread.shared.run {
-            let bridge = try Python.attemptImport("aim_mlx.bridge")
-            return Held(try bridge.Embedder.throwing.dynamicallyCall(withArguments: model))
+            let package = try Python.attemptImport("aim_mlx")
+            return Held(try package.Embedder.throwing.dynamicallyCall(withArguments: model))
         }
     }
 
