@@ -15,7 +15,7 @@ from aim_mlx.finetune.config import FinetuneConfig
 from aim_mlx.finetune.data import FinetuneData
 from aim_mlx.finetune.fuse import fuse
 from aim_mlx.finetune.model import decays, new_network
-from aim_mlx.finetune.trainer import Trainer
+from aim_mlx.finetune.trainer import FinetuneTrainer
 from aim_mlx.images.pictures import Pictures
 from aim_mlx.models.adapters import adapter_shapes
 from aim_mlx.probe.heads import HeadConfig, new_head
@@ -98,7 +98,7 @@ class Pair:
             FinetuneData(digits.parts[name], 10, pictures, self.encoder.preprocessing, self.config)
             for name in ("train", "val")
         )
-        self.trainer = Trainer(start, train, val, 1)
+        self.trainer = FinetuneTrainer(start, train, val, 1)
         self.theirs = self._theirs(Aimv2VisionModel.from_pretrained(base), head)
 
     def _theirs(self, trunk, head):
