@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from aim_mlx.errors import AimError, OutputError
 
 LOCK = ".lock"
+Content = bytes | Callable[[BinaryIO], Any]  # of a file, or what writes it
 TEMPORARY = ".aim-mlx.tmp"  # what the names of unfinished files end with
 
 
@@ -39,8 +40,8 @@ def disk_errors(
         raise kind(f"{sentence}: {advice}" if advice else sentence) from error
 
 
-def publish(files: Mapping[Path, Callable[[BinaryIO], Any]], last: Path | None = None) -> None:
-    """Writes files of one folder, each by its function, and renames them onto their names in order.
+def publish(files: Mapping[Path, Content], last: Path | None = None) -> None:
+    """Writes files of one folder aside, and renames them onto their names in order.
 
     All that can fail is done before the first rename. On any failure the new files are gone and the
     old ones as they were. The file `last` is renamed after the others, and where there was one
@@ -50,10 +51,10 @@ def publish(files: Mapping[Path, Callable[[BinaryIO], Any]], last: Path | None =
     temporaries = {target: temporary(target) for target in files}
     new = [target for target in files if not os.path.lexists(target)]
     try:
-        for target, write in files.items():
+        for target, content in files.items():
             temporaries[target].unlink(missing_ok=True)  # of a killed process with our number
             with open(temporaries[target], "xb") as file:
-                write(file)
+                _write(content, file)
                 flush(file)
         if last is not None:
             last.unlink(missing_ok=True)
@@ -65,6 +66,13 @@ def publish(files: Mapping[Path, Callable[[BinaryIO], Any]], last: Path | None =
             for path in [*temporaries.values(), *new]:
                 path.unlink(missing_ok=True)
         raise
+
+
+def _write(content: Content, file: BinaryIO) -> None:
+    if isinstance(content, bytes):
+        file.write(content)
+    else:
+        content(file)
 
 
 def open_regular(path: Path, mode: str = "rb") -> io.BufferedRandom:

@@ -48,7 +48,7 @@ def convert_head(path: Path, target: Path, overwrite: bool = False) -> HeadConfi
             write_safetensors(staged, _read_head(path), _origin(path))
             head = load_head(staged, heads=1)  # how many there are does not matter to the tensors
         check_unchanged(stamp)
-        publish({target: lambda file: file.write(staged.read_bytes())})
+        publish({target: staged.read_bytes()})
     return head.config
 
 

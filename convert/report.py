@@ -3,9 +3,8 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -163,8 +162,4 @@ def write_report(report: Report, paths: tuple[Path, Path]) -> None:
     """Writes both forms, each whole or not at all; raises OutputError."""
     texts = dict(zip(paths, (markdown(report), as_json(report)), strict=True))
     with disk_errors("write", paths[0], "give another place with --report"):
-        publish({path: partial(_write, text=text) for path, text in texts.items()})
-
-
-def _write(file: BinaryIO, text: str) -> None:
-    file.write(text.encode())
+        publish({path: text.encode() for path, text in texts.items()})

@@ -37,7 +37,7 @@ def write_page(target: Path, title: str, trainer: PretrainTrainer) -> None:
     """Publishes the page of a training as it is now; raises OutputError."""
     text = "".join(_page(title, trainer)).encode()
     with disk_errors("write", target):
-        publish({target: lambda file: file.write(text)})
+        publish({target: text})
 
 
 def _page(title: str, trainer: PretrainTrainer) -> Iterator[str]:

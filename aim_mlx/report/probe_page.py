@@ -116,7 +116,7 @@ class ProbeReport:
 def write_report(target: Path, report: ProbeReport) -> None:
     """Writes the page, complete or not at all; raises OutputError."""
     with disk_errors("write", target):
-        publish({target: lambda file: file.write("".join(_page(report)).encode())})
+        publish({target: "".join(_page(report)).encode()})
 
 
 def _page(report: ProbeReport) -> Iterator[str]:

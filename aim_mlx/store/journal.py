@@ -133,7 +133,7 @@ class Journal:
 
     def _replace(self, data: bytes) -> None:
         content = _line({"base": len(data)}) + data
-        publish({self.path: lambda file: file.write(content)})
+        publish({self.path: content})
         self._size = len(content)
 
 

@@ -94,7 +94,7 @@ def read(folder: Path) -> dict[str, Any]:
 def write(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Publishes the manifest; raises OSError."""
     text = json.dumps(manifest, indent=1).encode() + b"\n"
-    publish({folder / NAME: lambda file: file.write(text)})
+    publish({folder / NAME: text})
 
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:

@@ -178,8 +178,7 @@ class TokenCache:
                 f"the tokens need {needed:,} bytes, {str(self._root)!r} has {free:,} free: "
                 "make room, choose another folder, or lower the limit to stream from the images"
             )
-        text = _text(self.identity) + b"\n"
-        publish({self._folder / "identity.json": lambda file: file.write(text)})
+        publish({self._folder / "identity.json": _text(self.identity) + b"\n"})
 
     def _open_shards(self, clean: bool = False) -> None:
         self._shards.clear()

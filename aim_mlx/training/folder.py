@@ -5,9 +5,8 @@ import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from aim_mlx.errors import OutputError
 from aim_mlx.files import TEMPORARY, disk_errors, locked, publish
@@ -54,16 +53,12 @@ def working(folder: Path, about: Mapping[str, Any]) -> Iterator[Path]:
 def begin(work: Path, about: Mapping[str, Any], files: Mapping[str, bytes] | None = None) -> None:
     """Writes down what the run is, after the other files that it begins with; raises OSError."""
     contents = {**(files or {}), RUN: json.dumps(about, indent=1).encode() + b"\n"}
-    publish({work / name: partial(_write, content) for name, content in contents.items()})
+    publish({work / name: content for name, content in contents.items()})
 
 
 def write_lines(target: Path, lines: Iterable[str]) -> None:
     """Publishes a file of lines, given without their ends; raises OSError."""
     publish({target: lambda file: file.writelines(line.encode() + b"\n" for line in lines)})
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
 
 
 def check_same_run(work: Path, about: Mapping[str, Any]) -> None:

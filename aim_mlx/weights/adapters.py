@@ -10,9 +10,8 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -61,9 +60,8 @@ def write_adapter(folder: Path, adapter: Adapter) -> Adapter:
         keys = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout}
         values["lora_parameters"] = {**keys, "keys": list(lora.targets)}
     text = json.dumps(values, indent=1).encode() + b"\n"
-    contents = {ADAPTERS: data, ADAPTER_CONFIG: text}
     with disk_errors("write", folder, "fix that, or choose another folder"):
-        publish({folder / name: partial(_write, content) for name, content in contents.items()})
+        publish({folder / ADAPTERS: data, folder / ADAPTER_CONFIG: text})
     return Adapter(lora, adapter.tensors, adapter.weights, adapter.model, digest)
 
 
@@ -136,7 +134,3 @@ def _tensors(
                 )
             tensors[name] = mx.array(array)
     return tensors
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)

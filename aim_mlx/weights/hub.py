@@ -177,7 +177,7 @@ def _record(folder: Path, listing: RepoListing, names: list[str]) -> None:
     with suppress(OSError):
         files = {n: {"size": os.path.getsize(folder / n), "digest": d} for n, d in digests.items()}
         values = {"repo": listing.repo, "commit": listing.commit, "files": files}
-        _write(folder / RECORD, json.dumps(values, indent=1))
+        publish({folder / RECORD: json.dumps(values, indent=1).encode()})
 
 
 def _remember(folder: Path, revision: str) -> None:
@@ -186,11 +186,7 @@ def _remember(folder: Path, revision: str) -> None:
     with suppress(OSError):
         if revision != folder.name and not (ref.is_file() and ref.read_text() == folder.name):
             ref.parent.mkdir(parents=True, exist_ok=True)
-            _write(ref, folder.name)
-
-
-def _write(path: Path, text: str) -> None:
-    publish({path: lambda file: file.write(text.encode())})
+            publish({ref: folder.name.encode()})
 
 
 def _list(repo: str, revision: str) -> RepoListing:

@@ -116,4 +116,4 @@ def write_described(
         raise OutputError(f"{at(folder)} has {names[1]} already: choose another folder")
     with disk_errors("write into", folder, "choose another folder"):
         folder.mkdir(exist_ok=True)
-        publish({weights: lambda file: file.write(data), described: lambda file: file.write(text)})
+        publish({weights: data, described: text})

@@ -6,7 +6,7 @@ to the disk and renamed, config.json last: a folder with a config.json of ours i
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from aim_mlx.backend import mx
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError, OutputError
-from aim_mlx.files import TEMPORARY, disk_errors, publish
+from aim_mlx.files import TEMPORARY, Content, disk_errors, publish
 from aim_mlx.weights.checkpoint import STORED, TRAINED_KEY
 from aim_mlx.weights.config_json import FORMAT, ModelConfig, our_values
 from aim_mlx.weights.files import OUR_FILE, TOKENIZER_FILES
@@ -29,7 +29,6 @@ from aim_mlx.weights.strict_json import at, read_object, show
 
 Weights = Mapping[str, mx.array] | Iterable[tuple[str, mx.array]]
 
-Content = Callable[[BinaryIO], Any]  # writes one file
 _ADVICE = "make room or choose another place"
 WORK_FOLDER = "training"  # beside the model: how it came about, and what training goes on from
 
@@ -86,14 +85,9 @@ def save_checkpoint(
     def write_weights(file: BinaryIO) -> None:
         _write_tensors(file, pairs, specs, metadata, quantization)
 
-    contents: dict[str, Content] = {OUR_FILE: write_weights}
-    contents |= {name: _writing(data) for name, data in (extra_files or {}).items()}
-    _publish(folder, contents | {"config.json": _writing(config_text)}, overwrite)
+    contents = {OUR_FILE: write_weights, **(extra_files or {}), "config.json": config_text}
+    _publish(folder, contents, overwrite)
     return folder
-
-
-def _writing(data: bytes) -> Content:
-    return lambda file: file.write(data)
 
 
 def _stored_name(dtype: mx.Dtype) -> str:
@@ -150,7 +144,7 @@ def _publish(folder: Path, contents: Mapping[str, Content], overwrite: bool) -> 
     with disk_errors("write", folder, _ADVICE):
         created = _prepare(folder, overwrite)
         try:
-            publish({folder / name: write for name, write in contents.items()})
+            publish({folder / name: content for name, content in contents.items()})
             for name in set(TOKENIZER_FILES) - set(contents):  # of the model that is overwritten
                 (folder / name).unlink(missing_ok=True)
         except BaseException:

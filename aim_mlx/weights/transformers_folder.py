@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from aim_mlx.errors import UsageError
 from aim_mlx.files import disk_errors, publish
 from aim_mlx.weights.files import OUR_FILE
 from aim_mlx.weights.layouts import from_ours, layout_named
-from aim_mlx.weights.safetensors_writer import SafetensorsWriter
+from aim_mlx.weights.safetensors_writer import write_arrays
 from aim_mlx.weights.save import check_folder
 
 _BICUBIC = 3  # Pillow's number
@@ -40,19 +40,14 @@ def save_for_transformers(
     tensors: dict[str, np.ndarray] = {}
     for name, value in weights.items():
         tensors |= from_ours(layout, name, np.array(value))
-    specs = {name: ("F32", value.shape) for name, value in tensors.items()}
-
-    def write(file: BinaryIO) -> None:
-        writer = SafetensorsWriter(file, specs, {"format": "pt"})
-        for name, value in tensors.items():
-            writer.write(name, value)
-        writer.finish()
-
-    files = {"preprocessor_config.json": _preprocessor(preprocess), "config.json": _config(config)}
-    contents = {OUR_FILE: write} | {name: _writing(values) for name, values in files.items()}
+    contents = {
+        OUR_FILE: lambda file: write_arrays(file, tensors, {"format": "pt"}),
+        "preprocessor_config.json": _json(_preprocessor(preprocess)),
+        "config.json": _json(_config(config)),
+    }
     with disk_errors("write", folder, "make room or choose another place"):
         folder.mkdir(exist_ok=True)
-        publish({folder / name: each for name, each in contents.items()})
+        publish({folder / name: content for name, content in contents.items()})
     return folder
 
 
@@ -95,5 +90,5 @@ def _preprocessor(preprocess: PreprocessConfig) -> dict[str, Any]:
     }
 
 
-def _writing(values: Mapping[str, Any]):
-    return lambda file: file.write(json.dumps(values, indent=1).encode() + b"\n")
+def _json(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, indent=1).encode() + b"\n"
