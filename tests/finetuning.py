@@ -24,7 +24,7 @@ def digits_in(folder: Path, each: int = 12) -> DataSet:
 
 
 def trainer_of(
-    digits: DataSet, dtype: mx.Dtype = mx.float32, parts: int = 1, **options
+    digits: DataSet, dtype: mx.Dtype = mx.float32, parts: int = 1, warn=lambda _: None, **options
 ) -> FinetuneTrainer:
     """A small encoder at the start of a training on digits."""
     config, base = FinetuneConfig(**{**QUICK, **options}), encoder()
@@ -39,7 +39,7 @@ def trainer_of(
     )
     head = new_head(HeadConfig(64, classes, 2, kind=config.head), config.seed)
     return FinetuneTrainer(
-        lambda kind: new_network(base.model, head, config, kind), train, val, parts, dtype
+        lambda kind: new_network(base.model, head, config, kind), train, val, parts, dtype, warn
     )
 
 

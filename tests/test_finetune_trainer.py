@@ -142,3 +142,44 @@ def test_half_precision_trains_float32_weights(digits):
     first = trainer_of(digits, dtype=mx.bfloat16, dropout=0.0)
     half, whole = gradient(first), gradient(trainer_of(digits, dropout=0.0))
     assert largest_relative(half, whole) < 0.2  # eight bits of mantissa, through three blocks
+
+
+def test_mixed_images_have_the_loss_of_both_labels(digits):
+    trainer = trainer_of(digits, dropout=0.0, batch_size=20, mixup=0.4)
+    batch, alone = trainer._batch(0), trainer_of(digits, batch_size=20)._batch(0)
+    assert 0 < batch.share < 1 and np.array_equal(batch.others.values, batch.targets.values[::-1])
+    mixed = batch.share * alone.pixels + (1 - batch.share) * alone.pixels[::-1]
+    assert np.abs(batch.pixels - mixed).max() < 1e-5
+    rows = trainer._train.batch(0, slice(3, 7))  # as another process has them
+    assert np.array_equal(rows.pixels, batch.pixels[3:7])
+
+    def loss(network):
+        logits = network(mx.array(batch.pixels))
+        own, other = loss_sum(logits, batch.targets), loss_sum(logits, batch.others)
+        return (batch.share * own + (1 - batch.share) * other) / len(batch.pixels)
+
+    wanted, tree = nn.value_and_grad(trainer.network, loss)(trainer.network)
+    ours, _ = trainer._batch_gradient(batch)
+    assert ours == pytest.approx(float(wanted), rel=1e-5)
+    assert largest_relative(gradient(trainer), numbers(dict(tree_flatten(tree)))) < 1e-4
+
+
+def test_a_rate_that_explodes_is_named_before_the_epoch_ends(digits):
+    warnings = []
+    trainer = trainer_of(digits, warn=warnings.append, learning_rate=10.0, warmup=0.0, batch_size=6)
+    run(trainer, 12)
+    assert len(warnings) == 1 and "the learning rate is too high" in warnings[0]
+    assert "below 3" in warnings[0] and len(trainer.history) == 0
+    calm = trainer_of(digits, warn=warnings.append, batch_size=6)
+    run(calm, 12)
+    assert len(warnings) == 1
+
+
+def test_measuring_a_step_moves_nothing(digits):
+    trainer, other = trainer_of(digits), trainer_of(digits)
+    seconds, peak = trainer.measure()
+    assert seconds > 0 and peak > 100_000
+    run(trainer, 2)
+    run(other, 2)
+    ours, theirs = numbers(trainer.state()), numbers(other.state())
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)

@@ -196,7 +196,7 @@ def test_a_cache_killed_while_it_is_filled_goes_on_and_stays_within_its_limit(tm
 def test_a_view_is_of_the_size_asked_for_and_depends_on_the_key_alone(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(photo(0, 300, 400)).save(path)
-    keys = [view_key("ab", 0, number) for number in range(3)]
+    keys = [view_key("ab", Augmentation(), number) for number in range(3)]
     first, second, third = Views([str(path)] * 3, keys, 56)
     again = Views([str(path)], keys[1:2], 56)[0]
     assert isinstance(first, Image.Image) and first.size == (56, 56)
@@ -241,7 +241,7 @@ def test_half_of_the_views_are_mirrored_and_colours_change():
 def test_a_view_of_what_cannot_be_decoded_is_left_to_the_decoder(tmp_path):
     path = tmp_path / "bad.png"
     path.write_bytes(b"no image")
-    assert Views([str(path)], [view_key("ab", 0, 0)], 56)[0] == str(path)
+    assert Views([str(path)], [view_key("ab", Augmentation(), 0)], 56)[0] == str(path)
 
 
 def test_the_encoder_of_views_takes_them_as_they_are():

@@ -61,6 +61,10 @@ class FinetuneConfig:
     smallest_crop: float = option(0.4, "Fraction of an image that a crop shows at least.", 0.01, 1)
     flip: bool = option(True, "Mirror half of the images; wrong for letters and arrows.")
     jitter: float = option(0.3, "Most that brightness, contrast and saturation change.", 0, 1)
+    randaugment: bool = option(False, "Further changes of colour and shape (m9, mstd 0.5).")
+    mixup: float = option(
+        0.0, "Mix images in pairs, by Beta(this, this), and their labels; 0: not.", 0, 100
+    )
     patience: int = option(6, "Epochs without a better one until it stops; 0: never.", 0, _MANY)
     seed: int = option(
         0, "Decides the split, the first weights, the order, the views and dropout.", 0, 2**63 - 1

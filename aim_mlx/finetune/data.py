@@ -16,10 +16,15 @@ from aim_mlx.probe.losses import Targets, targets_of
 
 @dataclass(frozen=True)
 class FinetuneBatch:
-    """What a step learns from: normalised pixels, float32 (B, H, W, 3), and their targets."""
+    """What a step learns from: normalised pixels, float32 (B, H, W, 3), and their targets.
+
+    Where images are mixed, `share` of each is its own, and the rest another's with `others`.
+    """
 
     pixels: np.ndarray
     targets: Targets
+    others: Targets
+    share: float = 1.0
 
 
 class FinetuneData:
@@ -56,21 +61,35 @@ class FinetuneData:
         order = np.random.default_rng([self.config.seed, 0, epoch]).permutation(len(self))
         return np.array_split(order, self.steps_in_epoch)[number]
 
-    def batch(self, step: int, images: np.ndarray) -> FinetuneBatch:
-        """Random views of these images of a step, the same for the same step."""
-        pixels = []
-        for image in images:
-            rng = np.random.default_rng([self.config.seed, 1, step, int(image)])
-            view = augmented(
-                self._pictures.required(self.part.paths[image]),
-                self._size,
-                rng,
-                self.config.smallest_crop,
-                self.config.flip,
-                self.config.jitter,
-            )
-            pixels.append(preprocess(view, self._as_it_is))
-        return FinetuneBatch(np.stack(pixels), self.targets.of(images))
+    def batch(self, step: int, rows: slice = slice(None)) -> FinetuneBatch:
+        """Random views of a step's images, or of these rows of them, the same for the same step."""
+        images = self.images(step)
+        others, share = images[::-1][rows], 1.0
+        if self.config.mixup:
+            rng = np.random.default_rng([self.config.seed, 3, step])
+            share = float(rng.beta(self.config.mixup, self.config.mixup))
+        images = images[rows]
+        views = {image: self._view(step, image) for image in images}
+        pixels = np.stack([views[image] for image in images])
+        if share < 1:
+            for image in set(others) - set(views):  # where another process has the other half
+                views[image] = self._view(step, image)
+            mixed = np.stack([views[image] for image in others])
+            pixels = (share * pixels + (1 - share) * mixed).astype(np.float32)
+        return FinetuneBatch(pixels, self.targets.of(images), self.targets.of(others), share)
+
+    def _view(self, step: int, image: int) -> np.ndarray:
+        rng = np.random.default_rng([self.config.seed, 1, step, int(image)])
+        view = augmented(
+            self._pictures.required(self.part.paths[image]),
+            self._size,
+            rng,
+            self.config.smallest_crop,
+            self.config.flip,
+            self.config.jitter,
+            self.config.randaugment,
+        )
+        return preprocess(view, self._as_it_is)
 
     def fixed(self, images: np.ndarray) -> np.ndarray:
         """Whole images, as the encoder sees them: normalised pixels (B, H, W, 3)."""

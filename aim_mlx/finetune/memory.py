@@ -9,18 +9,25 @@ from aim_mlx.finetune.config import FinetuneConfig
 # What the gradient of a step may take beside the weights, so that large at 224 pixels fits into 16
 # GB with them. It is not the machine's own, as the parts decide the last bits of a result.
 _ACTIVATIONS = 6 * 10**9
-# Values that are kept of each token in a block, by width, by that of the MLP and by attention head
-# and token; the peaks measured lie around them (tests/test_finetune_memory.py).
-_BY_WIDTH, _BY_HIDDEN, _BY_SCORE = 12, 4, 2
+# Values of each token that a block keeps for the gradient, as multiples of its width, of the MLP's
+# width and of heads times tokens: where attention alone learns, and where the MLP does too. Fitted
+# to measured peaks (benchmarks/README.md, fine-tuning).
+_ATTENTION, _EVERYTHING = (12, 3, 1), (18, 5, 1)
 
 
 def bytes_per_image(vision: VisionConfig, config: FinetuneConfig, itemsize: int) -> int:
     """What is kept of an image for the gradient."""
     N, D, F = (vision.grid or 1) ** 2, vision.embed_dim, vision.mlp_hidden_dim
-    of_block = N * (_BY_WIDTH * D + _BY_HIDDEN * F + _BY_SCORE * vision.num_heads * N)
-    blocks = config.blocks(vision)
-    kept = of_block + blocks * N * D if config.checkpointed else blocks * of_block
-    return kept * itemsize
+
+    def of_block(by_width: int, by_hidden: int, by_score: int) -> int:
+        return N * (by_width * D + by_hidden * F + by_score * vision.num_heads * N)
+
+    every = config.full or "mlp" in config.targets
+    kept = of_block(*(_EVERYTHING if every else _ATTENTION))
+    blocks, at_work = config.blocks(vision), of_block(*_EVERYTHING)
+    if config.checkpointed:
+        return (blocks * N * D + kept + at_work) * itemsize
+    return (blocks * kept + at_work // 2) * itemsize
 
 
 def fitting_parts(vision: VisionConfig, config: FinetuneConfig, itemsize: int) -> int:

@@ -107,7 +107,7 @@ def finetune(
         pictures = Pictures(files, 2 * (start.encoder.preprocessing.crop_size or 0), memory)
         images = images.without(pictures.check(partial(advanced, "decoding images")))
         pass_on(report, images.skips, images.notes, images.warnings)
-        trainer = _trainer(start, images, pictures, config, parts, precision)
+        trainer = _trainer(start, images, pictures, config, parts, precision, report)
         report.noted(_account(trainer, start.encoder, parts, precision))
         made = _trained(trainer, start, images, folder, work, report, stop)
         outcome = _measured(made, start, images, advanced)
@@ -202,6 +202,7 @@ def _trainer(
     config: FinetuneConfig,
     parts: int,
     precision: mx.Dtype,
+    report: Report,
 ) -> FinetuneTrainer:
     train, val = (
         FinetuneData(
@@ -210,7 +211,7 @@ def _trainer(
         for name in ("train", "val")
     )
     network = partial(new_network, start.encoder.model, start.head, config)
-    return FinetuneTrainer(network, train, val, parts, precision)
+    return FinetuneTrainer(network, train, val, parts, precision, report.warned)
 
 
 def _account(trainer: FinetuneTrainer, encoder: Encoder, parts: int, precision: mx.Dtype) -> str:
@@ -225,6 +226,17 @@ def _account(trainer: FinetuneTrainer, encoder: Encoder, parts: int, precision: 
         words += f", and this machine has {megabytes(machine_bytes())}: try --parts {2 * parts} or "
         words += "--checkpointed"
     return words
+
+
+def _pace(trainer: FinetuneTrainer) -> str:
+    """How long a step takes, and all of them, in words."""
+    seconds, peak = trainer.measure()
+    total = seconds * trainer.steps
+    words = f"{total / 60:,.0f} min" if total >= 120 else f"{total:.0f} s"
+    return (
+        f"a step takes {seconds:.2g} s here, and {megabytes(peak)} beside the weights: all of them "
+        f"take up to {words}, and the images of val come on top"
+    )
 
 
 def _trained(
@@ -250,6 +262,7 @@ def _trained(
         return made
 
     try:
+        report.noted(_pace(trainer))
         loop.run(trainer, work, _Writing(report, trainer, work), stop=stop)
     except AimError as error:
         if isinstance(error, (Interrupted, OutputError)) or trainer.best is None:

@@ -1,6 +1,8 @@
 """The steps of fine-tuning: each a function of the state before it and of its number."""
 
 import math
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +33,9 @@ from aim_mlx.training.shares import Division, Tree, summed_gradient
 
 _SHARE_PATCHES = 512  # that a core has at least, where a batch is divided among them
 _MOST_SHARES = 64
+# A rate is called too high where the mean of so many losses is so many times that of the start.
+_RECENT, _EXPLODED = 5, 2.0
+Arrays = tuple[mx.array, mx.array]  # the values and the weights of targets
 # Gradients of float16 vanish below 6e-8; those of the other dtypes reach as far as float32's.
 _SCALES: dict[mx.Dtype, float] = {mx.float16: 1024.0}
 
@@ -60,6 +65,7 @@ class FinetuneTrainer:
         validation: FinetuneData,
         parts: int,
         dtype: mx.Dtype = mx.float32,
+        warn: Callable[[str], None] = lambda warning: None,
         group: ProcessGroup = ALONE,
     ):
         self.network, self.config = start(mx.float32), train.config
@@ -82,6 +88,9 @@ class FinetuneTrainer:
         self._gradients = [self._gradient_function(network) for network in self._networks]
         self._sums = np.zeros(2)  # of this epoch: the losses, and what they weigh
         self._kept = self.weights()
+        self._first_loss = math.nan
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._warn = warn
         self._batches = Ahead(self._batch, self.steps)
 
     @property
@@ -105,6 +114,16 @@ class FinetuneTrainer:
     def close(self) -> None:
         """Ends the thread that prepares batches."""
         self._batches.close()
+
+    def measure(self) -> tuple[float, int]:
+        """What the next step takes: seconds, and bytes beside the weights. Nothing moves by it."""
+        batch = self._batches.batch(self.step)
+        if on_gpu():
+            self._batch_gradient(batch)  # the first time it is compiled
+        before, started = mx.get_active_memory(), time.monotonic()
+        mx.reset_peak_memory()
+        self._batch_gradient(batch)
+        return time.monotonic() - started, mx.get_peak_memory() - before
 
     def weights(self) -> dict[str, mx.array]:
         """What is trained, by name."""
@@ -138,6 +157,7 @@ class FinetuneTrainer:
         mx.eval(self.network.trainable_parameters(), self._optimizer.all.state)
         self.step += 1
         self._sums += np.array([loss, 1.0])
+        self._watch(loss)
         return self._end_epoch(rate) if self.step % self._train.steps_in_epoch == 0 else None
 
     def state(self) -> dict[str, mx.array]:
@@ -178,21 +198,37 @@ class FinetuneTrainer:
                 found[mine[part]] = np.concatenate(in_parallel(tasks))
         return self._group.total(found)
 
+    def _watch(self, loss: float) -> None:
+        """Warns, once, of a loss that rises far above that at the start and that of a guess."""
+        if math.isnan(self._first_loss):
+            classes = 2 if self._train.targets.multi_label else self.network.head.config.classes
+            self._first_loss = max(loss, math.log(classes))
+        self._recent.append(loss)
+        mean = float(np.mean(self._recent))
+        if len(self._recent) == _RECENT and mean > _EXPLODED * self._first_loss:
+            self._warn(
+                f"the loss rose to {mean:.3g} by step {self.step}: the learning rate is too high; "
+                "stop, and start again in another folder with a --learning-rate below "
+                f"{self.config.peak_rate / 3:.1g}"
+            )
+            self._first_loss = math.inf
+
     def _share_logits(self, data: FinetuneData, images: np.ndarray, number: int) -> np.ndarray:
         pixels = mx.array(data.fixed(images)).astype(self._dtype)
         return np.array(self._networks[number](pixels))
 
     def _batch(self, step: int) -> FinetuneBatch:
         """This process's share of a step's batch."""
-        images = self._train.images(step)
-        return self._train.batch(step, images[self._group.rows(len(images))])
+        return self._train.batch(step, self._group.rows(len(self._train.images(step))))
 
     def _division(self, count: int, parts: int) -> Division:
         return Division(count, parts, self._least, len(self._networks))
 
     def _batch_gradient(self, batch: FinetuneBatch) -> tuple[float, Tree]:
         """The mean loss of a batch and its gradient; `batch` is this process's share of it."""
-        weight = float(self._group.total(np.array(total_weight(batch.targets))))
+        own, other = batch.share, 1 - batch.share
+        weight = own * total_weight(batch.targets) + other * total_weight(batch.others)
+        weight = float(self._group.total(np.array(weight)))
         # The mean over the processes is then the gradient of the whole batch.
         scale = mx.array(self._scale * self._group.size / weight, mx.float32)
         weights = self.network.trainable_parameters()
@@ -200,10 +236,14 @@ class FinetuneTrainer:
         mx.eval(keys)
 
         def share(rows: slice, number: int) -> tuple[np.ndarray, Tree]:
-            targets = batch.targets.of(np.arange(rows.start, rows.stop))
-            arrays = mx.array(batch.pixels[rows]), mx.array(targets.values)
             (_, loss), gradient = self._gradients[number](
-                weights, scale, keys[rows.start], *arrays, mx.array(targets.weights)
+                weights,
+                scale,
+                keys[rows.start],
+                mx.array(batch.pixels[rows]),
+                _arrays(batch.targets, rows),
+                _arrays(batch.others, rows) if other else None,
+                mx.array(own, mx.float32),
             )
             mx.eval(loss, gradient)
             return np.array(float(loss)), gradient
@@ -228,14 +268,17 @@ class FinetuneTrainer:
             scale: mx.array,
             key: mx.array,
             pixels: mx.array,
-            values: mx.array,
-            weighs: mx.array,
+            targets: Arrays,
+            others: Arrays | None,
+            own: mx.array,
         ) -> tuple[mx.array, mx.array]:
             network.update(self._cast(weights))
             draw_dropout(network, key)
             logits = network(pixels.astype(self._dtype), checkpointed)
-            targets = Targets(cast(Any, values), cast(Any, weighs), smoothing)
-            total = loss_sum(logits, targets)
+            total = loss_sum(logits, Targets(*cast(Any, targets), smoothing))
+            if others is not None:
+                mixed = loss_sum(logits, Targets(*cast(Any, others), smoothing))
+                total = own * total + (1 - own) * mixed
             return scale * total, total
 
         gradient = mx.value_and_grad(loss)
@@ -268,3 +311,8 @@ class FinetuneTrainer:
         if self.best is not None and self.best.epoch == record["epoch"]:
             self._kept = self.weights()
         return record
+
+
+def _arrays(targets: Targets, rows: slice) -> Arrays:
+    some = targets.of(np.arange(rows.start, rows.stop))
+    return mx.array(some.values), mx.array(some.weights)

@@ -5,6 +5,8 @@ import math
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from aim_mlx.images.randaugment import rand_augmented
+
 _RATIO = (3 / 4, 4 / 3)  # width to height
 _TRIES = 10
 
@@ -16,23 +18,23 @@ def augmented(
     smallest_area: float = 0.08,
     flip: bool = True,
     jitter: float = 0.3,
+    randaugment: bool = False,
 ) -> Image.Image:
     """A random view of an RGB image, `size` pixels square.
 
     It shows at least `smallest_area` of the image; brightness, contrast and saturation change by a
-    factor of 1 +- `jitter` at most. The defaults are those of AIMv2's probes (arXiv 2411.14402,
-    appendix A2).
+    factor of 1 +- `jitter` at most, and with `randaugment` come further changes. The defaults are
+    those of AIMv2's probes (arXiv 2411.14402, appendix A2), which have RandAugment too.
     """
     box = random_box(*image.size, rng, smallest_area)
     view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     if flip and rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if not jitter:
-        return view
-    changes = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for place in rng.permutation(len(changes)):
-        view = changes[place](view).enhance(rng.uniform(1 - jitter, 1 + jitter))
-    return view
+    if jitter:
+        changes = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for place in rng.permutation(len(changes)):
+            view = changes[place](view).enhance(rng.uniform(1 - jitter, 1 + jitter))
+    return rand_augmented(view, rng) if randaugment else view
 
 
 def random_box(

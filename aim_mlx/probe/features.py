@@ -1,9 +1,9 @@
 """Where the tokens of a data set come from: a cache as far as it may grow, else the images.
 
 The parts are cached whole or not at all: val and test before train, as they are read as often and
-are smaller. Of train there may be random views, as the probes of AIMv2 are trained, without
-RandAugment: so many that are cached, or new ones in every epoch. A view is a pure function of the
-image and a key, which stands for content, seed and number.
+are smaller. Of train there may be random views, as the probes of AIMv2 are trained: so many that
+are cached, or new ones in every epoch. A view is a pure function of the image and a key, which
+stands for content, seed, number and kind.
 """
 
 import copy
@@ -31,10 +31,14 @@ from aim_mlx.wording import megabytes
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random views in training: `views` of each image, in turn, or without end where it is 0."""
+    """Random views in training: `views` of each image, in turn, or without end where it is 0.
+
+    With `randaugment` they have its changes too.
+    """
 
     seed: int = 0
     views: int = 0
+    randaugment: bool = False
 
     def __post_init__(self):
         if type(self.views) is not int or not 0 <= self.views <= 1000:
@@ -102,8 +106,8 @@ class PartTokens:
         """What the tokens of each image are known by in a view."""
         if self._augmentation is None:
             return self._part.digests
-        seed = self._augmentation.seed
-        return [view_key(digest, seed, number) for digest in self._part.digests]
+        kind = self._augmentation
+        return [view_key(digest, kind, number) for digest in self._part.digests]
 
     def _wanted(self) -> Mapping[str, tuple[str, Content]]:
         part, views = self._part, self._augmentation.views if self._augmentation else 1
@@ -116,7 +120,9 @@ class PartTokens:
         }
 
     def _views(self, paths: Sequence[ImageSource], keys: Sequence[str]) -> Sequence[ImageSource]:
-        return Views(paths, keys, self._encoder.preprocessing.crop_size or 0)
+        size = self._encoder.preprocessing.crop_size or 0
+        further = self._augmentation is not None and self._augmentation.randaugment
+        return Views(paths, keys, size, further)
 
 
 class DataSetTokens:
@@ -190,9 +196,10 @@ class DataSetTokens:
             report.noted(f"the tokens of {names} take {megabytes(total)} on the disk, at most")
 
 
-def view_key(digest: str, seed: int, number: int) -> str:
+def view_key(digest: str, kind: Augmentation, number: int) -> str:
     """What view `number` of a content is known by, 64 hex digits."""
-    return hashlib.sha256(f"view {seed} {number} {digest}".encode()).hexdigest()
+    name = "randaugment view" if kind.randaugment else "view"
+    return hashlib.sha256(f"{name} {kind.seed} {number} {digest}".encode()).hexdigest()
 
 
 class Views(Sequence[ImageSource]):
@@ -201,8 +208,15 @@ class Views(Sequence[ImageSource]):
     Whoever decodes that file again finds the reason.
     """
 
-    def __init__(self, files: Sequence[ImageSource], keys: Sequence[str], size: int):
+    def __init__(
+        self,
+        files: Sequence[ImageSource],
+        keys: Sequence[str],
+        size: int,
+        randaugment: bool = False,
+    ):
         self._files, self._keys, self._size = files, keys, size
+        self._randaugment = randaugment
 
     def __len__(self) -> int:
         return len(self._files)
@@ -211,7 +225,7 @@ class Views(Sequence[ImageSource]):
         rng = np.random.default_rng(np.frombuffer(bytes.fromhex(self._keys[index]), np.uint32))
         try:
             with decoded(self._files[index]) as image:
-                return augmented(image, self._size, rng)
+                return augmented(image, self._size, rng, randaugment=self._randaugment)
         except ImageError:
             return self._files[index]
 
