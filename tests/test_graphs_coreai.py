@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from aim_mlx.graphs.export import export_model
 from aim_mlx.graphs.graph import Graph
 from tests.small import encoder
 
-pytest.importorskip("coreai", reason="extra 'coreai' is not installed")
+authoring: Any = pytest.importorskip("coreai.authoring", reason="extra 'coreai' is not installed")
 from aim_mlx.graphs import coreai  # noqa: E402
 
 DATA = Path(__file__).parent / "data"
@@ -34,11 +35,9 @@ def test_the_reference_cases_keep_their_numbers(model, head, size, dtype, tmp_pa
 
 
 def test_the_file_names_its_functions_their_shapes_and_what_it_is(tmp_path):
-    from coreai.authoring import AIModelAsset
-
     graph = Graph(encoder(), dtype="float32", batches=(1, 3))
     coreai.write(graph, tmp_path / "a.aimodel")
-    asset = AIModelAsset.load(tmp_path / "a.aimodel")
+    asset = authoring.AIModelAsset.load(tmp_path / "a.aimodel")
     summary = asset.summary()
     assert summary is not None and sorted(summary.function_names) == ["batch_1", "batch_3"]
     ((name, kind),) = summary.function_inputs("batch_3")

@@ -117,7 +117,8 @@ def test_saved_labels_give_their_scores(lit):
 
 def test_quantised_weights_are_unpacked():
     network, how = encoder(), Quantization(8, 32)
-    shapes = {n: tuple(p.shape) for n, p in tree_flatten(network.model.parameters())}
+    parameters = dict(tree_flatten(network.model.parameters()))
+    shapes = {name: tuple(each.shape) for name, each in parameters.items()}
     packed = encoder()
     packed.identity["quantization"] = vars(how)
     names = quantized_names(shapes, how)

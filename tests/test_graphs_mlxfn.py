@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import mlx
 import numpy as np
@@ -44,6 +45,6 @@ def test_a_program_in_cpp_gets_the_encoders_embedding_for_each_batch_size(progra
 
 def test_another_batch_size_is_refused_by_the_reader(tmp_path):
     mlxfn.write(Graph(encoder()), tmp_path / "a.mlxfn")
-    read = mx.import_function(str(tmp_path / "a.mlxfn"))
+    read: Any = mx.import_function(str(tmp_path / "a.mlxfn"))
     with pytest.raises(ValueError, match="No imported function found"):
         read(mx.zeros((2, 56, 56, 3), mx.uint8))

@@ -1,6 +1,7 @@
 """Core AI's format, .aimodel: written by Apple's `coreai-core`, and run by its own runtime."""
 
 import asyncio
+import importlib
 import inspect
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,7 @@ class CoreAIOps:
     """
 
     def __init__(self):
-        from coreai import authoring
-
-        self._to = authoring
+        self._to = _imported("authoring")
         self.sizes: dict[str, int] = {}
 
     def constant(self, values: np.ndarray, name: str = "") -> Any:
@@ -90,21 +89,19 @@ class CoreAIOps:
 
 def write(graph: Graph, path: Path) -> None:
     """Writes a new folder whose name ends with .aimodel."""
-    from coreai.authoring import AIProgram, Module
-    from coreai.runtime import AIModelAssetMetadata
-
-    module, ops = Module.create(), CoreAIOps()
+    authoring, runtime = _imported("authoring"), _imported("runtime")
+    module, ops = authoring.Module.create(), CoreAIOps()
     with module:
         for name, batch in graph.functions.items():
             _add_function(graph, name, batch, ops)
     room = sum(ops.sizes.values()) + _PROGRAM * len(graph.functions)
     for folder in (path.parent, Path(tempfile.gettempdir())):  # run() writes it there once more
         _check_room(folder, room)
-    said = AIModelAssetMetadata()
+    said = runtime.AIModelAssetMetadata()
     said.model_description = graph.title
     for key, value in graph.metadata.items():
         said.set_custom(key, value)
-    AIProgram(module).save_asset(path, said)
+    authoring.AIProgram(module).save_asset(path, said)
 
 
 def run(graph: Graph, path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -124,32 +121,34 @@ def _check_room(folder: Path, size: int) -> None:
 
 
 async def _run(graph: Graph, path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    from coreai.authoring import AIModelAsset
-    from coreai.runtime import NDArray
-
+    authoring, runtime = _imported("authoring"), _imported("runtime")
     outputs = {}
-    async with AIModelAsset.load(path).executable() as model:
+    async with authoring.AIModelAsset.load(path).executable() as model:
         for name, values in inputs.items():
             function = model.load_function(name)
-            given = await function({graph.input_name: NDArray(values)})
+            given = await function({graph.input_name: runtime.NDArray(values)})
             outputs[name] = np.array(given[graph.output_name].numpy())
     return outputs
 
 
 def _add_function(graph: Graph, name: str, batch: int, ops: CoreAIOps) -> None:
     """One function, in the module that is open; its input is named as the parameter is."""
-    from coreai.authoring import TensorType, Value
-    from coreai.authoring import graph as authored
+    authoring = _imported("authoring")
 
     def body(x: Any) -> Any:
         return graph.build(ops, x, batch)
 
-    given = TensorType(graph.input_shape(batch), np.dtype(graph.input_dtype).type)
-    result = TensorType(graph.output_shape(batch), np.float32, name=graph.output_name)
+    given = authoring.TensorType(graph.input_shape(batch), np.dtype(graph.input_dtype).type)
+    result = authoring.TensorType(graph.output_shape(batch), np.float32, name=graph.output_name)
     body.__annotations__ = {
-        graph.input_name: Annotated[Value, given],
-        "return": Annotated[Value, result],
+        graph.input_name: Annotated[authoring.Value, given],
+        "return": Annotated[authoring.Value, result],
     }
     only = inspect.Parameter(graph.input_name, inspect.Parameter.POSITIONAL_ONLY)
     body.__signature__ = inspect.Signature([only])  # pyright: ignore[reportFunctionMemberAccess]
-    authored(body, provided_name=name)
+    authoring.graph(body, provided_name=name)
+
+
+def _imported(name: str) -> Any:
+    """A module of coreai, which an extra installs."""
+    return importlib.import_module(f"coreai.{name}")

@@ -118,7 +118,7 @@ class Forward(Generic[T]):
         """Vectors (B, D) of length one, in float32; zeros stay."""
         x = self._cast(x, FLOAT32)
         squares = self.ops.mean(self.ops.multiply(x, x), -1)
-        tiny = self.ops.constant(np.float32(1e-30))
+        tiny = self.ops.constant(np.array(1e-30, np.float32))
         inverse = self.ops.rsqrt(self.ops.add(squares, tiny))
         return self.scaled(self.ops.multiply(x, inverse), 1 / math.sqrt(D))
 
@@ -186,7 +186,7 @@ class Forward(Generic[T]):
         """RMSNorm over the last axis, in float32, then in the graph's dtype unless one is given."""
         x = self._cast(x, FLOAT32)
         squares = self.ops.mean(self.ops.multiply(x, x), -1)
-        epsilon = self.ops.constant(np.float32(config.rms_norm_eps))
+        epsilon = self.ops.constant(np.array(config.rms_norm_eps, np.float32))
         x = self.ops.multiply(x, self.ops.rsqrt(self.ops.add(squares, epsilon)))
         x = self.ops.multiply(x, self._constant(f"{name}.weight", FLOAT32))
         return self._cast(x, dtype or self.dtype)

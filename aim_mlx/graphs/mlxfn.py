@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,16 +12,17 @@ from aim_mlx.backend import mx
 from aim_mlx.graphs.graph import Graph
 from aim_mlx.graphs.ops import MlxOps
 
+_VERSION = version("mlx")
 # Readers go by the place of each value, and the header changed in 0.32.1.
 NOTE = (
-    f"written by MLX {mx.__version__}, which reads it; MLX before 0.32.1, and so mlx-swift 0.31.6, "
+    f"written by MLX {_VERSION}, which reads it; MLX before 0.32.1, and so mlx-swift 0.31.6, "
     "does not, and later versions may not"
 )
 
 
 def write(graph: Graph, path: Path) -> None:
     """Writes a new file whose name ends with .mlxfn; its metadata is JSON."""
-    ops, said = MlxOps(), {**graph.metadata, "mlx": mx.__version__}
+    ops, said = MlxOps(), {**graph.metadata, "mlx": _VERSION}
 
     def function(x: mx.array) -> mx.array:
         return graph.build(ops, x, x.shape[0])
@@ -31,5 +34,5 @@ def write(graph: Graph, path: Path) -> None:
 
 def run(graph: Graph, path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The outputs of each function, by its name, as MLX computes them on this machine."""
-    imported = mx.import_function(str(path))
+    imported: Any = mx.import_function(str(path))
     return {name: np.array(imported(mx.array(x))[0]) for name, x in inputs.items()}
