@@ -7,19 +7,22 @@ import pytest
 
 from aim_mlx.backend import mx
 from aim_mlx.data.labelled import Data
-from aim_mlx.errors import Interrupted, OutputError, UsageError
+from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.finetune.config import FinetuneConfig
 from aim_mlx.finetune.fuse import fuse
 from aim_mlx.finetune.run import finetune
+from aim_mlx.finetune.trainer import FinetuneTrainer
 from aim_mlx.loading import load
 from aim_mlx.probe.config import protocol
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, train_probe
 from aim_mlx.training import loop
 from aim_mlx.training.report import Report
+from aim_mlx.weights.quantize import Quantization, quantize_modules, quantized_names
+from aim_mlx.weights.sizes import expected_shapes
 from tests.digits import write_digits
 from tests.finetuning import QUICK
-from tests.small import photo, save
+from tests.small import NATIVE, photo, save, save_lit
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +117,62 @@ def test_an_encoder_loads_with_its_adapter_and_is_fused(scene, tmp_path):
     assert np.abs(halves.embed(photos) - ours).max() < 0.02
     with pytest.raises(UsageError, match="has no adapter"):
         fuse(base, tmp_path / "none")
+
+
+def test_images_of_several_classes_are_learned_from_a_table(scene, tmp_path):
+    _, model, _ = scene
+    digits = write_digits(tmp_path / "digits", 8)
+    lines = ["path,label"]
+    for number in range(5):
+        parity = "even" if number % 2 == 0 else "odd"
+        lines += [f"{path},{number};{parity}" for path in sorted((digits / str(number)).iterdir())]
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    data = Data(tmp_path / "table.csv", multi_label=True, val=0.2, test=0.2)
+    done = finetune(data, tmp_path / "out", lambda: load(model), config(epochs=6, head="mean"))
+    assert done.classes == 7 and "exact_match" in done.figures
+    assert done.figures["mean_average_precision"] > 0.35  # a random order: 0.29
+    made = AttentiveProbe.load(tmp_path / "out")
+    assert made.multi_label and made.predict_proba([photo(0)]).shape == (1, 7)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_best_epoch(scene, tmp_path, monkeypatch):
+    data, model, _ = scene
+    step, calls = FinetuneTrainer.run_step, iter(range(100))
+
+    def fails_late(trainer):
+        if next(calls) == 6:
+            trainer.network.head.linear.bias = mx.full((10,), float("nan"))
+        return step(trainer)
+
+    monkeypatch.setattr(FinetuneTrainer, "run_step", fails_late)
+    with pytest.raises(AimError, match="loss of step 7 is nan.*after epoch 1 is kept"):
+        finetune(data, tmp_path / "out", lambda: load(model), config())
+    made = AttentiveProbe.load(tmp_path / "out")
+    assert made.metrics["validation"]["epoch"] == 1
+    assert np.isfinite(made.predict_proba([photo(0)])).all()
+
+
+def packed(encoder):
+    """With its products quantised, as a GPU multiplies them."""
+    how = Quantization(8, 32)
+    quantize_modules(
+        encoder.model, quantized_names(expected_shapes(encoder.model.config), how), how
+    )
+    return encoder
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda folder: load(save(folder, NATIVE)), "model of one image size"),
+        (lambda folder: load(save_lit(folder)), "this is a LiT model"),
+        (lambda folder: packed(load(save(folder))), "this model is quantised"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_written(
+    scene, tmp_path, make, words
+):
+    made = make(tmp_path / "model")
+    with pytest.raises(UsageError, match=words):
+        finetune(scene[0], tmp_path / "out", lambda: made, config())
+    assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from aim_mlx.files import TEMPORARY
 from tests.training_crashes import results, write_data
 
 
-@pytest.mark.parametrize("kind", ["probe", "lit", "pretrain"])
+@pytest.mark.parametrize("kind", ["probe", "lit", "pretrain", "finetune"])
 def test_a_training_killed_anywhere_and_resumed_ends_in_the_same_bits(tmp_path, kind):
     """At some operations on files, among them the last ones, which write the result."""
     data = write_data(tmp_path / "data")

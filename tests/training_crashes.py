@@ -21,6 +21,8 @@ from PIL import Image
 
 from aim_mlx.data.labelled import Data
 from aim_mlx.errors import AimError
+from aim_mlx.finetune.config import FinetuneConfig
+from aim_mlx.finetune.run import finetune
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig
 from aim_mlx.lit_training.run import train_lit
 from aim_mlx.pretrain.config import CONFIGS, PretrainConfig, Sizes
@@ -74,6 +76,9 @@ def train(kind: str, data: Path, folder: Path) -> None:
         if kind == "probe":
             plan = Plan(protocol("fast", epochs=2, batch_size=8, learning_rates=(0.01,)))
             train_probe(Data(str(data)), folder, encoder, plan)
+        elif kind == "finetune":
+            config = FinetuneConfig(epochs=2, batch_size=8, rank=2)
+            finetune(Data(str(data)), folder, encoder, config)
         elif kind == "pretrain":
             config = PretrainConfig(epochs=2, batch_size=8, held_out=0.25, vocab_size=600)
             pretrain(data / "pairs.csv", folder, config)
@@ -85,8 +90,8 @@ def train(kind: str, data: Path, folder: Path) -> None:
 def killed_trainings(job: dict[str, Any]) -> None:
     """Kills a run at operations and at random times, and runs the same again after each.
 
-    `job`: kind ("probe", "lit", "pretrain"), data, into; every `every`-th operation and the `last`
-    ones; `random` times. Leaves into/whole, of a run that was not killed, and
+    `job`: kind ("probe", "lit", "pretrain", "finetune"), data, into; every `every`-th operation and
+    the `last` ones; `random` times. Leaves into/whole, of a run that was not killed, and
     a folder for each other run; fails where what was left is neither sound nor refused. Prints how
     many operations there are.
     """
@@ -134,7 +139,7 @@ def _resume(kind: str, data: Path, folder: Path) -> None:
 def _load(kind: str, folder: Path) -> None:
     """What there is loads, or is refused as a user's error."""
     try:
-        if kind == "probe":
+        if kind in ("probe", "finetune"):
             AttentiveProbe.load(folder, encoder()).predict([np.zeros((56, 56, 3), np.uint8)])
         else:
             from aim_mlx.loading import load
