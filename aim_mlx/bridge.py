@@ -317,7 +317,8 @@ class Embedder:
         from aim_mlx.words.lit import LiT
 
         side = encoder.preprocessing.crop_size or _LARGEST_SIDE
-        self._images = _how_many(limit, lambda: encoder.embed([_grey(side)]))
+        fit = _how_many(limit, lambda: encoder.embed([_grey(side)]))
+        self._images = max(1, fit // 2)  # on a GPU a batch starts while the one before it computes
         if isinstance(encoder, LiT):
             longest = encoder.lit.config.text
             ids = np.full((1, longest.context_length), longest.eos_token_id - 1, np.int32)

@@ -229,6 +229,26 @@ def test_every_kind_of_buffer_is_read_as_it_lies(embedder):
         same(rows(embedder.embed_rgb(buffer, np.int64(60), 80)), expected)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ([],),
+        (["cat"],),
+        (["cat", "Cat "],),
+        (["cat", " "],),
+        (["cat", "x" * 3000],),
+        (["cat", "dog"], []),
+        (["cat", "dog"], ["a photo"]),
+        (["cat", "dog"], ["{} and {}"]),
+        (["cat", "dog"], ["{0.__class__}"]),
+        (["cat", "dog"], "no such file"),
+    ],
+    ids=lambda words: repr(words)[:30],
+)
+def test_labels_and_templates_that_do_not_serve_are_refused(embedder, words):
+    check_refused(embedder.classify(PNG, *words), "usage")
+
+
 @pytest.mark.parametrize("kind", ["none", "folder", "pointer", "not json", "no text tower"])
 def test_a_model_that_cannot_be_had_is_said_in_each_call(folder, tmp_path, kind):
     model: Any = tmp_path / "model"

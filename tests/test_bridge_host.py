@@ -18,6 +18,7 @@ from tests import small
 SOURCE = Path(__file__).parent / "bridge" / "host.c"
 # Besides the Python that runs the tests, others with the packages that the bridge needs.
 PYTHONS = [sys.executable, *os.environ.get("AIM_MLX_HOST_PYTHONS", "").split(os.pathsep)]
+# 10,000 by hand take a minute; these are enough to see some hundred bytes that each leaves behind.
 CALLS = int(os.environ.get("AIM_MLX_HOST_CALLS", "300"))
 ASK = """if True:
     import json, os, sys, sysconfig
