@@ -269,13 +269,14 @@ class Embedder:
 
     def _head_for(self, call: _Call, labels: Any, templates: Any, single: bool) -> "ZeroShotHead":
         """The vectors of the labels, those of the last call where they are the same."""
+        from aim_mlx.words.lit import as_lit
         from aim_mlx.words.prompts import as_labels, as_templates
         from aim_mlx.words.zeroshot import ZeroShotHead
 
         labels = as_labels(_listed(labels, "labels"), single)
         if not isinstance(templates, (str, os.PathLike)):
             templates = _listed(templates, "templates")
-        templates, lit = as_templates(templates), self._loaded(call)
+        templates, lit = as_templates(templates), as_lit(self._loaded(call))
         head = self._head
         if head is None or (head.labels, head.templates) != (labels, templates):
 

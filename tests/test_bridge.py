@@ -223,7 +223,7 @@ def test_every_kind_of_buffer_is_read_as_it_lies(embedder):
     spread = np.zeros((60, 80, 6), np.uint8)
     spread[..., ::2] = photo
     array = (ctypes.c_uint8 * photo.nbytes).from_buffer_copy(photo.tobytes())
-    kinds = [bytearray(photo.tobytes()), memoryview(photo), fixed, spread[..., ::2], array]
+    kinds = [bytearray(photo.tobytes()), photo.data, fixed, spread[..., ::2], array]
     kinds += [np.asfortranarray(photo), np.ascontiguousarray(photo[::-1])[::-1]]
     for buffer in kinds:
         same(rows(embedder.embed_rgb(buffer, np.int64(60), 80)), expected)
@@ -332,8 +332,8 @@ def test_release_ends_what_runs_and_a_later_call_loads_again(folder):
     assert embedder.release()["ok"]
     running.join()
     check_refused(answers[0], "cancelled")
-    weights = 4 * aim_mlx.load(folder / "vision").network.trunk.blocks[0].attn.qkv.weight.size
-    assert mx.get_active_memory() < held - weights
+    weights = (folder / "vision" / "model.safetensors").stat().st_size
+    assert mx.get_active_memory() < held - 0.9 * weights
     assert embedder.release()["ok"]  # of nothing
     same(rows(embedder.embed_bytes(PNG)), before)
 
