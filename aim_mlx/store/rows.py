@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 COLUMNS = ("path", "raw_path", "digest", "size", "mtime_ns", "width", "height")
@@ -108,7 +109,7 @@ class Catalog:
             self._digests.append(digest)
         for name, values in self._numbers.items():
             for chunk in table[name].chunks:
-                values.frombytes(chunk.cast(pa.int64()).to_numpy().tobytes())
+                values.frombytes(chunk.to_numpy().astype(np.int64).tobytes())
 
     def current(self) -> Iterator[str]:
         """The paths that have a row."""
