@@ -1,5 +1,6 @@
 """`aim-mlx export-model`: what it writes is compared with MLX, whole, or not there."""
 
+import errno
 import json
 import os
 import subprocess
@@ -179,6 +180,22 @@ def test_what_a_killed_run_left_is_removed(model, tmp_path):
     (left / "a.mlxfn").write_bytes(b"half")
     export_model(model, tmp_path / "a.mlxfn")
     assert os.listdir(tmp_path) == ["a.mlxfn"]
+
+
+def test_what_is_there_stays_where_it_cannot_be_replaced(model, tmp_path, monkeypatch):
+    target = tmp_path / "a.mlxfn"
+    export_model(model, target)
+    before, replace_it = target.read_bytes(), os.replace
+
+    def failing(source, goal):
+        if Path(source).name == Path(goal).name:
+            raise OSError(errno.EIO, "Input/output error")
+        replace_it(source, goal)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OutputError, match="Input/output error"):
+        export_model(model, target, dtype="float32", overwrite=True)
+    assert target.read_bytes() == before and os.listdir(tmp_path) == ["a.mlxfn"]
 
 
 def test_something_else_is_never_replaced(model, tmp_path, suffix):

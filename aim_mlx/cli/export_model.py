@@ -1,6 +1,5 @@
 """`aim-mlx export-model`: a model as a file for apps without Python."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -57,13 +56,8 @@ def export_model(
     from aim_mlx.cli.reporter import Reporter
     from aim_mlx.graphs.export import export_model
 
-    batches, on_mac = numbers("--batch", batch, int), sys.platform == "darwin"
+    batches = numbers("--batch", batch, int)
     with Reporter(as_json) as report:
-        if (output.suffix, dtype, compare) == (".aimodel", "float16", True) and not on_mac:
-            report.noted(
-                "off a Mac Core AI computes float16 slowly, an hour for AIMv2-large: --no-compare "
-                "leaves that out"
-            )
         done = export_model(
             model,
             output,
@@ -78,6 +72,7 @@ def export_model(
             offline=offline,
             overwrite=overwrite,
             progress=tqdm,
+            report=report,
         )
     functions = ", ".join(f"{name} ({batch})" for name, batch in done.functions.items())
     packed = ", 8-bit weights" if done.bits == 8 else ""

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +21,11 @@ from aim_mlx.files import disk_errors, flush, remove_leftovers, sync_folder, tem
 from aim_mlx.graphs.graph import HEADS, Graph, Head
 from aim_mlx.loading import load
 from aim_mlx.probe.probe import AttentiveProbe
+from aim_mlx.training.report import Report, Silent
 from aim_mlx.weights.strict_json import at
 from aim_mlx.words.zeroshot import ZeroShotHead
 
+_SLOW = "off a Mac Core AI computes float16 slowly, an hour for AIMv2-large (or --no-compare)"
 _ADVICE = "make room or choose another place"
 _FURTHEST, _LOWEST_COSINE = 1e-4, 0.9999  # what float32 and float16 may differ from MLX
 _LOWEST_OF_8_BITS = 0.999
@@ -39,10 +42,11 @@ class _Format:
     package: str = "mlx"
     extra: str = ""
     marker: str = ""
+    slow_in_float16: bool = False  # off a Mac
 
 
 _FORMATS = {
-    ".aimodel": _Format("aim_mlx.graphs.coreai", "coreai", "coreai", "main.mlirb"),
+    ".aimodel": _Format("aim_mlx.graphs.coreai", "coreai", "coreai", "main.mlirb", True),
     ".mlpackage": _Format("aim_mlx.graphs.coreml", "coremltools", "coreml", "Manifest.json"),
     ".mlxfn": _Format("aim_mlx.graphs.mlxfn"),
 }
@@ -85,6 +89,7 @@ def export_model(
     offline: bool = False,
     overwrite: bool = False,
     progress: type[Any] | None = None,
+    report: Report | None = None,
 ) -> Exported:
     """Writes a model as .aimodel, .mlpackage or .mlxfn, for apps without Python.
 
@@ -114,6 +119,8 @@ def export_model(
     with _aside(target) as path:
         try:
             write(graph, path)
+            if compare and form.slow_in_float16 and dtype == "float16" and sys.platform != "darwin":
+                (report or Silent()).noted(_SLOW)
             outputs = writer.run(graph, path, inputs) if compare else {}
         except RuntimeError as error:  # as these libraries fail, on a full disk too
             reason = str(error.__cause__ or error)[:300]
@@ -234,9 +241,15 @@ def _publish(path: Path, target: Path) -> None:
     for file in _files(path):
         with open(file, "rb") as written:
             flush(written)
+    before = path.with_name("before")
     if os.path.lexists(target):
-        os.replace(target, path.with_name("before"))
-    os.replace(path, target)
+        os.replace(target, before)
+    try:
+        os.replace(path, target)
+    except BaseException:
+        if os.path.lexists(before):
+            os.replace(before, target)
+        raise
     sync_folder(target.parent)
 
 
