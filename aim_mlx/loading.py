@@ -73,24 +73,29 @@ def load_encoder(
     Raises CheckpointError where it cannot be had, or is not the same any more.
     """
     made_by = store.manifest["model"]
-    path = Path(made_by["path"])
-    places = [path, Path(started_in(store.folder)) / path]
-    place = next((place for place in places if place.exists()), None)
+    place, adapter = _placed(store, made_by["path"]), made_by.get("adapter")
     try:
         encoder = load(
             place or made_by["model"],
             dtype=store.manifest["dtype"],
             revision=None if place else made_by.get("revision"),
+            adapter=adapter and (_placed(store, adapter) or adapter),
             offline=offline,
             progress=progress,
         )
     except UsageError as error:  # what was a folder is now an unknown name
         raise CheckpointError(
-            f"the model that made {str(store.folder)!r} is missing from {str(path)!r}: restore "
-            "it, or embed again"
+            f"the model that made {str(store.folder)!r} is missing from {made_by['path']!r}: "
+            "restore it, or embed again"
         ) from error
     _check_encoder(store, encoder)
     return encoder
+
+
+def _placed(store: "EmbeddingStore", path: str) -> Path | None:
+    """Where a path lies now that was given when the store was made; None where it is gone."""
+    places = [Path(path), Path(started_in(store.folder)) / path]
+    return next((place for place in places if place.exists()), None)
 
 
 def _check_encoder(store: "EmbeddingStore", encoder: Encoder) -> None:

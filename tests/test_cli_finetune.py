@@ -69,8 +69,20 @@ def test_a_fused_encoder_is_one_as_any_other(capsys, scene, tmp_path, layout):
         assert run(capsys, "embed", digits / "1", "-o", target, "--model", name)[0] == 0
         vectors.append(np.load(target))
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+    code, lines, _ = run(capsys, "probe", "predict", tmp_path / "fused", digits / "3")
+    assert code == 0 and len(lines.splitlines()) == 8
     code, _, talk = run(capsys, "fuse", model, out, tmp_path / "fused", "--layout", layout)
     assert code == 5 and "not empty" in talk
+
+
+def test_a_classifier_is_exported_once_it_is_fused(capsys, scene, tmp_path):
+    _, model, out = scene
+    target = tmp_path / "digits.mlxfn"
+    code, _, talk = run(capsys, "export-model", model, target, "--head", out)
+    assert code == 2 and "write both as a model with aim-mlx fuse" in talk
+    fused = tmp_path / "fused"
+    assert run(capsys, "fuse", model, out, fused)[0] == 0
+    assert run(capsys, "export-model", fused, target, "--head", fused)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,24 @@
 """A whole fine-tuning in a folder, and the classifier that it leaves."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from aim_mlx.backend import mx
+from aim_mlx.cli import main as cli
 from aim_mlx.data.labelled import Data
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.finetune.config import FinetuneConfig
 from aim_mlx.finetune.fuse import fuse
 from aim_mlx.finetune.run import finetune
 from aim_mlx.finetune.trainer import FinetuneTrainer
-from aim_mlx.loading import load
+from aim_mlx.loading import load, load_encoder
 from aim_mlx.probe.config import protocol
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import Plan, train_probe
+from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.training import loop
 from aim_mlx.training.report import Report
 from aim_mlx.weights.quantize import Quantization, quantize_modules, quantized_names
@@ -103,11 +106,11 @@ def test_an_encoder_loads_with_its_adapter_and_is_fused(scene, tmp_path):
     photos = [photo(0), photo(1)]
     ours, pixels = encoder.embed(photos), base.preprocess(photos)
     assert np.abs(ours - base.embed(photos)).max() > 1e-3
-    fused = load(fuse(encoder, tmp_path / "fused"))
+    fused = load(fuse(base, out, tmp_path / "fused"))
     tokens = np.array(encoder.features(pixels).tokens)
     assert np.array_equal(np.array(fused.features(pixels).tokens), tokens)
     assert fused.preprocessing == base.preprocessing
-    theirs = load(fuse(encoder, tmp_path / "theirs", "transformers"))
+    theirs = load(fuse(base, out, tmp_path / "theirs", "transformers"))
     assert theirs.identity["layout"] == "transformers"
     assert theirs.preprocessing == base.preprocessing
     assert np.array_equal(np.array(theirs.features(pixels).tokens), tokens)
@@ -115,8 +118,14 @@ def test_an_encoder_loads_with_its_adapter_and_is_fused(scene, tmp_path):
     assert halves.dtype == mx.float16 and halves.weights_digest != encoder.weights_digest
     # Ten times the largest difference seen: float16 through three blocks.
     assert np.abs(halves.embed(photos) - ours).max() < 0.02
-    with pytest.raises(UsageError, match="has no adapter"):
-        fuse(base, tmp_path / "none")
+    tuned = AttentiveProbe.load(out)
+    for name in ("fused", "theirs"):
+        classifier = AttentiveProbe.load(tmp_path / name)
+        assert "adapter" not in classifier.encoder.identity
+        # float32 through another copy of the same weights.
+        assert np.allclose(classifier.predict_proba(photos), tuned.predict_proba(photos), atol=1e-6)
+    with pytest.raises(UsageError, match="has no adapter_config.json"):
+        fuse(base, tmp_path, tmp_path / "none")
 
 
 def test_images_of_several_classes_are_learned_from_a_table(scene, tmp_path):
@@ -176,3 +185,27 @@ def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=words):
         finetune(scene[0], tmp_path / "out", lambda: made, config())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_store_and_a_probe_remember_the_adapter(scene, tmp_path):
+    data, model, _ = scene
+    out = tmp_path / "out"
+    finetune(data, out, lambda: load(model), config(epochs=1))
+    encoder = load(model, adapter=out)
+    photos = write_digits(tmp_path / "photos", 1)
+    embed(["embed", photos, "-o", tmp_path / "store", "--model", model, "--adapter", out])
+    store = EmbeddingStore(tmp_path / "store")
+    again = load_encoder(store)
+    assert again.weights_digest == encoder.weights_digest
+    assert np.abs(again.embed([store.paths[0]]) - store.vectors[0]).max() < 1e-5
+    plan = Plan(protocol("fast", epochs=1, learning_rates=(0.01,), batch_norm=(False,)))
+    train_probe(data, tmp_path / "probe", lambda: load(model, adapter=out), plan)
+    probe = AttentiveProbe.load(tmp_path / "probe")
+    assert probe.encoder.weights_digest == encoder.weights_digest
+    shutil.rmtree(out)
+    with pytest.raises(UsageError, match="has no adapter_config.json"):
+        AttentiveProbe.load(tmp_path / "probe")
+
+
+def embed(arguments) -> None:
+    assert cli._run([str(each) for each in arguments]) == 0

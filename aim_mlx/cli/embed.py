@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from aim_mlx.cli.options import (
+    Adapter,
     AsJson,
     BatchSize,
     Dtype,
@@ -39,6 +40,7 @@ def embed(
         ),
     ],
     model: EncoderModel = DEFAULT_MODEL,
+    adapter: Adapter = None,
     revision: Revision = None,
     pooling: Pooling = None,
     layers: MeanLayers = "",
@@ -121,7 +123,14 @@ def embed(
     with ExitStack() as until_the_end, progress:
 
         def loaded() -> Encoder:
-            encoder = load(model, dtype=dtype, revision=revision, offline=offline, progress=tqdm)
+            encoder = load(
+                model,
+                dtype=dtype,
+                revision=revision,
+                adapter=adapter,
+                offline=offline,
+                progress=tqdm,
+            )
             until_the_end.enter_context(gently())  # before, there is nothing worth finishing
             return encoder
 

@@ -107,7 +107,8 @@ def fuse(
 ) -> None:
     """Write a fine-tuned encoder as a model of its own.
 
-    FOLDER has the weights with the adapters in them, and is an encoder as any other.
+    FOLDER has the weights with the adapters in them, and is an encoder as any other. The classifier
+    of OUT is in it too, for probe predict.
     """
     import sys
 
@@ -116,6 +117,6 @@ def fuse(
     from aim_mlx.finetune.fuse import fuse as write
     from aim_mlx.loading import load
 
-    encoder = load(model, adapter=adapter, revision=revision, offline=offline, progress=tqdm)
-    write(encoder, folder, layout, overwrite)
+    encoder = load(model, revision=revision, offline=offline, progress=tqdm)
+    write(encoder, adapter, folder, layout, overwrite)
     print(f"{folder}: {model} with {adapter} in its weights", file=sys.stderr)

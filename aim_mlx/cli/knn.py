@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from aim_mlx.cli.options import (
+    Adapter,
     AllowEmpty,
     AsJson,
     EncoderModel,
@@ -26,6 +27,7 @@ from aim_mlx.registry import DEFAULT_MODEL
 def knn(
     source: LabelledImages,
     model: EncoderModel = DEFAULT_MODEL,
+    adapter: Adapter = None,
     revision: Revision = None,
     ks: Annotated[
         str, typer.Option("--k", help="Numbers of neighbours; the best on val is taken.")
@@ -69,7 +71,7 @@ def knn(
     with report, gently() as stop:
         found = nearest_neighbours(
             data,
-            lambda: load(model, revision=revision, offline=offline, progress=tqdm),
+            lambda: load(model, revision=revision, adapter=adapter, offline=offline, progress=tqdm),
             EmbedOptions(pooling, numbers("--layers", layers, int) if layers else ()),
             report,
             ks=tuple(dict.fromkeys(numbers("--k", ks, int))),

@@ -16,6 +16,9 @@ from aim_mlx.registry import DEFAULT_LIT
 EncoderModel = Annotated[
     str, typer.Option(help="The encoder: a model name, Hub repo, folder or file.")
 ]
+Adapter = Annotated[
+    Path | None, typer.Option(help="What fine-tuning changed of it: the folder of finetune.")
+]
 LitModel = Annotated[
     str | None, typer.Option(help=f"A LiT model's name, repo or folder.  [default: {DEFAULT_LIT}]")
 ]

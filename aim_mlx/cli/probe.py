@@ -7,6 +7,7 @@ import typer
 
 from aim_mlx.cli.help import App
 from aim_mlx.cli.options import (
+    Adapter,
     AllowEmpty,
     AsJson,
     EncoderModel,
@@ -43,6 +44,7 @@ def train(
     source: LabelledImages,
     output: Annotated[Path, typer.Option("-o", "--output", help="The probe's folder to write.")],
     model: EncoderModel = DEFAULT_MODEL,
+    adapter: Adapter = None,
     revision: Revision = None,
     protocol: Annotated[
         str, typer.Option(help="The defaults: fast for small sets, or paper, AIMv2's 28 heads.")
@@ -102,7 +104,7 @@ def train(
     if changes.get("patience") == 0:
         changes["patience"] = None
     config = configured(protocol, **changes)
-    augmentation = Augmentation(config.seed, views) if augment else None
+    augmentation = Augmentation(config.seed, views, protocol == "paper") if augment else None
     blocks = numbers("--layers", layers, int) if layers else ()
     plan = Plan(config, blocks, augmentation, cache, round(max_cache_gb * 1e9))
     columns = Columns(path_column, label_column, split_column)
@@ -112,7 +114,7 @@ def train(
         done = train_probe(
             data,
             output,
-            lambda: load(model, revision=revision, offline=offline, progress=tqdm),
+            lambda: load(model, revision=revision, adapter=adapter, offline=offline, progress=tqdm),
             plan,
             report,
             stop=stop,

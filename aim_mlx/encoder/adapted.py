@@ -33,7 +33,7 @@ def adapted(encoder: Encoder, adapter: Adapter, dtype: mx.Dtype = mx.float32) ->
     model.eval()
     mx.eval(model.parameters())
     mx.eval(mx.random.state)  # making the layers drew numbers that were never computed
-    identity = {**encoder.identity, "adapter": adapter.digest}
+    identity = {**encoder.identity, "adapter": adapter.folder}
     result = Encoder(model, encoder.preprocessing, encoder.trained, identity)
     result.weights_digest = hashlib.sha256(
         f"{adapter.weights} {adapter.digest} {adapter.lora} {dtype}".encode()

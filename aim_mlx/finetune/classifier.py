@@ -57,9 +57,17 @@ def as_probe(
     training: Mapping[str, Any],
 ) -> AttentiveProbe:
     """The classifier of a fine-tuned encoder, which predicts as a probe does."""
-    identity, model = token_identity(encoder), encoder.identity
+    model = {name: value for name, value in encoder.identity.items() if name != "adapter"}
     return AttentiveProbe(
-        head, classes, identity, model, (), multi_label, {}, dict(training), encoder
+        head,
+        classes,
+        token_identity(encoder),
+        model,  # the adapter lies beside the head, wherever that goes
+        (),
+        multi_label,
+        {},
+        dict(training),
+        encoder,
     )
 
 

@@ -180,7 +180,13 @@ def _head(named: str, encoder: Encoder) -> Head:
         return named
     folder = Path(named)
     if (folder / "probe.json").is_file():
-        return AttentiveProbe.load(folder, encoder)
+        probe = AttentiveProbe.load(folder, encoder)
+        if "adapter" in probe.encoder.identity:
+            raise UsageError(
+                f"the encoder of {at(folder)} was fine-tuned: write both as a model with aim-mlx "
+                "fuse, and give that"
+            )
+        return probe
     if (folder / "labels.json").is_file():
         return ZeroShotHead.load(folder)
     raise UsageError(

@@ -162,8 +162,10 @@ class AttentiveProbe:
                     f"the encoder of this probe cannot be loaded ({error}): say where it is now by "
                     "--model, or give it as encoder="
                 ) from error
-        if (Path(folder) / ADAPTER_CONFIG).exists() and "adapter" not in encoder.identity:
-            encoder = adapted(encoder, read_adapter(folder, encoder.model.config))
+        beside = (Path(folder) / ADAPTER_CONFIG).exists()
+        adapter = folder if beside else probe.model.get("adapter")
+        if adapter is not None and "adapter" not in encoder.identity:
+            encoder = adapted(encoder, read_adapter(adapter, encoder.model.config))
         probe.check(encoder)
         probe._encoder = encoder
         return probe

@@ -23,7 +23,7 @@ _PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow", "pyarrow")
 _LARGEST = 4 << 20  # bytes; one has some 2,000
 _SCHEMA = {"schema": whole(1)}
 _FORM = {
-    "model": {"model": TEXT, "path": PATH, "revision?": maybe(TEXT)},
+    "model": {"model": TEXT, "path": PATH, "revision?": maybe(TEXT), "adapter?": PATH},
     "weights": TEXT,
     "encoder": {},
     "preprocessing": {},

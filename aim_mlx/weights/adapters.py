@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Adapter:
     """Adapters, or where `lora` is None the trained weights themselves, by name.
 
     `weights` is the digest of the encoder that they belong to, `model` what that was called;
-    `digest` is that of the file.
+    `digest` is that of the file, `folder` where it lies.
     """
 
     lora: LoRAConfig | None
@@ -42,6 +42,7 @@ class Adapter:
     weights: str
     model: str
     digest: str = ""
+    folder: str = ""
 
 
 def write_adapter(folder: Path, adapter: Adapter) -> Adapter:
@@ -62,7 +63,7 @@ def write_adapter(folder: Path, adapter: Adapter) -> Adapter:
     text = json.dumps(values, indent=1).encode() + b"\n"
     with disk_errors("write", folder, "fix that, or choose another folder"):
         publish({folder / ADAPTERS: data, folder / ADAPTER_CONFIG: text})
-    return Adapter(lora, adapter.tensors, adapter.weights, adapter.model, digest)
+    return replace(adapter, digest=digest, folder=str(folder))
 
 
 def read_adapter(folder: str | os.PathLike[str], config: VisionConfig) -> Adapter:
@@ -89,7 +90,8 @@ def read_adapter(folder: str | os.PathLike[str], config: VisionConfig) -> Adapte
         raise CheckpointError(
             f"{at(path)} is not what aim-mlx finetune writes ({error!s:.200}): train again"
         ) from error
-    return Adapter(lora, _tensors(Path(folder), lora, config, digest), weights, model, digest)
+    tensors = _tensors(Path(folder), lora, config, digest)
+    return Adapter(lora, tensors, weights, model, digest, os.fspath(folder))
 
 
 def _lora(values: Mapping[str, Any], config: VisionConfig) -> LoRAConfig:

@@ -10,7 +10,6 @@ import pytest
 
 import aim_mlx
 from aim_mlx.backend import mx, tree_flatten, tree_unflatten
-from aim_mlx.encoder.adapted import adapted
 from aim_mlx.finetune.config import FinetuneConfig
 from aim_mlx.finetune.data import FinetuneData
 from aim_mlx.finetune.fuse import fuse
@@ -19,7 +18,7 @@ from aim_mlx.finetune.trainer import FinetuneTrainer
 from aim_mlx.images.pictures import Pictures
 from aim_mlx.models.adapters import adapter_shapes
 from aim_mlx.probe.heads import HeadConfig, new_head
-from aim_mlx.weights.adapters import Adapter
+from aim_mlx.weights.adapters import Adapter, write_adapter
 from aim_mlx.weights.layouts import layout_named, to_ours
 from tests.finetuning import digits_in
 from tests.parity.test_vision_parity import reference
@@ -248,10 +247,10 @@ def test_a_fused_encoder_gives_the_same_features_here_and_in_transformers(
     pair.trainer.close()
     batch, _, _ = pair.loss(0)
     pixels = torch.from_numpy(np.ascontiguousarray(batch.pixels.transpose(0, 3, 1, 2)))
-    ours = adapted(
-        pair.encoder, Adapter(pair.lora, pair.tensors, pair.encoder.weights_digest, "base")
-    )
-    fuse(ours, tmp_path / "fused", "transformers")
+    digest = pair.encoder.weights_digest
+    (tmp_path / "tuned").mkdir()
+    write_adapter(tmp_path / "tuned", Adapter(pair.lora, pair.tensors, digest, "base"))
+    fuse(pair.encoder, tmp_path / "tuned", tmp_path / "fused", "transformers")
     loaded, info = Aimv2VisionModel.from_pretrained(tmp_path / "fused", output_loading_info=True)
     assert not any(info.values()), info
     with torch.inference_mode():
