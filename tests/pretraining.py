@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw
 
 from aim_mlx.backend import mx
 from aim_mlx.config import PreprocessConfig, TextConfig, VisionConfig
-from aim_mlx.data.pairs import Pairs
+from aim_mlx.data.pairs import Pairs, read_pairs
 from aim_mlx.images.pictures import Pictures
 from aim_mlx.models.decoder import PretrainingConfig
 from aim_mlx.pretrain.config import PretrainConfig, Sizes
-from aim_mlx.pretrain.data import PretrainingData, read_source
+from aim_mlx.pretrain.data import PretrainingData
 from aim_mlx.pretrain.model import new_model
 from aim_mlx.pretrain.trainer import PretrainTrainer
 from aim_mlx.words.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ def data_of(
 
 
 def pairs_in(folder: Path) -> Pairs:
-    return read_source(write_pairs(folder), ("path", "caption"), lambda *_: None)[0]
+    return read_pairs(write_pairs(folder), may_lack_captions=True)[0]
 
 
 def trainer_of(

@@ -124,7 +124,7 @@ def test_a_list_of_labels_where_one_is_expected_is_refused_with_its_place(tmp_pa
 
 
 def test_a_split_of_another_name_is_refused_with_its_place(tmp_path):
-    table = write(tmp_path / "data.csv", ("path", "label", "split"), [("a.jpg", "cat", "dev")])
+    table = write(tmp_path / "data.csv", ("path", "label", "split"), [("a.jpg", "cat", "extra")])
     with pytest.raises(UsageError, match="line 2 of data.csv: a split is train, val or test"):
         Data(table).labelled()
 

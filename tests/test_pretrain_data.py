@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from aim_mlx.data.pairs import read_pairs
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.images.pictures import Pictures
-from aim_mlx.pretrain.data import read_source
 from tests.pretraining import data_of, pairs_in, write_pairs
 from tests.small import photo
 
 
-def read(source, columns=("path", "caption")):
-    return read_source(source, columns, lambda *_: None)
+def read(source):
+    return read_pairs(source, may_lack_captions=True)
 
 
 def same(first, second) -> bool:

@@ -17,7 +17,10 @@ app = App(help="Models that compare images with words.", rich_markup_mode=None)
 @options_of(TrainConfig)
 def train(
     pairs: Annotated[
-        Path, typer.Argument(metavar="PAIRS", help="A .csv, .jsonl or .parquet file.")
+        Path,
+        typer.Argument(
+            metavar="PAIRS", help="A .csv, .jsonl or .parquet file, or a Hugging Face data set."
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The model's folder to write.")],
     model: Annotated[

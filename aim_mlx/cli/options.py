@@ -42,7 +42,8 @@ Store = Annotated[Path, typer.Argument(metavar="OUT", help="The folder that embe
 LabelledImages = Annotated[
     str,
     typer.Argument(
-        metavar="DATA", help="A folder of class folders, or a table with columns path and label."
+        metavar="DATA",
+        help="A folder of class folders, a table of path and label, or a Hugging Face data set.",
     ),
 ]
 MultiLabel = Annotated[

@@ -16,7 +16,8 @@ def pretrain(
     pairs: Annotated[
         str,
         typer.Argument(
-            metavar="PAIRS", help="A .csv, .jsonl or .parquet file, or a folder of pictures."
+            metavar="PAIRS",
+            help="A .csv, .jsonl or .parquet file, a Hugging Face data set or a folder of images.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The model's folder to write.")],

@@ -11,6 +11,7 @@ from aim_mlx.cli.options import (
     BatchSize,
     Dtype,
     LabelColumn,
+    LabelledImages,
     LitModel,
     Offline,
     PathColumn,
@@ -26,10 +27,7 @@ _PAIRS = 5  # of the most confused classes that are printed
 
 
 def zeroshot_eval(
-    data: Annotated[
-        Path,
-        typer.Argument(metavar="DATA", help="A folder of class folders, or a table of images."),
-    ],
+    data: LabelledImages,
     class_names: Annotated[
         Path | None,
         typer.Option(help="A table of class and label, for folders not named in words."),

@@ -3,30 +3,25 @@
 DATA/cat/1.jpg                  a folder for each class, whatever is below it
 DATA/train/cat/1.jpg            the same for each split: train, and val or test or both
 DATA.csv, .jsonl, .parquet      columns path, label and, if there is one, split
+DATA/metadata.csv ...           such tables in a folder; see `tables_in`
 """
 
 import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from aim_mlx.data.columns import MissingColumn
 from aim_mlx.data.labels import check_characters, quoted
-from aim_mlx.data.tables import MissingColumn, TableRow, beside, read_table
+from aim_mlx.data.sources import SPLITS, Source, split_called, tables_in
+from aim_mlx.data.tables import TableRow, beside, read_table
 from aim_mlx.errors import UsageError
 from aim_mlx.files import disk_errors
-from aim_mlx.images import Skip, discover
+from aim_mlx.images import Listing, Skip, discover
+from aim_mlx.images.parquet_images import ParquetImage
 from aim_mlx.wording import counted
-
-SPLITS = ("train", "val", "test")
-_SPLIT_NAMES = {
-    **{name: name for name in SPLITS},
-    "training": "train",
-    "valid": "val",
-    "validation": "val",
-    "testing": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -96,19 +91,41 @@ class Data:
                 f"expected a folder of class folders, or a table, but {str(source)!r} cannot be "
                 "found: check the path"
             )
-        if not source.is_dir():
-            labelled = _from_table(source, self.columns, self.multi_label)
-        elif self.columns != Columns():
-            raise UsageError(f"{str(source)!r} is a folder and has no columns: do not name any")
-        else:
+        if source.is_dir():
             labelled = _from_folder(source, self, exclude)
+        else:
+            labelled = _from_tables([Source(source)], self)
         _check_names(labelled.classes)
         return labelled
 
 
 def _from_folder(root: Path, data: Data, exclude: Sequence[str | Path]) -> Labelled:
     listing = discover([root], follow=data.follow, exclude=exclude)
-    notes = list(listing.notes)
+    notes = list(listing.notes) if listing.files else []
+    tables = tables_in(root, exclude, bool(listing.files), notes)
+    if not tables and data.columns != Columns():
+        raise UsageError(f"{str(root)!r} is a folder and has no columns: do not name any")
+    if not tables:
+        return _from_class_folders(root, data, exclude, listing, notes)
+    try:
+        labelled = _from_tables(tables, data, root)
+    except MissingColumn as error:
+        if data.columns != Columns() or not listing.files:
+            raise
+        notes.append(f"the folders are taken for the classes, as {error}")
+        try:
+            return _from_class_folders(root, data, exclude, listing, notes)
+        except UsageError as other:
+            raise UsageError(f"{other}; and {error}") from error
+    stated = {item.path for item in labelled.items}
+    if left := {os.path.normpath(path) for path in listing.files} - stated:
+        notes.append(f"{counted(len(left), 'image')} that no row of the metadata names, left out")
+    return replace(labelled, skips=listing.skipped, notes=(*notes, *labelled.notes))
+
+
+def _from_class_folders(
+    root: Path, data: Data, exclude: Sequence[str | Path], listing: Listing, notes: list[str]
+) -> Labelled:
     top = _folders(root, exclude, notes)
     splits = _split_folders(root, top, notes)
     grouped = _grouped(root, listing.files, depth=2 if splits else 1)
@@ -166,7 +183,7 @@ def _split_folders(root: Path, folders: Sequence[str], notes: list[str]) -> dict
     """The folders of the splits, in the order of SPLITS; none where these are classes."""
     splits: dict[str, Path] = {}
     for name in folders:
-        split = _SPLIT_NAMES.get(name.casefold())
+        split = split_called(name)
         if split in splits:
             raise UsageError(f"{str(splits[split])!r} and {name!r} are both {split}: keep one")
         if split is not None:
@@ -187,7 +204,29 @@ def _no_classes(folder: Path, loose: int) -> UsageError:
     )
 
 
-def _from_table(path: Path, columns: Columns, multi_label: bool) -> Labelled:
+def _from_tables(tables: Sequence[Source], data: Data, root: Path | None = None) -> Labelled:
+    """The rows of all tables, those of metadata in a folder `root`."""
+    items: list[Item] = []
+    kinds: dict[bool, Path] = {}
+    for table in tables:
+        rows = _rows(table, data.columns, data.multi_label)
+        numbers = {label.isdecimal() for item in rows for label in item.labels}
+        for kind in numbers if len(numbers) == 1 else ():
+            kinds.setdefault(kind, table.path)
+        items += rows
+    if len(kinds) == 2:
+        raise UsageError(
+            f"the labels of {kinds[True].name} are numbers, those of {kinds[False].name} names: "
+            "give both the same classes"
+        )
+    if root is not None and all(item.split is None for item in items):
+        items = _split_by_folders(items, root)
+    if len({item.split is None for item in items}) == 2:
+        raise UsageError("some tables have a column of splits and others none: expected it in all")
+    return _labelled(items, data.multi_label)
+
+
+def _rows(table: Source, columns: Columns, multi_label: bool) -> list[Item]:
     asked = [columns.path] if multi_label else [columns.path, columns.label]
     several = columns.label if multi_label else None
     place = len(asked)
@@ -196,22 +235,31 @@ def _from_table(path: Path, columns: Columns, multi_label: bool) -> Labelled:
         asked.append(columns.split)
     items = []
     try:
-        rows = read_table(path, asked, several, optional=optional)
+        rows = read_table(table.path, asked, several, optional=optional, images=columns.path)
     except MissingColumn as error:
         raise MissingColumn(f"{error} (--path-column and --label-column say which)") from None
     for row in rows:
         labels = row.several if multi_label else row.values[1:2]
         for label in labels:
             check_characters(f"{row.place}: the label", label, is_utf_8=True)
-        split = row.values[place:]
+        path, split = beside(table.path, row.values[0]), row.values[place:]
         items.append(
             Item(
-                os.path.normpath(beside(path, row.values[0])),
+                path if isinstance(path, ParquetImage) else os.path.normpath(path),
                 tuple(dict.fromkeys(label.strip() for label in labels)),
-                _split_named(row, split[0]) if split else None,
+                _split_named(row, split[0]) if split else table.split,
             )
         )
-    return _labelled(items, multi_label)
+    return items
+
+
+def _split_by_folders(items: list[Item], root: Path) -> list[Item]:
+    """Items of no split, each in that of its folder in the root if all folders there are splits."""
+    folders = [os.path.relpath(item.path, root).split("/")[0] for item in items]
+    splits = [split_called(folder) for folder in folders]
+    if None in splits or "train" not in splits or len(set(splits)) == 1:
+        return items
+    return [replace(item, split=split) for item, split in zip(items, splits, strict=True)]
 
 
 def _labelled(
@@ -223,7 +271,7 @@ def _labelled(
 
 
 def _split_named(row: TableRow, name: str) -> str:
-    split = _SPLIT_NAMES.get(name.strip().casefold())
+    split = split_called(name)
     if split is None:
         raise UsageError(f"{row.place}: a split is train, val or test, got {name!r}")
     return split

@@ -2,16 +2,20 @@
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from aim_mlx.data.labels import check_characters
+from aim_mlx.data.columns import MissingColumn
+from aim_mlx.data.labels import check_characters, quoted
 from aim_mlx.data.parts import Progress, read_contents
-from aim_mlx.data.tables import MissingColumn, beside, read_table
+from aim_mlx.data.sources import Source, tables_in
+from aim_mlx.data.tables import beside, read_table
 from aim_mlx.errors import UsageError
-from aim_mlx.images import Content, Skip
+from aim_mlx.images import Content, Skip, discover
+from aim_mlx.wording import counted
 
 
 @dataclass(frozen=True)
@@ -60,34 +64,87 @@ class Pairs:
 
 
 def read_pairs(
-    table: str | os.PathLike[str],
+    source: str | os.PathLike[str],
     columns: tuple[str, str] = ("path", "caption"),
     progress: Progress | None = None,
     may_lack_captions: bool = False,
+    noted: Callable[[str], None] = lambda note: None,
 ) -> tuple[Pairs, list[Skip]]:
-    """The pairs of a table, and the images that cannot be read; the same pair twice counts once.
+    """The pairs of a table or folder, and the images that cannot be read; a pair counts once.
 
-    Raises UsageError for a bad table, or where no image can be read.
+    A folder has tables (see `tables_in`), of which train alone counts where there are splits. One
+    that `may_lack_captions` may have images alone. Raises UsageError for bad tables, or where no
+    image can be read.
     """
-    lacking = columns[1] if may_lack_captions else None
+    source, notes = Path(source), []
+    if not source.is_dir():
+        return _paired(_rows(source, columns, may_lack_captions), progress)
+    listing = discover([source])
+    tables = tables_in(source, (), bool(listing.files), notes)
+    if not tables and not may_lack_captions:
+        raise UsageError(
+            f"{str(source)!r} has no metadata.csv, .jsonl or .parquet and no images in Parquet "
+            "files: expected a table of images and captions"
+        )
+    captions = _of_tables(tables, columns, may_lack_captions, bool(listing.files), notes)
+    stated = {os.path.normpath(path) for path, _ in captions}
+    left = [path for path in listing.files if os.path.normpath(path) not in stated]
+    if may_lack_captions and not any(table.split for table in tables):
+        captions += [(path, "") for path in left]
+    elif left:
+        notes.append(f"{counted(len(left), 'image')} that no row of the metadata names, left out")
+    for note in notes:
+        noted(note)
+    if not captions:
+        raise UsageError(f"{str(source)!r} has no images: choose another folder")
+    pairs, skips = _paired(captions, progress)
+    return pairs, [*listing.skipped, *skips]
+
+
+def _of_tables(
+    tables: Sequence[Source],
+    columns: tuple[str, str],
+    may_lack_captions: bool,
+    has_images: bool,
+    notes: list[str],
+) -> list[tuple[str, str]]:
+    """The paths and captions of all tables, or of those of train; none where images serve alone."""
+    if others := [table.path.name for table in tables if table.split not in (None, "train")]:
+        notes.append(f"only train is learned from, left out: {quoted(others)}")
     try:
-        rows = read_table(table, columns, may_be_empty=lacking)
+        return [
+            row
+            for table in tables
+            if table.split in (None, "train")
+            for row in _rows(table.path, columns, may_lack_captions)
+        ]
+    except MissingColumn as error:
+        if not (may_lack_captions and has_images):
+            raise
+        notes.append(f"the images are taken by themselves, as {error}")
+        return []
+
+
+def _rows(table: Path, columns: tuple[str, str], may_lack_captions: bool) -> list[tuple[str, str]]:
+    """The paths and captions of a table; "" for those that lack one, if they may."""
+    # A line of JSONL says nothing of the others: there, the column must be.
+    lacks = may_lack_captions and columns[1] == "caption" and table.suffix.lower() != ".jsonl"
+    try:
+        rows = read_table(
+            table,
+            columns[:1] if lacks else columns,
+            optional=columns[1] if lacks else None,
+            may_be_empty=columns[1] if may_lack_captions else None,
+            images=columns[0],
+        )
     except MissingColumn as error:
         raise MissingColumn(f"{error} (--path-column and --caption-column say which)") from None
+    pairs = []
     for row in rows:
-        check_characters(f"{row.place}: the caption", row.values[1], is_utf_8=True)
-    captions = [(beside(table, row.values[0]), row.values[1]) for row in rows]
-    try:
-        return _paired(captions, progress)
-    except UsageError as error:
-        raise UsageError(f"{error}: paths are relative to the table's own folder") from None
-
-
-def images_alone(
-    paths: Sequence[str], progress: Progress | None = None
-) -> tuple[Pairs, list[Skip]]:
-    """Images without captions, and those that cannot be read; raises UsageError for none."""
-    return _paired([(path, "") for path in paths], progress)
+        path, caption = row.values if len(row.values) == 2 else (row.values[0], "")
+        check_characters(f"{row.place}: the caption", caption, is_utf_8=True)
+        pairs.append((beside(table, path), caption))
+    return pairs
 
 
 def _paired(
@@ -96,8 +153,10 @@ def _paired(
     """Paths with their captions, "" for none -> pairs; raises UsageError where there are none."""
     contents, skips = read_contents([path for path, _ in captions], progress)
     if not contents:
-        reason = f", the first because {skips[0].detail}" if skips else ""
-        raise UsageError(f"none of {len(skips)} images can be read{reason}")
+        raise UsageError(
+            f"none of {len(skips)} images can be read, the first because {skips[0].detail}: paths "
+            "are relative to the table's own folder"
+        )
     first: dict[str, str] = {}  # the path where a content stands first
     distinct: dict[tuple[str, str], None] = {}
     for path, caption in captions:

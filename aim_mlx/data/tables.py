@@ -3,29 +3,24 @@
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from aim_mlx.data.columns import FILE_NAME, actual, check_columns, missing, short
 from aim_mlx.data.labels import check_characters
+from aim_mlx.data.parquet_table import ROWS, parquet_rows, too_much
 from aim_mlx.errors import UsageError
 from aim_mlx.files import disk_errors
+from aim_mlx.images.parquet_images import ParquetImage
 
 _LONGEST_LINE = 2**20  # bytes; a longer one is no table of paths and captions
 _LONGEST_TEXT = 2**16  # characters of one value
-# What a file may hold grows with its own size, so that a small one cannot fill the memory.
-_ROWS = 200_000  # and one for each byte of the file
-_TEXT = 2**26  # bytes of a Parquet file's columns, and 16 for each byte of the file
-_BATCH = 64  # rows of a Parquet file at a time: each may be a copy of one text of a few megabytes
 _BOM = b"\xef\xbb\xbf"
 
 # Where a row stands, and its values by the names of their columns.
-_Found = Iterator[tuple[str, Mapping[str, Any]]]
-
-
-class MissingColumn(UsageError):
-    """A table without one of the columns that are asked for."""
+_Rows = Iterator[tuple[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +42,20 @@ def read_table(
     several: str | None = None,
     optional: str | None = None,
     may_be_empty: str | None = None,
+    images: str | None = None,
 ) -> list[TableRow]:
     """The rows of a table, its format known by the suffix; other columns are passed over.
+
+    A table without the column path or caption may have another that stands for it (see columns).
+    Of Parquet files, the column `images` may hold images, whose values are then ParquetImages.
 
     Text is UTF-8, with or without a byte-order mark and with any line ends; lines with nothing in
     them are passed over. Whole numbers become their digits. The column `several` holds lists, or
     text with ";" between its parts, and may be empty. The column `optional` is read, as the last,
     only where the table has it: JSONL in its first line. Values of the column `may_be_empty` may be
     missing, and are "". Raises UsageError for a file that cannot be read or is not of its format, a
-    missing column, an empty value, no rows at all, and more than a file of its size would hold.
+    missing column, an empty value, no rows at all, a file_name that leaves the folder, and more
+    than a file of its size would hold.
     """
     path = Path(path)
     read = _READERS.get(path.suffix.lower())
@@ -68,15 +68,18 @@ def read_table(
     wanted = [*columns] if several is None else [*columns, several]
     extra = [] if optional is None else [optional]
     rows: list[TableRow] = []
+    names, lacking = list(columns), may_be_empty
     try:
         with disk_errors("read", path, kind=UsageError):
-            most = _ROWS + path.stat().st_size
-            for place, values in read(path, wanted, extra):
+            most = ROWS + path.stat().st_size
+            for place, values in read(path, wanted, extra, images):
                 if len(rows) == most:
-                    raise _too_much(path, f"more than {most:,} rows")
+                    raise too_much(path, f"more than {most:,} rows")
                 if not rows:
-                    columns = [*columns, *(name for name in extra if name in values)]
-                rows.append(_row(place, values, columns, several, may_be_empty))
+                    there = [name for name in extra if actual(name, values) in values]
+                    names = [actual(name, values) for name in (*columns, *there)]
+                    lacking = None if may_be_empty is None else actual(may_be_empty, values)
+                rows.append(_row(place, values, names, several, lacking))
     except MemoryError:
         raise UsageError(f"{path.name} does not fit in the memory: divide it") from None
     if not rows:
@@ -85,7 +88,9 @@ def read_table(
 
 
 def beside(table: str | os.PathLike[str], path: str) -> str:
-    """A path as a table states it: absolute, or relative to the table's own folder."""
+    """A path as a table states it: absolute, or relative to the table's folder, or in the table."""
+    if isinstance(path, ParquetImage):
+        return path
     return os.path.join(os.path.dirname(os.fspath(table)), path)
 
 
@@ -100,7 +105,7 @@ def _row(
         texts = tuple([_text(place, name, values[name], name == may_be_empty) for name in columns])
         parts = None if several is None else values[several]
     except KeyError as error:
-        raise _missing(place, error.args[0], values) from None
+        raise missing(place, error.args[0], values) from None
     if several is None:
         return TableRow(place, texts)
     if isinstance(parts, str):
@@ -108,7 +113,7 @@ def _row(
     if parts is None:
         parts = []
     if not isinstance(parts, list):
-        raise UsageError(f"{place}: expected a list or text as {several!r}, got {_short(parts)}")
+        raise UsageError(f"{place}: expected a list or text as {several!r}, got {short(parts)}")
     return TableRow(place, texts, tuple(_text(place, several, part) for part in parts))
 
 
@@ -119,7 +124,7 @@ def _text(place: str, column: str, value: Any, may_be_empty: bool = False) -> st
     if type(value) is int:
         value = str(value)
     if not isinstance(value, str):
-        raise UsageError(f"{place}: expected text as {column!r}, got {_short(value)}")
+        raise UsageError(f"{place}: expected text as {column!r}, got {short(value)}")
     if not value.strip():
         raise UsageError(f"{place}: {column!r} is empty: fill it in, or remove the row")
     if "\0" in value:
@@ -130,17 +135,22 @@ def _text(place: str, column: str, value: Any, may_be_empty: bool = False) -> st
         )
     if not value.isascii():
         check_characters(f"{place}: {column!r}", value)
+    if column == FILE_NAME and (value.startswith("/") or ".." in value.split("/")):
+        raise UsageError(
+            f"{place}: {column!r} {short(value)} leaves the folder: expected a path below it"
+        )
     return value
 
 
-def _csv_rows(path: Path, wanted: Sequence[str], extra: Sequence[str]) -> _Found:
+def _csv_rows(path: Path, wanted: Sequence[str], extra: Sequence[str], images: str | None) -> _Rows:
     """A header with the names of the columns, then the rows; quoted values may hold line ends."""
     # Not Arrow's reader, which takes a quote that is never closed, and does not say which line.
     with open(path, "rb") as file:
         reader = csv.reader(_lines(path, file), strict=True)
         try:
             header = next(reader, [])
-            _check_columns(path, header, wanted, extra)
+            wanted = [actual(name, header) for name in wanted]
+            check_columns(path.name, header, wanted, extra)
             for values in reader:
                 place = f"line {reader.line_num} of {path.name}"
                 if values and len(values) != len(header):
@@ -155,7 +165,9 @@ def _csv_rows(path: Path, wanted: Sequence[str], extra: Sequence[str]) -> _Found
             raise UsageError(f"{where} is not CSV ({error}): fix it") from error
 
 
-def _jsonl_rows(path: Path, wanted: Sequence[str], extra: Sequence[str]) -> _Found:
+def _jsonl_rows(
+    path: Path, wanted: Sequence[str], extra: Sequence[str], images: str | None
+) -> _Rows:
     """One JSON object a line, each with its own names."""
     # Not Arrow's reader, which takes a column of texts and numbers for an error, and half a
     # character in a path, and large numbers for infinity.
@@ -169,7 +181,7 @@ def _jsonl_rows(path: Path, wanted: Sequence[str], extra: Sequence[str]) -> _Fou
             except (ValueError, RecursionError) as error:
                 raise UsageError(f"{place} is not JSON ({error!s:.80}): fix it") from error
             if not isinstance(values, dict):
-                raise UsageError(f"{place}: expected a JSON object, got {_short(values)}")
+                raise UsageError(f"{place}: expected a JSON object, got {short(values)}")
             yield place, values
 
 
@@ -181,79 +193,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _parquet_rows(path: Path, wanted: Sequence[str], extra: Sequence[str]) -> _Found:
-    """Rows of a file, a few at a time, as long as they keep to what a file of its size may hold."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            _check_columns(path, schema.names, wanted, extra)
-            columns = [name for name in schema.names if name in (*wanted, *extra)]
-            for column in columns:
-                _check_type(path, column, schema.field(column).type)
-            room = _room(path, file.metadata, columns)
-            number = 0
-            for batch in file.iter_batches(_BATCH, columns=columns):
-                values = [_dense(batch.column(name)) for name in columns]
-                room -= sum(array.nbytes for array in values)
-                if room < 0:
-                    raise _too_much(path, f"more than {_TEXT:,} bytes of text")
-                for row in zip(*(array.to_pylist() for array in values), strict=True):
-                    number += 1
-                    yield f"row {number} of {path.name}", dict(zip(columns, row, strict=True))
-    except (pa.ArrowException, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise UsageError(
-            f"{path.name} is not a sound Parquet file ({' '.join(str(error).split())[:80]}): "
-            "write it again"
-        ) from error
-
-
-_READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-
-
-def _check_type(path: Path, column: str, kind: Any) -> None:
-    """Raises UsageError for a column of neither texts nor whole numbers, nor lists of them."""
-    from pyarrow import types
-
-    inner = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
-    inner = inner.value_type if types.is_dictionary(inner) else inner
-    passing = (types.is_string, types.is_large_string, types.is_integer, types.is_null)
-    if not any(passes(inner) for passes in passing):
-        raise UsageError(f"{path.name}: expected text as {column!r}, got a column of {kind!s:.80}")
-
-
-def _room(path: Path, metadata: Any, columns: Sequence[str]) -> int:
-    """Bytes that the columns may take; UsageError where they claim more than a file of its size."""
-    size = path.stat().st_size
-    room, values, unpacked = _TEXT + 16 * size, 0, 0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for chunk in map(group.column, range(group.num_columns)):
-            if chunk.path_in_schema.split(".")[0] in columns:
-                values += chunk.num_values
-                unpacked += chunk.total_uncompressed_size
-    if values > len(columns) * (_ROWS + size) or unpacked > room:
-        raise _too_much(path, f"{values:,} values and {unpacked:,} bytes, unpacked,")
-    return room
-
-
-def _too_much(path: Path, what: str) -> UsageError:
-    return UsageError(
-        f"{path.name} holds {what} in a file of {path.stat().st_size:,} bytes: divide it, or "
-        "write it without compression"
-    )
-
-
-def _dense(array: Any) -> Any:
-    """An Arrow array, or the lists in one, with every value in full and none in a dictionary."""
-    if hasattr(array, "dictionary"):
-        return array.dictionary_decode()
-    if hasattr(array, "offsets") and hasattr(array.values, "dictionary"):
-        return type(array).from_arrays(array.offsets, array.values.dictionary_decode())
-    return array
+_READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": parquet_rows}
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
@@ -275,26 +215,3 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
                 f"line {number} of {path.name} is not UTF-8 (byte {error.start + 1} of the line): "
                 "save the table as UTF-8"
             ) from error
-
-
-def _check_columns(
-    path: Path, names: list[str], wanted: Sequence[str], extra: Sequence[str]
-) -> None:
-    """Raises UsageError for a column that is not there, or is there twice."""
-    for column in wanted:
-        if column not in names:
-            raise _missing(path.name, column, names)
-    for column in (*wanted, *extra):
-        if names.count(column) > 1:
-            raise UsageError(f"{path.name} has the column {column!r} twice: expected it once")
-
-
-def _missing(place: str, column: str, names: Iterable[str]) -> MissingColumn:
-    there = ", ".join(map(repr, names))
-    there = there if len(there) <= 200 else f"{there[:197]}..."
-    return MissingColumn(f"{place} has no column {column!r}: it has {there or 'none'}")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from aim_mlx.errors import ImageError
 from aim_mlx.images.encoded import check_header, default_max_pixels
+from aim_mlx.images.parquet_images import ParquetImage
 
 READ_WHOLE = 64 << 20  # bytes; larger files are decoded from the open file
 _TIMES = (-(2**63), 2**63 - 1)  # nanoseconds that 64 bits hold: the years 1677 to 2262
@@ -113,8 +114,12 @@ def contents_of(
 ) -> Iterator[tuple[BytesIO | BufferedReader, os.stat_result]]:
     """The bytes of a regular file, of a large one the open file itself, and its stat.
 
-    Raises ImageError for what cannot be read, and where the file changes during the block.
+    Of an image in a Parquet file its own bytes, and the stat of a file that had no others. Raises
+    ImageError for what cannot be read, and where a file changes during the block.
     """
+    if isinstance(path, ParquetImage):
+        yield _cell(path)
+        return
     with regular_file(path) as (file, before):
         try:
             yield (file if before.st_size > READ_WHOLE else BytesIO(file.read())), before
@@ -122,6 +127,16 @@ def contents_of(
             _check_unchanged(file, before)
             raise error if isinstance(error, ImageError) else unreadable(path, error) from error
         _check_unchanged(file, before)
+
+
+def _cell(image: ParquetImage) -> tuple[BytesIO, os.stat_result]:
+    check_regular(image.column.file)
+    status = os.stat(image.column.file)
+    data = image.column.read(image.row, identity(status))
+    values = list(status)
+    values[stat.ST_SIZE] = len(data)
+    times = {name: getattr(status, name) for name in ("st_mtime_ns", "st_ctime_ns")}
+    return BytesIO(data), os.stat_result(values, times)
 
 
 def _check_unchanged(file: BinaryIO, before: os.stat_result) -> None:

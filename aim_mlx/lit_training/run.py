@@ -75,7 +75,8 @@ def train_lit(
     check_output(folder)
     check_folder(folder, overwrite=True)  # where the finished model may go
     advanced = advancing(report, stop)
-    pairs, skips = read_pairs(table, columns, partial(advanced, "reading images"))
+    progress = partial(advanced, "reading images")
+    pairs, skips = read_pairs(table, columns, progress, noted=report.noted)
     encoder = load()
     about = _about(encoder, pairs, config)
     with working(folder, about) as work:

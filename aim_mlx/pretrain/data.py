@@ -1,15 +1,13 @@
 """Pictures and captions as batches, each a pure function of the seed and the step."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from aim_mlx.config import PreprocessConfig
-from aim_mlx.data.pairs import Pairs, images_alone, read_pairs
+from aim_mlx.data.pairs import Pairs
 from aim_mlx.errors import UsageError
-from aim_mlx.images import Skip, discover, preprocess
+from aim_mlx.images import preprocess
 from aim_mlx.images.augment import augmented
 from aim_mlx.images.pictures import Pictures
 from aim_mlx.pretrain.config import PretrainConfig
@@ -17,24 +15,6 @@ from aim_mlx.pretrain.losses import Batch, sample_prefixes
 from aim_mlx.words.tokenizer import Tokenizer
 
 _SHAPES = 8  # captions are padded to a multiple, so that few shapes occur
-
-
-def read_source(
-    source: str | Path,
-    columns: tuple[str, str],
-    progress: Callable[[int, int], None],
-) -> tuple[Pairs, list[Skip]]:
-    """The pairs of a table, whose captions may be empty, or the images of a folder.
-
-    With those that cannot be read. Raises UsageError for a bad table, or where none can be read.
-    """
-    if not Path(source).is_dir():
-        return read_pairs(source, columns, progress, may_lack_captions=True)
-    listing = discover([source])
-    if not listing.files:
-        raise UsageError(f"{str(source)!r} has no images: choose another folder")
-    pairs, skips = images_alone(listing.files, progress)
-    return pairs, [*listing.skipped, *skips]
 
 
 class PretrainingData:

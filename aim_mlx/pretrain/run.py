@@ -19,7 +19,7 @@ from typing import Any
 from aim_mlx.backend import dtype_named, nn, on_gpu, tree_flatten
 from aim_mlx.config import PreprocessConfig, VisionConfig, to_dict
 from aim_mlx.data.labelled import Data
-from aim_mlx.data.pairs import Pairs, split
+from aim_mlx.data.pairs import Pairs, read_pairs, split
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.images.pictures import Pictures
@@ -31,7 +31,7 @@ from aim_mlx.pretrain.config import (
     decoder_config,
     vision_config,
 )
-from aim_mlx.pretrain.data import PretrainingData, read_source
+from aim_mlx.pretrain.data import PretrainingData
 from aim_mlx.pretrain.measure import Measure
 from aim_mlx.pretrain.model import new_model
 from aim_mlx.pretrain.page import write_page
@@ -108,7 +108,13 @@ def pretrain(
     dtype = dtype or ("bfloat16" if on_gpu() else "float32")
     precision = dtype_named(dtype)
     given = None if tokenizer is None else _given(tokenizer)
-    pairs, skips = read_source(source, columns, partial(advanced, "reading images"))
+    pairs, skips = read_pairs(
+        source,
+        columns,
+        partial(advanced, "reading images"),
+        may_lack_captions=True,
+        noted=report.noted,
+    )
     _check_batch(config, pairs)
     config = _objective(config, pairs, report)
     start = _start(config, _checked(init()) if init else None)
