@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from aim_mlx.errors import UsageError
-from aim_mlx.graphs.coreml import check, packed, run, run_packed, write
+from aim_mlx.graphs.coreml import check, run, run_packed, write
+from aim_mlx.graphs.coreml_ops import packed
 from aim_mlx.graphs.graph import Graph
 from aim_mlx.loading import load_lit
 from aim_mlx.probe.probe import AttentiveProbe

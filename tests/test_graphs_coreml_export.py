@@ -7,7 +7,7 @@ import pytest
 
 from aim_mlx.cli import main as cli
 from aim_mlx.errors import OutputError
-from aim_mlx.graphs import coreml, export
+from aim_mlx.graphs import coreml, coreml_ops, export
 from aim_mlx.graphs.export import export_model
 from tests.coreml_imports import coremltools  # noqa: F401 - without PyTorch
 from tests.full_disk import full_from
@@ -49,9 +49,9 @@ def test_with_8_bit_weights_it_says_how_far_these_lead(model, tmp_path, capsys):
 
 
 def test_other_results_than_mlxs_are_an_error_and_no_package(model, tmp_path, monkeypatch):
-    packed = coreml.packed
+    packed = coreml_ops.packed
     monkeypatch.setattr(
-        coreml, "packed", lambda weight: (packed(weight)[0] // 16, packed(weight)[1])
+        coreml_ops, "packed", lambda weight: (packed(weight)[0] // 16, packed(weight)[1])
     )
     with pytest.raises(OutputError, match="0.999 with 8-bit weights; nothing is kept"):
         export_model(model, tmp_path / "a.mlpackage", bits=8)
