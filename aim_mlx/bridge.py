@@ -230,7 +230,7 @@ class Embedder:
         call.total = len(images)
         vectors = np.full((len(images), encoder.dim(EmbedOptions())), np.nan, np.float32)
         rows = encoder.embed_stream(
-            images, block=self._images, stop=lambda: call.cancelled, plain_threads=True
+            images, block=self._images, stop=lambda: call.cancelled, in_host=True
         )
         dark = 0
         with closing(rows):
@@ -318,7 +318,7 @@ class Embedder:
         from aim_mlx.words.lit import LiT
 
         side = encoder.preprocessing.crop_size or _LARGEST_SIDE
-        fit = _how_many(limit, lambda: encoder.embed([_grey(side)]))
+        fit = _how_many(limit, lambda: _embed_grey(encoder, side))
         self._images = max(1, fit // 2)  # on a GPU a batch starts while the one before it computes
         if isinstance(encoder, LiT):
             longest = encoder.lit.config.text
@@ -502,13 +502,14 @@ def _how_many(limit: int, work: Callable[[], Any]) -> int:
     return (limit - held) // each
 
 
-def _grey(side: int) -> NDArray[np.uint8]:
-    return np.full((side, side, 3), 128, np.uint8)
+def _embed_grey(encoder: "Encoder", side: int) -> None:
+    for _ in encoder.embed_stream([np.full((side, side, 3), 128, np.uint8)], in_host=True):
+        pass
 
 
 def _warm_up(encoder: "Encoder") -> None:
     from aim_mlx.words.lit import LiT
 
-    encoder.embed([_grey(encoder.preprocessing.crop_size or 224)])
+    _embed_grey(encoder, encoder.preprocessing.crop_size or 224)
     if isinstance(encoder, LiT) and encoder.tokenizer is not None:
         encoder.encode_text(["a photo"])

@@ -17,13 +17,14 @@ from PIL import Image
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import decode, preprocess, stream
+from tests.bad_images import HEIC
 
 CONFIG = PreprocessConfig.hub(28)
 module = sys.modules["aim_mlx.images.stream"]
 
 
 # In the threads of mlx-data, and in Python's.
-both = pytest.mark.parametrize("plain_threads", [False, True], ids=["mlx-data", "plain"])
+both = pytest.mark.parametrize("in_host", [False, True], ids=["mlx-data", "plain"])
 
 
 def noise(height, width, seed=0):
@@ -65,7 +66,7 @@ def test_every_kind_of_source_gives_the_pixels_of_decode_and_preprocess(tmp_path
 
 
 @both
-def test_the_order_is_that_of_the_sources_whatever_takes_longer(monkeypatch, plain_threads):
+def test_the_order_is_that_of_the_sources_whatever_takes_longer(monkeypatch, in_host):
     def slow(source, *_):
         time.sleep(0.02 if source.shape[0] % 3 else 0)
         return original(source, *_)
@@ -73,16 +74,16 @@ def test_the_order_is_that_of_the_sources_whatever_takes_longer(monkeypatch, pla
     original = module.decoded
     monkeypatch.setattr(module, "decoded", slow)
     sources = [np.zeros((30 + i, 31, 3), np.uint8) for i in range(40)]
-    samples = list(stream(sources, CONFIG, threads=4, plain_threads=plain_threads))
+    samples = list(stream(sources, CONFIG, threads=4, in_host=in_host))
     assert [(s.index, s.height) for s in samples] == [(i, 30 + i) for i in range(40)]
 
 
 @both
-def test_a_bad_image_is_a_sample_with_its_failure_and_costs_no_other(tmp_path, plain_threads):
+def test_a_bad_image_is_a_sample_with_its_failure_and_costs_no_other(tmp_path, in_host):
     good = png(30, 30)
     sources = [good, b"", tmp_path / "gone.jpg", b"<html>", None, good[:200], good]
     given: Any = sources
-    samples = list(stream(given, CONFIG, threads=2, plain_threads=plain_threads))
+    samples = list(stream(given, CONFIG, threads=2, in_host=in_host))
     reasons = [sample.failure.reason if sample.failure else "" for sample in samples]
     assert reasons == ["", "empty", "vanished", "not_image", "not_image", "truncated", ""]
     failed = samples[1]
@@ -136,7 +137,7 @@ def test_numbers_below_1_are_refused_at_once(numbers):
 
 
 @both
-def test_at_most_prefetch_samples_are_ahead(monkeypatch, plain_threads):
+def test_at_most_prefetch_samples_are_ahead(monkeypatch, in_host):
     started = []
 
     def counted(source, *_):
@@ -146,7 +147,7 @@ def test_at_most_prefetch_samples_are_ahead(monkeypatch, plain_threads):
     original = module.decoded
     monkeypatch.setattr(module, "decoded", counted)
     sources = [noise(30, 30)] * 100
-    samples = stream(sources, CONFIG, threads=2, prefetch=4, plain_threads=plain_threads)
+    samples = stream(sources, CONFIG, threads=2, prefetch=4, in_host=in_host)
     for taken in range(1, 6):
         next(samples)
         time.sleep(0.05)
@@ -175,7 +176,7 @@ def test_a_list_longer_than_a_part_is_one_stream(monkeypatch):
 
 @both
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
-def test_an_unexpected_error_is_raised_where_its_sample_is_due(monkeypatch, error, plain_threads):
+def test_an_unexpected_error_is_raised_where_its_sample_is_due(monkeypatch, error, in_host):
     def broken(image, config):
         if image.width == 33:
             raise error("a fault of ours")
@@ -183,7 +184,7 @@ def test_an_unexpected_error_is_raised_where_its_sample_is_due(monkeypatch, erro
 
     monkeypatch.setattr(module, "preprocess", broken)
     sources = [noise(30, 30 + i) for i in range(9)]
-    samples = stream(sources, CONFIG, threads=2, plain_threads=plain_threads)
+    samples = stream(sources, CONFIG, threads=2, in_host=in_host)
     assert [next(samples).index for _ in range(3)] == [0, 1, 2]
     with pytest.raises(error, match="a fault of ours"):
         next(samples)
@@ -234,7 +235,7 @@ def test_a_thread_of_the_pipeline_that_never_ends_holds_nobody_up(monkeypatch):
 
 
 @both
-def test_closing_waits_for_a_sample_under_way_however_long_it_takes(monkeypatch, plain_threads):
+def test_closing_waits_for_a_sample_under_way_however_long_it_takes(monkeypatch, in_host):
     monkeypatch.setattr(module, "_PATIENCE", 0.01)
     begun, ended = [], []
 
@@ -246,13 +247,13 @@ def test_closing_waits_for_a_sample_under_way_however_long_it_takes(monkeypatch,
 
     original = module.decoded
     monkeypatch.setattr(module, "decoded", slow)
-    samples = stream([noise(30, 30)] * 9, CONFIG, threads=2, plain_threads=plain_threads)
+    samples = stream([noise(30, 30)] * 9, CONFIG, threads=2, in_host=in_host)
     next(samples)
     samples.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert len(begun) == len(ended)
 
 
-def test_plain_threads_start_nothing_more_and_end_when_their_stream_is_closed(monkeypatch):
+def test_in_host_start_nothing_more_and_end_when_their_stream_is_closed(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlx.data", None)  # so they are used where it is missing
     started, before = [], threading.enumerate()
 
@@ -267,6 +268,16 @@ def test_plain_threads_start_nothing_more_and_end_when_their_stream_is_closed(mo
     assert set(threading.enumerate()) - set(before)
     samples.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert threading.enumerate() == before and len(started) <= 6
+
+
+def test_no_process_is_started_in_a_host_app(monkeypatch):
+    monkeypatch.setattr("aim_mlx.images.encoded._opener", lambda format: None)
+    monkeypatch.setattr(sys, "platform", "darwin")  # which has a program that reads HEIC
+    started = []
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: started.append(1))
+    (sample,) = stream([HEIC], CONFIG, in_host=True)
+    assert sample.failure is not None and sample.failure.reason == "heif_unsupported"
+    assert not started
 
 
 def test_a_closed_stream_starts_no_further_sample(monkeypatch):

@@ -127,7 +127,7 @@ class Encoder:
         block: int | None = None,
         stop: Callable[[], bool] = lambda: False,
         known: Callable[[str], bool] | None = None,
-        plain_threads: bool = False,
+        in_host: bool = False,
     ) -> Generator[Embedded, None, None]:
         """Yields one row for each image, in order, with its vector (D,) float32 or its failure.
 
@@ -136,7 +136,7 @@ class Encoder:
         begins; the rows of those that have begun come, then Interrupted is raised. With `known`,
         which says of the SHA-256 of a file that it need not be embedded, images are paths, and
         rows have their `content`; a content that is known, or came before, only `repeats`. With
-        `plain_threads` images are decoded in Python's threads, in place of mlx-data's. Raises
+        `in_host`, decoding leaves no thread behind and starts no process. Raises
         CheckpointError if every vector of the first batch is not finite.
         """
         options = options or EmbedOptions()
@@ -151,7 +151,7 @@ class Encoder:
             block=block,
             known=known,
             stop=stop,
-            plain_threads=plain_threads,
+            in_host=in_host,
         ).rows()
 
     def _as_pixels(self, pixels: NDArray[Any] | mx.array) -> mx.array:

@@ -95,7 +95,7 @@ class Pipeline:
     images of the whole list. `known` says of a digest that files with this content need not be
     computed: those, and all but the first with a content, have rows that repeat. `grid` is that of
     a fixed-size model. `stop` is asked before each round of batches whether to end early.
-    `plain_threads` is that of images.stream.
+    `in_host` is that of images.stream.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class Pipeline:
         places: Sequence[int] | None = None,
         known: Callable[[str], bool] | None = None,
         stop: Callable[[], bool] = lambda: False,
-        plain_threads: bool = False,
+        in_host: bool = False,
     ):
         self._compute, self._images, self._preprocessing = compute, images, preprocessing
         self._options, self._grid, self._stop = options, grid, stop
-        self._plain_threads = plain_threads
+        self._in_host = in_host
         self._block = block or max(1, len(images))
         self._places = range(len(images)) if places is None else places
         self._contents = None if known is None else Contents(known)
@@ -167,7 +167,7 @@ class Pipeline:
                 allow_truncated=self._options.allow_truncated,
                 places=places,
                 contents=self._contents,
-                plain_threads=self._plain_threads,
+                in_host=self._in_host,
             )
             with closing(samples):
                 if alone:

@@ -101,13 +101,21 @@ class EncodedImage:
     """An image with only its header read; `load` decodes the pixels.
 
     `size` is (width, height) as stored; `is_deep` tells samples of 16 bits; `multi_frame` is True
-    after loading where further frames or pages are left out.
+    after loading where further frames or pages are left out. With `in_host` no process is started.
     """
 
-    def __init__(self, file: BinaryIO, file_size: int, max_pixels: int, allow_truncated: bool):
+    def __init__(
+        self,
+        file: BinaryIO,
+        file_size: int,
+        max_pixels: int,
+        allow_truncated: bool,
+        in_host: bool = False,
+    ):
         self._file: Any = headers.Metered(file)
         self._file_size = file_size
         self._allow_truncated = allow_truncated
+        self._in_host = in_host
         self._scan: int | None = None  # where the pixel data of a JPEG begin
         self.multi_frame = False
         self._format = _format_of(self._file)
@@ -188,7 +196,7 @@ class EncodedImage:
     def _open(self, file: BinaryIO) -> Any:
         opener = _opener(self._format)
         if opener is None and self._format == "HEIF":
-            return _open_heif_with_the_system(file)
+            return _open_heif_with_the_system(file, self._in_host)
         if opener is None:
             raise ImageError("not_image", f"this Pillow was built without {self._format}")
         try:
@@ -259,9 +267,9 @@ def _opener(format: str) -> Any:
     return Image.OPEN[format][0] if format in Image.OPEN else None
 
 
-def _open_heif_with_the_system(file: BinaryIO) -> Any:
+def _open_heif_with_the_system(file: BinaryIO, in_host: bool) -> Any:
     """HEIF without pillow-heif: macOS converts it to PNG; elsewhere raises `heif_unsupported`."""
-    if sys.platform != "darwin":
+    if sys.platform != "darwin" or in_host:
         raise ImageError("heif_unsupported", "HEIC needs a decoder: pip install 'aim-mlx[heif]'")
     import subprocess
     import tempfile

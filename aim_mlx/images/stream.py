@@ -74,7 +74,7 @@ def stream(
     allow_truncated: bool = False,
     places: Sequence[int] | None = None,
     contents: Contents | None = None,
-    plain_threads: bool = False,
+    in_host: bool = False,
 ) -> Generator[Embedded, None, None]:
     """Yields one record for each source, in order; a bad image has its failure there.
 
@@ -84,8 +84,8 @@ def stream(
     A source is asked for in the thread that decodes it, so `sources` may make them on demand.
     `threads` decode (default: the cores, at most 8), at most `prefetch` samples (default: twice the
     threads) wait to be taken. Close the iterator, or read it to its end, to stop the threads; with
-    `plain_threads` they are Python's, and none is left behind. Raises UsageError for a number
-    below 1.
+    `in_host`, an app that Python is a guest in, they are Python's, none of them is left behind, and
+    no process is started. Raises UsageError for a number below 1.
     """
     threads = min(8, _cores()) if threads is None else threads
     prefetch = 2 * threads if prefetch is None else prefetch
@@ -93,9 +93,8 @@ def stream(
         if type(value) is not int or value < 1:
             raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
 
-    work = _Work(sources, config, max_pixels, allow_truncated, contents)
-    places = range(len(sources)) if places is None else places
-    return _samples(work, places, threads, prefetch, plain_threads)
+    work = _Work(sources, config, max_pixels, allow_truncated, contents, in_host)
+    return _samples(work, range(len(sources)) if places is None else places, threads, prefetch)
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,7 @@ class _Work:
     max_pixels: int | None
     allow_truncated: bool
     contents: Contents | None
+    in_host: bool
 
     def sample(self, index: int) -> Embedded:
         source = self.sources[index]
@@ -132,16 +132,16 @@ class _Work:
         return self.contents.is_new(sample.content, sample.index)
 
     def _decode(self, source: Any, sample: Embedded) -> None:
-        with decoded(source, self.max_pixels, self.allow_truncated) as image:
+        with decoded(source, self.max_pixels, self.allow_truncated, self.in_host) as image:
             sample.pixels = preprocess(image, self.config)
             sample.width, sample.height = image.size
             sample.multi_frame, sample.dark = image.info["multi_frame"], image.info["dark"]
 
 
 def _samples(
-    work: _Work, places: Sequence[int], threads: int, prefetch: int, plain_threads: bool
+    work: _Work, places: Sequence[int], threads: int, prefetch: int
 ) -> Generator[Embedded, None, None]:
-    feed = _PlainRun if plain_threads or not _has_mlx_data() else _Run
+    feed = _PlainRun if work.in_host or not _has_mlx_data() else _Run
     for start in range(0, len(places), _PART):
         part = places[start : start + _PART]
         run = feed(work, part, threads, prefetch)
