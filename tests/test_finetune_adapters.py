@@ -78,6 +78,17 @@ def test_dropout_leaves_out_what_its_key_decides():
     assert np.abs(first - still).max() > 0.1 and np.abs(first - other).max() > 0.1
 
 
+def test_dropout_changes_nothing_on_average():
+    lora = LoRAConfig(4, 2.0, ("proj",), 3, dropout=0.3)
+    layer = with_adapters(lora, noise(lora)).trunk.blocks[0].attn.proj
+    x = mx.ones((1, 4000, 64))
+    still = np.array(layer(x)).mean(axis=(0, 1))
+    layer.draw(mx.random.key(1))
+    dropped = np.array(layer(x))
+    # Four standard errors of the mean of 4,000 tokens.
+    assert (np.abs(dropped.mean(axis=(0, 1)) - still) < 4 * dropped.std(axis=(0, 1)) / 63).all()
+
+
 @pytest.mark.parametrize("lora", [LORA, EVERYWHERE, None])
 def test_an_adapter_comes_back_from_its_folder_as_it_was(tmp_path, lora):
     base = encoder()

@@ -5,6 +5,7 @@ import pytest
 
 from aim_mlx.backend import mx, nn, tree_flatten
 from aim_mlx.errors import AimError
+from aim_mlx.finetune.model import decays
 from aim_mlx.probe.losses import loss_sum, total_weight
 from tests.finetuning import digits_in, numbers, run, trainer_of
 
@@ -183,3 +184,28 @@ def test_measuring_a_step_moves_nothing(digits):
     run(other, 2)
     ours, theirs = numbers(trainer.state()), numbers(other.state())
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_validation_leaves_nothing_out(digits):
+    trainer = trainer_of(digits, dropout=0.5)
+    trainer.run_step()
+    data = trainer._validation
+    network = trainer.network
+    wanted = np.array(network(mx.array(data.fixed(np.arange(len(data))))))
+    # Ten times the largest difference seen: other batches, so sums in another order.
+    assert np.abs(trainer.logits(data) - wanted).max() < 1e-4
+    trainer.close()
+
+
+def test_gains_biases_queries_and_positions_do_not_decay(digits):
+    trainer = trainer_of(digits, full=True)
+    trainer.close()
+    still = {name for name in trainer.weights() if not decays(name)}
+    assert {"head.cls_token", "head.linear.bias", "encoder.preprocessor.pos_embed"} <= still
+    assert len([name for name in still if "norm" in name]) == 8
+    assert len(still) == 12  # with the bias of the patches
+    lora = trainer_of(digits)
+    lora.close()
+    assert {name for name in lora.weights() if not decays(name)} == {
+        "head.cls_token", "head.linear.bias",
+    }  # fmt: skip

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from aim_mlx.report.figures import average_precision, confusion, figures_of, near_chance, wilson
+from aim_mlx.report.figures import (
+    average_precision,
+    confusion,
+    difference,
+    figures_of,
+    near_chance,
+    wilson,
+)
 
 CLASSES = [f"class {i}" for i in range(7)]
 
@@ -121,3 +128,15 @@ def test_figures_hold_for_a_single_image_and_a_class_without_images():
     found = figures_of(np.array([[1.0, 0.0, 0.0]]), np.array([0]), ["a", "b", "c"])
     assert found["accuracy"] == found["balanced_accuracy"] == 1.0 and found["ece"] == 0
     assert found["classes"][1]["recall"] is None and found["classes"][1]["precision"] is None
+
+
+def test_the_difference_of_two_on_the_same_images_has_an_interval_for_pairs():
+    first, second = np.zeros(100, bool), np.zeros(100, bool)
+    first[:70] = second[:64] = True
+    second[[70, 71, 72, 73]] = True  # four that the first lost
+    second[:4] = False
+    value, (low, high) = difference(first, second)
+    # Ten gained and four lost of 100, worked by hand: 6 / 102 +- 1.96 sqrt(15 - 36 / 102) / 102.
+    assert value == pytest.approx(0.06)
+    assert (low, high) == pytest.approx((-0.01472, 0.13236), abs=1e-4)
+    assert difference(first, first)[0] == 0 and difference(second, first)[0] == pytest.approx(-0.06)
