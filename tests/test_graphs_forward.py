@@ -41,7 +41,7 @@ def probe(encoder, layers=(), multi_label=False, **options) -> AttentiveProbe:
     for module in head.modules():
         for name, value in module.items():
             if isinstance(value, mx.array):
-                noise = rng.normal(0, 0.5, value.shape)
+                noise = rng.normal(0, 0.2, value.shape)
                 module[name] = mx.array(abs(noise) + 0.5 if name == "running_var" else noise)
     head.eval()
     identity = token_identity(encoder, layers)
