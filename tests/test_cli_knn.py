@@ -28,30 +28,32 @@ def digits(tmp_path_factory) -> Path:
 def test_neighbours_tell_digits_apart_and_the_best_number_on_val_is_taken(capsys, digits, model):
     code, lines, talk = run(capsys, "knn", digits, "--model", model, "--k", "1,5,140")
     rows = [line.split("\t") for line in lines.splitlines()]
-    assert code == 0 and [row[0] for row in rows[:3]] == ["k=1", "k=5", "k=140"]
-    figures = dict(row[:2] for row in rows[3:])
+    assert code == 0 and [row[0] for row in rows[:6:2]] == ["k=1", "k=5", "k=140"]
+    assert [row[1] for row in rows[:6]] == ["temperature=0.07", "temperature=0.2"] * 3
+    figures = dict(row[:2] for row in rows[6:])
     assert float(figures["accuracy"].rstrip("%")) > 50 and "30 images of test" in talk
 
 
-def test_the_number_of_neighbours_is_chosen_on_val_and_test_has_no_say(monkeypatch, digits):
-    """One neighbour is always right on val and never on test, seven the other way round."""
+def test_neighbours_and_temperature_are_chosen_on_val_and_test_has_no_say(monkeypatch, digits):
+    """One neighbour at 0.2 is always right on val, never on test; seven the other way round."""
     data = divided(Data(str(digits)))
-    names, best = list(data.parts), {"val": 1, "test": 7}
+    names, best = list(data.parts), {"val": (1, 0.2), "test": (7, 0.07)}
 
     def vectors(_encoder, part, *_):
         place = next(i for i, name in enumerate(names) if data.parts[name] is part)
         return np.full((len(part), 1), place, np.float32), []
 
-    def scores(_train, _labels, queries, classes, ks, _temperature):
+    def scores(_train, _labels, queries, classes, points):
         name = names[int(queries[0, 0])]
         labels = data.parts[name].labels
-        return {k: np.eye(classes)[(labels + (k != best[name])) % classes] for k in ks}
+        return {at: np.eye(classes)[(labels + (at != best[name])) % classes] for at in points}
 
     monkeypatch.setattr(knn, "divided", lambda *_: data)
     monkeypatch.setattr(knn, "_vectors", vectors)
-    monkeypatch.setattr(knn, "knn_scores", scores)
+    monkeypatch.setattr(knn, "voted", scores)
     found = knn.nearest_neighbours(Data(str(digits)), encoder, EmbedOptions(), ks=(1, 7))
-    assert found.scores == {1: 1.0, 7: 0.0} and found.k == 1
+    assert found.scores == {(1, 0.07): 0.0, (1, 0.2): 1.0, (7, 0.07): 0.0, (7, 0.2): 0.0}
+    assert found.best == (1, 0.2)
     assert found.measured_on == "test" and found.figures["accuracy"] == 0.0
 
 
@@ -62,7 +64,7 @@ def test_the_figures_are_those_of_the_vectors_themselves(capsys, digits, model):
     train, test = (data.parts[name] for name in ("train", "test"))
     nearest = (embed(test.paths) @ embed(train.paths).T).argmax(axis=1)
     right = (train.labels[nearest] == test.labels).mean()
-    assert code == 0 and summary["k"] == 1 and list(summary["val"]) == ["1"]
+    assert code == 0 and summary["k"] == 1 and list(summary["val"]["1"]) == ["0.07", "0.2"]
     assert summary["figures"]["accuracy"] == pytest.approx(right)
 
 
@@ -81,7 +83,7 @@ def test_images_that_cannot_be_decoded_are_told(capsys, model, tmp_path):
     [
         (["--k", "many"], "--k must be whole numbers"),
         (["--k", "0"], "k must be from 1"),
-        (["--temperature", "0"], "the temperature above 0"),
+        (["--temperature", "0.1,0"], "the temperature above 0"),
         (["--pooling", "big"], "pooling"),
         (["--layers", "9"], "layer"),
     ],

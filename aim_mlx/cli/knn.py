@@ -32,9 +32,10 @@ def knn(
     ks: Annotated[
         str, typer.Option("--k", help="Numbers of neighbours; the best on val is taken.")
     ] = "10,20,100,200",
-    temperature: Annotated[
-        float, typer.Option(help="A neighbour votes with exp(cosine / temperature).")
-    ] = 0.07,
+    temperatures: Annotated[
+        str,
+        typer.Option("--temperature", help="A neighbour votes with exp(cosine / this); likewise."),
+    ] = "0.07,0.2",
     pooling: Pooling = None,
     layers: MeanLayers = "",
     seed: Annotated[int, typer.Option(help="Decides the split.")] = 0,
@@ -53,7 +54,7 @@ def knn(
 
     Each image is classified by those nearest to it; nothing is trained.
 
-    The neighbours are those of DATA's train. Their best number on val is taken for its test.
+    The neighbours are those of DATA's train. What is best on val is taken for its test.
     """
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
@@ -75,15 +76,18 @@ def knn(
             EmbedOptions(pooling, numbers("--layers", layers, int) if layers else ()),
             report,
             ks=tuple(dict.fromkeys(numbers("--k", ks, int))),
-            temperature=temperature,
+            temperatures=tuple(dict.fromkeys(numbers("--temperature", temperatures, float))),
             seed=seed,
             stop=stop,
         )
     pass_on(report, found.data.skips, found.data.notes, found.data.warnings)
     if not as_json:
-        for k, score in found.scores.items():
-            best = ", the best" if k == found.k else ""
-            print(f"k={k}\t{score:.2%}\ton val{best}")
-    chosen = {"k": found.k, "val": {str(k): score for k, score in found.scores.items()}}
+        for (k, temperature), score in found.scores.items():
+            best = ", the best" if (k, temperature) == found.best else ""
+            print(f"k={k}\ttemperature={temperature:g}\t{score:.2%}\ton val{best}")
+    on_val: dict[str, dict[str, float]] = {}
+    for (k, temperature), score in found.scores.items():
+        on_val.setdefault(str(k), {})[f"{temperature:g}"] = score
+    chosen = {"k": found.best[0], "temperature": found.best[1], "val": on_val}
     report.figures(found.measured_on, found.figures, found.exit_code, chosen)
     return found.exit_code

@@ -24,6 +24,8 @@ from aim_mlx.training.report import Report, Silent, advancing, never
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
+TEMPERATURES = (TEMPERATURE, 0.2)
+Point = tuple[int, float]  # how many neighbours vote, and with which temperature
 _AT_ONCE = 4096  # queries, whose votes are held
 
 
@@ -37,6 +39,21 @@ def knn_scores(
 ) -> dict[int, np.ndarray]:
     """The votes of the neighbours of each query, float32 (q, C) that sum to one, for each k.
 
+    Takes and raises what voted() does.
+    """
+    votes = voted(vectors, labels, queries, classes, [(k, temperature) for k in ks])
+    return {k: scores for (k, _), scores in votes.items()}
+
+
+def voted(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    classes: int,
+    points: Sequence[Point],
+) -> dict[Point, np.ndarray]:
+    """The votes, float32 (q, C) that sum to one, for each k and temperature of `points`.
+
     `vectors` (n, D) of any length have `labels` int (n,); a k above n takes all n. With several
     labels, bool (n, C), a neighbour votes for each of its own, and a score is the share of votes.
     Raises UsageError for what does not fit.
@@ -46,21 +63,24 @@ def knn_scores(
         raise UsageError(
             f"expected a label for each of {len(vectors)} vectors, at least one, got {len(labels)}"
         )
-    _check(ks, temperature)
-    scores = {k: np.empty((len(queries), classes), np.float32) for k in ks}
+    _check(points)
+    scores = {point: np.empty((len(queries), classes), np.float32) for point in points}
     for start in range(0, len(queries), _AT_ONCE):
         rows = slice(start, start + _AT_ONCE)
-        near, cosines = top_k(vectors, queries[rows], max(ks))
+        near, cosines = top_k(vectors, queries[rows], max(k for k, _ in points))
         # The best cosine is taken off: the shares stay, and no exponential is out of range.
-        votes = np.exp((cosines - cosines[:, :1]) / temperature)
-        for k in ks:
-            scores[k][rows] = _shares(votes[:, :k], labels[near[:, :k]], classes)
+        cosines -= cosines[:, :1]
+        for k, temperature in points:
+            votes = np.exp(cosines[:, :k] / temperature)
+            scores[k, temperature][rows] = _shares(votes, labels[near[:, :k]], classes)
     return scores
 
 
-def _check(ks: Sequence[int], temperature: float) -> None:
-    if not ks or min(ks) < 1 or not temperature > 0:
-        raise UsageError(f"k must be from 1 and the temperature above 0, got {ks}, {temperature}")
+def _check(points: Sequence[Point]) -> None:
+    if not points or not all(k >= 1 and temperature > 0 for k, temperature in points):
+        raise UsageError(
+            f"k must be from 1 and the temperature above 0, got {str(list(points))[1:-1]:.200}"
+        )
 
 
 def _shares(votes: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -75,13 +95,14 @@ def _shares(votes: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The score of each k on val (accuracy, or mAP for several labels), the best k, and figures.
+    """The score of each k and temperature on val, the best of them, and figures.
 
-    The figures are those of `measured_on`, "test" where there is one.
+    A score is the accuracy, or mAP for several labels. The figures are those of `measured_on`,
+    "test" where there is one.
     """
 
-    scores: dict[int, float]
-    k: int
+    scores: dict[Point, float]
+    best: Point
     measured_on: str
     figures: dict[str, Any]
     data: DataSet
@@ -98,16 +119,17 @@ def nearest_neighbours(
     report: Report | None = None,
     *,
     ks: Sequence[int] = KS,
-    temperature: float = TEMPERATURE,
+    temperatures: Sequence[float] = TEMPERATURES,
     seed: int = 0,
     stop: Callable[[], bool] = never,
 ) -> Neighbours:
     """Classifies val and test by the images of train that are nearest to them.
 
-    k is chosen on val. Vectors are held in memory, float32 (n, D). Raises UsageError for bad data
-    or options, Interrupted once `stop` returns True.
+    k and temperature are chosen on val. Vectors are held in memory, float32 (n, D). Raises
+    UsageError for bad data or options, Interrupted once `stop` returns True.
     """
-    _check(ks, temperature)
+    points = [(k, temperature) for k in ks for temperature in temperatures]
+    _check(points)
     advanced = advancing(report or Silent(), stop, "interrupted: nothing is kept")
     parts = divided(data, seed, partial(advanced, "reading images"))
     encoder = load()
@@ -121,12 +143,11 @@ def nearest_neighbours(
     parts = parts.without(skips)
     labels = {name: part.labels for name, part in parts.parts.items()}
 
-    def scores(name: str, ks: Sequence[int]) -> dict[int, np.ndarray]:
-        count = len(parts.classes)
-        return knn_scores(vectors["train"], labels["train"], vectors[name], count, ks, temperature)
+    def scores(name: str, points: Sequence[Point]) -> dict[Point, np.ndarray]:
+        return voted(vectors["train"], labels["train"], vectors[name], len(parts.classes), points)
 
-    on_val = {k: measured(each, labels["val"]) for k, each in scores("val", ks).items()}
-    best = max(on_val, key=lambda k: (on_val[k], -k))
+    on_val = {point: measured(each, labels["val"]) for point, each in scores("val", points).items()}
+    best = max(on_val, key=lambda point: (on_val[point], -point[0], -point[1]))
     name = "test" if "test" in labels else "val"
     figures = figures_of(scores(name, [best])[best], labels[name], parts.classes)
     return Neighbours(on_val, best, name, figures, parts)
