@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import torch
 
 _OWNER = "head."  # what the names of a head's tensors begin with
+# billpsomas/efficient-probing numbers its layers: the pooling, the normalisation, the last.
+_NUMBERED = {"0.": "", "1.": "bn.", "2.": "linear."}
 
 
 def convert_head(path: Path, target: Path, overwrite: bool = False) -> HeadConfig:
@@ -72,12 +74,20 @@ def _read_head(path: Path) -> dict[str, "torch.Tensor"]:
     tensors, _ = without_prefix(tensors)
     if "cls_token" in tensors:
         return {_OWNER + name: tensor for name, tensor in tensors.items()}
+    if "0.cls_token" in {name.removeprefix(_OWNER) for name in tensors}:
+        return {_OWNER + _of_number(name): tensor for name, tensor in tensors.items()}
     if odd := [name for name in tensors if not name.startswith(_OWNER)]:
         raise CheckpointError(
             f"{at(path)} holds {show(odd[0])}{others(odd)}: expected the head of a probe alone, "
             f"{_OWNER}cls_token and so on; to convert an encoder, name a folder as DST"
         )
     return tensors
+
+
+def _of_number(name: str) -> str:
+    name = name.removeprefix(_OWNER)
+    number, rest = name[:2], name[2:]
+    return _NUMBERED[number] + rest if number in _NUMBERED else name
 
 
 def _origin(path: Path) -> dict[str, str]:

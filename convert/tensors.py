@@ -108,13 +108,19 @@ def write_safetensors(
         writer.finish()
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether it is a number or text, or a dict of such: what is said about the tensors."""
+    if isinstance(value, dict):
+        return all(isinstance(each, (int, float, str, type(None))) for each in value.values())
+    return isinstance(value, (int, float, str, type(None)))
+
+
 def _state_dict(path: Path, content: Any) -> dict[str, "torch.Tensor"]:
     """The state dict in a file: all of it, or under one of WRAPPERS beside plain values."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{at(path)} holds {_kind(content)}: expected a dict of tensors")
     if wrappers := [key for key in WRAPPERS if isinstance(content.get(key), dict)]:
-        plain = (int, float, str, type(None))
-        rest = [k for k, v in content.items() if k not in wrappers[:1] and not isinstance(v, plain)]
+        rest = [k for k, v in content.items() if k not in wrappers[:1] and not _is_plain(v)]
         if rest:
             raise CheckpointError(
                 f"{at(path)} holds {show(rest[0])} ({_kind(content[rest[0]])}) beside "

@@ -64,14 +64,18 @@ def plain(head: Head, tokens: mx.array) -> mx.array:
     """
     config = head.config
     B, N, D = tokens.shape
-    if not config.attends:
+    if config.kind == "ep":
+        weights = mx.softmax(head.cls_token @ tokens.swapaxes(1, 2) / D**0.5, axis=-1)
+        values = head.v(tokens).reshape(B, N, config.queries, D // config.queries)
+        tokens = (weights[..., None] * values.swapaxes(1, 2)).sum(axis=2).reshape(B, 1, D)
+    elif not config.attends:
         tokens = getattr(tokens, config.kind)(axis=1, keepdims=True)
     if config.batch_norm:
         mean, variance = head.bn.running_mean, head.bn.running_var
         if head.training:
             mean, variance = tokens.mean(axis=(0, 1)), tokens.var(axis=(0, 1))
         tokens = (tokens - mean) / mx.sqrt(variance + 1e-6)
-    if not config.attends:
+    if not config.normalises_tokens:
         return head.linear(tokens[:, 0])
 
     def split(x: mx.array) -> mx.array:

@@ -77,6 +77,7 @@ def test_float16_keeps_the_direction():
         {"heads": 2, "batch_norm": True},
         {"heads": 2, "queries": 3, "bias": False},
         {"heads": 2, "queries": 3, "kind": "coca", "batch_norm": True},
+        {"queries": 4, "kind": "ep", "batch_norm": True},
         {"kind": "mean", "batch_norm": True},
         {"kind": "max"},
     ],

@@ -125,10 +125,11 @@ def test_label_smoothing_spreads_its_share_over_all_classes(several):
 
 @pytest.mark.parametrize("images", [100, 2], ids=["whole", "in_parts"])
 @pytest.mark.parametrize("several", [False, True], ids=["one_label", "several_labels"])
-def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch, images, several):
+@pytest.mark.parametrize("kind", ["attentive", "ep"])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch, images, several, kind):
     monkeypatch.setattr(chunks, "_IMAGES_IN_PART", images)
     monkeypatch.setattr(chunks, "_CPU_CHUNK", images * 6 * 32 * 4)
-    heads = [noisy_head(seed, batch_norm=bool(seed % 2)) for seed in range(3)]
+    heads = [noisy_head(i, kind=kind, queries=2, batch_norm=bool(i % 2)) for i in range(3)]
     rng = np.random.default_rng(0)
     labels = rng.random((11, 5)) < 0.4 if several else rng.integers(0, 5, 11)
     targets = targets_of(labels, 5, smoothing=0.1, balanced=True)

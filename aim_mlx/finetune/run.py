@@ -34,6 +34,7 @@ from aim_mlx.finetune.model import new_network
 from aim_mlx.finetune.page import Comparison, Outcome, compared, write_page
 from aim_mlx.finetune.trainer import FinetuneTrainer
 from aim_mlx.images.pictures import Pictures
+from aim_mlx.probe.config import QUERIES
 from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import SPLITS_FILE, split_lines
@@ -159,7 +160,11 @@ def _start(
     config.blocks(vision)
     if probe is None:
         sizes = HeadConfig(
-            vision.embed_dim, len(images.classes), vision.num_heads, kind=config.head
+            vision.embed_dim,
+            len(images.classes),
+            vision.num_heads,
+            QUERIES.get(config.head, 1),
+            config.head,
         )
         return _Start(encoder, new_head(sizes, config.seed), None)
     before = AttentiveProbe.load(probe, encoder)

@@ -296,13 +296,16 @@ def _probabilities(forward: Forward[T], tokens: T, probe: AttentiveProbe) -> T:
 
     if config.attends:
         x = forward.attended(tokens, np.array(head.queries(norm), np.float32), "probe.queries")
-        x = forward.averaged(x, config.queries, config.heads, config.dim)
+        if config.kind == "ep":
+            x = forward.projected(x, weights("probe.v.weight"), config.queries, "probe.v")
+        else:
+            x = forward.averaged(x, config.queries, config.heads, config.dim)
     else:
         x = forward.pooled(tokens, config.dim, config.kind)
     if norm is not None:
         x = forward.add(x, "probe.mean", -np.array(norm.mean, np.float32))
         x = forward.scaled(x, np.array(norm.inverse, np.float32))
-    if config.attends:
+    if config.normalises_tokens:
         x = forward.projected(x, weights("probe.v.weight"), config.heads, "probe.v")
     if config.kind == "coca":
         x = _linear(forward, x, "probe.proj", weights)

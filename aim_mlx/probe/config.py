@@ -7,7 +7,8 @@ from typing import Any
 from aim_mlx.errors import UsageError
 from aim_mlx.training.options import check_options, option
 
-KINDS = ("attentive", "coca", "mean", "max")  # of heads
+KINDS = ("attentive", "coca", "ep", "mean", "max")  # of heads
+QUERIES = {"ep": 32}  # of a kind of head, where it is not 1
 MOST_HEADS = 256  # in a grid
 FINAL_RATE = 1e-5
 _MANY = 10**6
@@ -30,9 +31,13 @@ class ProbeConfig:
     """
 
     head: str = option(
-        "attentive", "attentive, coca, or mean or max: linear on pooled tokens.", among=KINDS
+        "attentive",
+        "attentive, coca, ep (efficient probing), or mean or max: linear on pooled tokens.",
+        among=KINDS,
     )
-    queries: int = option(1, "Learned queries of a head.", 1, 1024)
+    queries: int | None = option(
+        None, "Learned queries of a head.  [default: 1, of ep 32]", 1, 1024
+    )
     learning_rates: tuple[float, ...] = option((5e-4, 2e-3), "Each tried, as 1e-3,3e-3.", 0, 10)
     weight_decays: tuple[float, ...] = option((0.05,), "Each tried, as 0.05,0.1.", 0, 100)
     batch_norm: tuple[bool, ...] = option(

@@ -6,7 +6,7 @@ with its gradient the chunks are gone through again. Tokens are converted to flo
 read a part's back from the memory costs more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from aim_mlx.backend import mx, tree_map, tree_unflatten
 from aim_mlx.models.pooling import pool
-from aim_mlx.models.query_attention import attend_folded, query_gradient
+from aim_mlx.models.query_attention import attend_folded, project, query_gradient
 from aim_mlx.probe.chunks import BatchPart, ImageMoments, over_chunks, rounds
 from aim_mlx.probe.heads import Head, Moments, Normalisation, flat, measure
 from aim_mlx.probe.losses import Targets, loss_sum, total_weight
@@ -27,11 +27,11 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of each head its loss and the gradient of its trainable parameters; the batch's moments."""
+    """Of each head its loss, the gradient of its trainable parameters, and the batch's moments."""
 
     losses: np.ndarray
     gradients: list[Tree]
-    moments: Moments | None
+    moments: Sequence[Moments | None]
 
 
 def batch_gradients(
@@ -48,19 +48,40 @@ def batch_gradients(
     """
     if not heads[0].config.attends:
         return _pooled_gradients(heads, tokens, targets)
+    if not heads[0].config.normalises_tokens:
+        return _sliced_gradients(heads, tokens, targets)
     if moments is None and _any_normalises(heads):
         moments = ImageMoments(len(tokens), tokens[0].shape).of(np.arange(len(tokens)), tokens)
-    norms = [_norm(head, moments) for head in heads]
-    queries, total = _queries(heads, norms), total_weight(targets)
+    norms, total = [_norm(head, moments) for head in heads], total_weight(targets)
+
+    def differentiate(index: int, read: "_Read") -> tuple[mx.array, Tree]:
+        wanted = targets.of(read.part.rows)
+        return read.differentiate(index, heads[index], norms[index], wanted, total)
+
+    losses, gradients = _through_queries(heads, norms, tokens, differentiate)
+    return Gradients(losses, gradients, [moments] * len(heads))
+
+
+def _through_queries(
+    heads: Sequence[Head],
+    norms: Sequence[Normalisation | None],
+    tokens: Sequence[np.ndarray],
+    differentiate: Callable[[int, "_Read"], tuple[mx.array, Tree]],
+) -> tuple[np.ndarray, list[Tree]]:
+    """The loss and the gradient of each head.
+
+    `differentiate` gives a head's share, of a part that was read, in the loss and in the gradient
+    of what comes after the averaging.
+    """
+    queries = _queries(heads, norms)
     of_tails: list[dict[int, Any]] = [{} for _ in heads]  # by core
     of_queries: dict[int, mx.array] = {}
     with rounds(tokens, times=2) as work:
         for together in work:
             read = _average(together, queries, len(heads))
-            for index, (head, norm) in enumerate(zip(heads, norms, strict=True)):
+            for index in range(len(heads)):
                 for each in read:
-                    more = each.differentiate(index, head, norm, targets.of(each.part.rows), total)
-                    _add(of_tails[index], each.part, more)
+                    _add(of_tails[index], each.part, differentiate(index, each))
                 mx.eval(of_tails[index], [each.gradients for each in read])
             _go_back(read, of_queries)
         streams = [part.stream for part in work[0]]
@@ -75,7 +96,7 @@ def batch_gradients(
             if (index + 1) % len(streams) == 0:
                 mx.eval(gradients[-len(streams) :])
         mx.eval(losses, gradients)
-    return Gradients(np.array([float(each) for each in losses], np.float32), gradients, moments)
+    return np.array([float(each) for each in losses], np.float32), gradients
 
 
 def logits_of(
@@ -87,7 +108,8 @@ def logits_of(
         tokens = source.batch(rows[start : start + batch_size])
         here = logits[:, start : start + len(tokens)]
         if heads[0].config.attends:
-            _attentive_logits(heads, tokens, here)
+            norms = [_running_norm(head) for head in heads]
+            _over_means(heads, norms, tokens, Head.classify, here)
         else:
             _pooled_logits(heads, tokens, here)
     return logits
@@ -122,6 +144,14 @@ class _Read:
         head.update(tail)
         self.gradients.append(of_averaged)
         return value, of_tail
+
+    def differentiate_values(self, index: int, head: Head, of_values: mx.array) -> Tree:
+        """A head's share in the gradient of its value projection, from that of its values."""
+        with mx.stream(self.part.stream):
+            means = [self.averaged[index], head.v.weight]
+            _, (of_averaged, of_weight) = mx.vjp(project, means, [of_values])
+        self.gradients.append(of_averaged)
+        return {"v": {"weight": of_weight}}
 
     def of_queries(self, places: slice, tokens: mx.array) -> mx.array:
         """A chunk's share in the gradient of the queries of all heads, (K, D)."""
@@ -159,19 +189,70 @@ def _go_back(read: Sequence[_Read], of_queries: dict[int, mx.array]) -> None:
         pass
 
 
-def _attentive_logits(
-    heads: Sequence[Head], tokens: Sequence[np.ndarray], logits: np.ndarray
+def _over_means(
+    heads: Sequence[Head],
+    norms: Sequence[Normalisation | None],
+    tokens: Sequence[np.ndarray],
+    compute: Callable[[Head, mx.array, Normalisation | None], mx.array],
+    into: np.ndarray,
 ) -> None:
-    """Writes the logits (heads, B, C) of images, (N, D) each."""
-    norms = [_running_norm(head) for head in heads]
+    """Writes what `compute` makes of each head's means (K, b, D) of images, (heads, B, ...)."""
     queries = _queries(heads, norms)
     with rounds(tokens) as work:
         for together in work:
             for each in _average(together, queries, len(heads)):
                 inputs = zip(heads, each.averaged, norms, strict=True)
-                computed = [head.classify(averaged, norm) for head, averaged, norm in inputs]
+                computed = [compute(head, averaged, norm) for head, averaged, norm in inputs]
                 mx.eval(computed)
-                logits[:, each.part.rows] = [np.array(some) for some in computed]
+                into[:, each.part.rows] = [np.array(some) for some in computed]
+
+
+def _sliced_gradients(
+    heads: Sequence[Head], tokens: Sequence[np.ndarray], targets: Targets
+) -> Gradients:
+    """Of heads that normalise their values by the whole batch, which is read once more for it."""
+    norms = [None] * len(heads)
+    values = np.empty((len(heads), len(tokens), heads[0].config.dim), np.float32)
+    _over_means(heads, norms, tokens, lambda head, means, _: head.values(means), values)
+    ends = [_end(head, mx.array(each), targets) for head, each in zip(heads, values, strict=True)]
+
+    def differentiate(index: int, read: "_Read") -> tuple[mx.array, Tree]:
+        of_values = mx.array(ends[index].of_values[read.part.rows])
+        return mx.zeros(()), read.differentiate_values(index, heads[index], of_values)
+
+    _, gradients = _through_queries(heads, norms, tokens, differentiate)
+    gradients = [
+        _nested(flat(tree) | flat({"linear": end.of_linear}))
+        for tree, end in zip(gradients, ends, strict=True)
+    ]
+    losses = np.array([end.loss for end in ends], np.float32)
+    return Gradients(losses, gradients, [end.moments for end in ends])
+
+
+@dataclass(frozen=True)
+class _End:
+    """A head's loss from its values, the gradients of that, and the moments of the values."""
+
+    loss: float
+    of_linear: Tree
+    of_values: np.ndarray
+    moments: Moments | None
+
+
+def _end(head: Head, values: mx.array, targets: Targets) -> _End:
+    """Of values (B, D) of a whole batch; the gradient goes through their moments, too."""
+    total, before = total_weight(targets), head.linear.trainable_parameters()
+
+    def loss(linear: Tree, values: mx.array) -> mx.array:
+        head.linear.update(linear)
+        norm = measure(values).normalisation if head.config.batch_norm else None
+        return loss_sum(head.end(values, norm), targets) / total
+
+    value, (of_linear, of_values) = mx.value_and_grad(loss, argnums=(0, 1))(before, values)
+    head.linear.update(before)
+    moments = measure(values) if head.config.batch_norm else None
+    mx.eval(value, of_linear, of_values)
+    return _End(float(value), of_linear, np.array(of_values), moments)
 
 
 def _pooled_gradients(
@@ -194,7 +275,7 @@ def _pooled_gradients(
         losses.append(float(value))
         gradients.append(gradient)
     mx.eval(gradients)
-    return Gradients(np.array(losses, np.float32), gradients, moments)
+    return Gradients(np.array(losses, np.float32), gradients, [moments] * len(heads))
 
 
 def _pooled_logits(heads: Sequence[Head], tokens: Sequence[np.ndarray], logits: np.ndarray) -> None:

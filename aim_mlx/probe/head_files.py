@@ -49,12 +49,13 @@ def load_head(path: str | os.PathLike[str], heads: int | None = None) -> Head:
 
     `python -m convert HEAD.pth HEAD.safetensors` makes one of what is published as a pickle.
     Sizes come from the tensors, `heads` from head_dim = 128 unless given; every tensor must be one
-    of the head's, and none may be missing. Its input is what the head was trained on: for AIMv1 the
-    mean of six blocks' outputs. Raises CheckpointError.
+    of the head's, and none may be missing. One of several queries without a key projection is of
+    kind "ep". Its input is what the head was trained on: for AIMv1 the mean of six blocks' outputs.
+    Raises CheckpointError.
     """
     checked = check_file(path)
     shapes = {n: checked.tensors[source].shape for n, source in _names(checked).items()}
-    for name in ("cls_token", "k.weight", "linear.weight"):
+    for name in ("cls_token", "linear.weight"):
         if name not in shapes:
             raise CheckpointError(f"{at(checked.path)}: missing tensor head.{name}")
     if len(shapes["cls_token"]) != 3 or len(shapes["linear.weight"]) != 2:
@@ -63,6 +64,9 @@ def load_head(path: str | os.PathLike[str], heads: int | None = None) -> Head:
             f"got {list(shapes['cls_token'])} and {list(shapes['linear.weight'])}"
         )
     _, queries, dim = shapes["cls_token"]
+    kind = "coca" if "q.weight" in shapes else "attentive"
+    if "k.weight" not in shapes and queries > 1:
+        kind, heads = "ep", 1
     if heads is None and dim % HEAD_DIM:
         raise CheckpointError(f"{at(checked.path)} has {dim} channels: say how many heads= it has")
     try:
@@ -71,7 +75,7 @@ def load_head(path: str | os.PathLike[str], heads: int | None = None) -> Head:
             shapes["linear.weight"][0],
             heads or dim // HEAD_DIM,
             queries,
-            "coca" if "q.weight" in shapes else "attentive",
+            kind,
             "bn.running_mean" in shapes,
             "linear.bias" in shapes,
         )

@@ -5,6 +5,7 @@ means weighted by its queries, or the pooled token), which is where all the toke
 what it makes of that. Parameters have the names of the reference's `head.*`.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -27,10 +28,12 @@ class HeadConfig:
     """What a head is made of.
 
     `kind` is "attentive" (learned queries used as they are, k, v, linear), "coca" (the fuller
-    pooling: queries and pooled vectors are projected too), or "mean" or "max" (linear on the pooled
-    tokens). `heads` and `queries` matter to the first two alone; their results are averaged over
-    the queries. `batch_norm` normalises the tokens, or the pooled ones, by the batch in training
-    and by running moments afterwards. `bias` is that of the last layer. Raises UsageError.
+    pooling: queries and pooled vectors are projected too), "ep" (efficient probing, arXiv
+    2506.10178: v, linear; each query averages its own slice of the values), or "mean" or "max"
+    (linear on the pooled tokens). `heads` matter to the first two alone, whose results are averaged
+    over the `queries`. `batch_norm` normalises the tokens, or with the others what the last layer
+    takes, by the batch in training and by running moments afterwards. `bias` is that of the last
+    layer. Raises UsageError.
     """
 
     dim: int
@@ -50,14 +53,28 @@ class HeadConfig:
                 raise UsageError(
                     f"{name} must be a whole number from 1 to {largest}, got {value!r:.80}"
                 )
-        if self.attends and self.dim % self.heads:
-            raise UsageError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        slices = "queries" if self.kind == "ep" else "heads"
+        if self.attends and self.dim % getattr(self, slices):
+            number = getattr(self, slices)
+            raise UsageError(f"dim {self.dim} is not a multiple of {slices} {number}")
         if type(self.batch_norm) is not bool or type(self.bias) is not bool:
             raise UsageError("batch_norm and bias must be true or false")
 
     @property
     def attends(self) -> bool:
+        return self.kind in ("attentive", "coca", "ep")
+
+    @property
+    def normalises_tokens(self) -> bool:
+        """Whether batch normalisation, if there is any, is of the tokens."""
         return self.kind in ("attentive", "coca")
+
+    @property
+    def means(self) -> int:
+        """K: how many weighted means of the tokens it takes."""
+        if not self.attends:
+            return 0
+        return self.queries if self.kind == "ep" else self.queries * self.heads
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "HeadConfig":
@@ -141,7 +158,8 @@ class Head(nn.Module):
         D = config.dim
         if config.attends:
             self.cls_token = mx.zeros((1, config.queries, D))
-            self.k = nn.Linear(D, D, bias=False)
+            if config.kind != "ep":
+                self.k = nn.Linear(D, D, bias=False)
             self.v = nn.Linear(D, D, bias=False)
         if config.kind == "coca":
             self.q = nn.Linear(D, D, bias=False)
@@ -157,22 +175,33 @@ class Head(nn.Module):
     def __call__(self, tokens: mx.array) -> mx.array:
         check_not_forked()
         tokens = tokens.astype(mx.float32)
-        norm = None
-        if self._config.batch_norm and self.training:
-            moments = measure(normalised_input(self._config, tokens))
-            self.bn.follow(moments)
-            norm = moments.normalisation
-        elif self._config.batch_norm:
-            norm = self.bn.normalisation
         if not self._config.attends:
-            return self.classify(pool(tokens, self._config.kind), norm)
-        return self.classify(attend_folded(tokens, self.queries(norm))[0].swapaxes(0, 1), norm)
+            pooled = pool(tokens, self._config.kind)
+            return self.classify(pooled, self._norm(pooled))
+        norm = self._norm(tokens) if self._config.normalises_tokens else None
+        means = attend_folded(tokens, self.queries(norm))[0].swapaxes(0, 1)
+        if self._config.normalises_tokens:
+            return self.classify(means, norm)
+        values = self.values(means)
+        return self.end(values, self._norm(values))
+
+    def _norm(self, vectors: mx.array) -> Normalisation | None:
+        """Of what is normalised; in training by its moments, which the running ones follow."""
+        if not self._config.batch_norm:
+            return None
+        if not self.training:
+            return self.bn.normalisation
+        moments = measure(vectors)
+        self.bn.follow(moments)
+        return moments.normalisation
 
     def queries(self, norm: Normalisation | None = None) -> mx.array:
-        """(K, D) to weigh raw tokens with, normalisation folded in; K = queries * heads, or 0."""
+        """(K, D) to weigh raw tokens with, the normalisation of tokens folded in."""
         if not self._config.attends:
             return mx.zeros((0, self._config.dim))
         queries = self.cls_token[0]
+        if self._config.kind == "ep":
+            return queries / math.sqrt(self._config.dim)
         if self._config.kind == "coca":
             queries = self.q(queries)
         folded = folded_queries(queries, self.k.weight, self._config.heads)
@@ -182,7 +211,9 @@ class Head(nn.Module):
         """The tokens' means by the queries (K, B, D), or pooled tokens (B, D) -> logits (B, C)."""
         config = self._config
         if not config.attends:
-            return self.linear(pooled if norm is None else norm(pooled))
+            return self.end(pooled, norm)
+        if config.kind == "ep":
+            return self.end(self.values(pooled), norm)
         if config.queries > 1:
             pooled = pooled.reshape(config.queries, config.heads, -1, config.dim).mean(axis=0)
         if norm is not None:
@@ -190,20 +221,24 @@ class Head(nn.Module):
         pooled = project(pooled, self.v.weight)
         return self.linear(self.proj(pooled) if config.kind == "coca" else pooled)
 
+    def values(self, means: mx.array) -> mx.array:
+        """Of "ep": the tokens' means (queries, B, D), each to its slice of the values -> (B, D)."""
+        return project(means, self.v.weight)
+
+    def end(self, vectors: mx.array, norm: Normalisation | None) -> mx.array:
+        """Vectors (B, D) that are normalised themselves -> logits (B, C)."""
+        return self.linear(vectors if norm is None else norm(vectors))
+
     def attention(self, tokens: mx.array) -> mx.array:
-        """Tokens (B, N, D) -> weights (B, queries * heads, N) that sum to one over the tokens.
+        """Tokens (B, N, D) -> weights (B, K, N) that sum to one over the tokens.
 
         Raises UsageError for a head that does not attend.
         """
         if not self._config.attends:
             raise UsageError(f"a head of kind {self._config.kind!r} has no attention to show")
-        queries = self.queries(self.bn.normalisation if self._config.batch_norm else None)
+        folded = self._config.batch_norm and self._config.normalises_tokens
+        queries = self.queries(self.bn.normalisation if folded else None)
         return attend_folded(tokens.astype(mx.float32), queries)[1].swapaxes(1, 2)
-
-
-def normalised_input(config: HeadConfig, tokens: mx.array) -> mx.array:
-    """What batch normalisation measures: the tokens (B, N, D), or the pooled ones (B, D)."""
-    return tokens if config.attends else pool(tokens, config.kind)
 
 
 def new_head(config: HeadConfig, seed: int) -> Head:

@@ -235,7 +235,9 @@ class AttentiveProbe:
                 yield row
 
     def attention_maps(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
-        """Where the head looks: float32 (n, queries * heads, h, w), each map summing to one.
+        """Where the head looks: float32 (n, K, h, w), each map summing to one.
+
+        K is queries * heads, of a head of kind "ep" the queries.
 
         Raises UsageError for a head that does not attend, and as predict().
         """
@@ -246,7 +248,7 @@ class AttentiveProbe:
                 vector_of(row, images)
             if tokens is not None:
                 weights.append(np.array(self.head.attention(mx.array(tokens))))
-        K = self.head.config.heads * self.head.config.queries
+        K = self.head.config.means
         maps = np.concatenate(weights) if weights else np.empty((0, K, side * side), np.float32)
         return maps.reshape(len(maps), K, side, side)
 

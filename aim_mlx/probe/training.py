@@ -15,7 +15,7 @@ from aim_mlx.backend import BLAS, cpu_streams, mx, optim, tree_unflatten
 from aim_mlx.config import HEAD_DIM
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.probe.chunks import ImageMoments
-from aim_mlx.probe.config import FINAL_RATE, GridPoint, ProbeConfig
+from aim_mlx.probe.config import FINAL_RATE, QUERIES, GridPoint, ProbeConfig
 from aim_mlx.probe.gradients import batch_gradients, logits_of
 from aim_mlx.probe.heads import Head, HeadConfig, Moments, flat, new_head
 from aim_mlx.probe.losses import loss_sum, targets_of, total_weight
@@ -87,9 +87,10 @@ class GridTrainer:
         if not len(self._targets) or not len(self._wanted):
             raise UsageError("expected images to train on and to validate on, got none")
         heads = heads or (dim // HEAD_DIM if dim % HEAD_DIM == 0 else 1)
+        queries = config.queries or QUERIES.get(config.head, 1)
         self._heads = [
             new_head(
-                HeadConfig(dim, classes, heads, config.queries, config.head, point.batch_norm),
+                HeadConfig(dim, classes, heads, queries, config.head, point.batch_norm),
                 config.seed,
             )
             for point in config.grid
@@ -175,7 +176,7 @@ class GridTrainer:
                         continue
                     self._losses[index] += result.losses[place]
                     with mx.stream(stream):
-                        self._update(index, result.gradients[place], result.moments)
+                        self._update(index, result.gradients[place], result.moments[place])
                     updated += [self._heads[index].parameters(), self._optimizers[index].state]
                 mx.eval(updated)
         self.step += 1
@@ -206,7 +207,9 @@ class GridTrainer:
         self, source: TokenSource, rows: np.ndarray, tokens: Sequence[np.ndarray]
     ) -> Moments | None:
         """Those of a batch's tokens, if heads need them; an image is measured once."""
-        if not any(head.config.attends and head.config.batch_norm for head in self._heads):
+        if not any(
+            head.config.normalises_tokens and head.config.batch_norm for head in self._heads
+        ):
             return None
         if self._measured is None or self._measured[0] is not source:
             self._measured = source, ImageMoments(len(self._targets), source.shape)

@@ -11,7 +11,9 @@ import safetensors.numpy
 from aim_mlx.backend import mx
 from aim_mlx.errors import CheckpointError
 from aim_mlx.probe.head_files import load_head
+from aim_mlx.probe.heads import flat
 from convert.__main__ import run
+from tests.probes import noisy_head, noisy_tokens
 from tests.weights_files import DATA, read_tensors
 
 pytestmark = pytest.mark.parity
@@ -57,6 +59,25 @@ def test_a_head_becomes_a_file_that_gives_the_reference_logits(kind, tmp_path, c
     logits = np.array(load_head(target, heads=2)(tokens))
     np.testing.assert_allclose(logits, case["logits"], atol=1e-4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["head.pth", "head.safetensors"]
+
+
+@pytest.mark.parametrize("prefix", ["", "head."])
+def test_a_head_of_efficient_probing_is_known_by_its_numbered_layers(prefix, tmp_path, capsys):
+    import torch
+
+    ours = noisy_head(kind="ep", queries=4, batch_norm=True)
+    ours.eval()
+    numbers = {"bn": "1", "linear": "2"}
+    state = {"1.num_batches_tracked": torch.tensor(7)}
+    for name, value in flat(ours.parameters()).items():
+        owner, _, rest = name.rpartition(".")
+        number = f"{numbers[owner]}.{rest}" if owner in numbers else f"0.{name}"
+        state[number] = torch.from_numpy(np.array(value))
+    state = {f"{prefix}{name}": value for name, value in state.items()}
+    code, target = convert(tmp_path, {"state_dict": state, "meta": {"arch": "L", "epoch": 89}})
+    assert code == 0 and "the ep head of a probe, 32 channels" in capsys.readouterr().err
+    tokens = mx.array(noisy_tokens())
+    np.testing.assert_array_equal(np.array(load_head(target)(tokens)), np.array(ours(tokens)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -35,7 +35,9 @@ def reference(head: Head):
             D = config.dim
             if config.attends:
                 self.cls_token = tnn.Parameter(torch.zeros(1, config.queries, D))
-                self.k, self.v = tnn.Linear(D, D, bias=False), tnn.Linear(D, D, bias=False)
+                self.v = tnn.Linear(D, D, bias=False)
+            if config.kind in ("attentive", "coca"):
+                self.k = tnn.Linear(D, D, bias=False)
             if config.kind == "coca":
                 self.q, self.proj = tnn.Linear(D, D, bias=False), tnn.Linear(D, D)
             self.linear = tnn.Linear(D, config.classes)
@@ -43,6 +45,12 @@ def reference(head: Head):
                 self.bn = tnn.BatchNorm1d(D, affine=False, eps=1e-6)
 
         def forward(self, x):
+            if config.kind == "ep":
+                B, N, D = x.shape
+                weights = (self.cls_token @ x.transpose(1, 2) / D**0.5).softmax(-1)
+                sliced = self.v(x).reshape(B, N, config.queries, -1)
+                x = torch.einsum("bqn,bnqd->bqd", weights, sliced).reshape(B, D)
+                return self.linear(self.bn(x) if config.batch_norm else x)
             if not config.attends:
                 x = x.mean(1) if config.kind == "mean" else x.amax(1)
                 return self.linear(self.bn(x) if config.batch_norm else x)
@@ -76,7 +84,7 @@ def assert_close(ours, theirs, what: str, tolerance: float = CLOSE) -> None:
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("batch_norm", [False, True], ids=["raw", "normalised"])
-@pytest.mark.parametrize("kind", ["attentive", "coca", "mean", "max"])
+@pytest.mark.parametrize("kind", ["attentive", "coca", "ep", "mean", "max"])
 def test_logits_gradients_and_running_moments_are_pytorchs(kind, batch_norm, mode):
     import torch
 
@@ -120,13 +128,15 @@ def test_the_loss_of_several_labels_is_pytorchs():
     assert found == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_a_grid_trains_as_pytorch_trains_each_head_alone():
+@pytest.mark.parametrize("kind", ["attentive", "ep"])
+def test_a_grid_trains_as_pytorch_trains_each_head_alone(kind):
     """Warm-up, cosine, AdamW, clipping and batch normalisation, step by step, for two epochs."""
     import torch
 
     train, validation = labelled(48, 0), labelled(20, 1)
     config = protocol(
         "fast",
+        head=kind,
         epochs=2,
         batch_size=16,
         learning_rates=(1e-3, 1e-2),
