@@ -21,9 +21,10 @@ from tests.mil import Package
 from tests.small import NATIVE, encoder, save_lit
 from tests.test_graphs_forward import probe
 
-CLOSE = 1e-4  # float32 rounding over three blocks: 1.2e-6 with any of OpenBLAS's kernels
-COSINE = 0.9999  # float16 rounded once a sum, and after every 16 summands: 1 - 3e-7 and 1 - 2e-6
-COSINE_OF_8_BITS = 0.999  # 255 levels for each row of noise, over three blocks: 1 - 1.2e-4
+# Ten times what was seen of all kinds with four of OpenBLAS's kernels, over three blocks.
+CLOSE = 2e-5  # float32
+COSINE = 1 - 3e-5  # float16, its sums rounded once and after every 16 summands
+COSINE_OF_8_BITS = 0.998
 
 LABELS = ["a cat", "a dog", "the sea"]
 
