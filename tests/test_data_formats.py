@@ -21,7 +21,9 @@ from aim_mlx.data.splits import divided
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import decode, parquet_images, stream
 from tests.bad_images import encoded
-from tests.small import photo
+from tests.digits import write_digits
+from tests.small import photo, save
+from tests.test_cli_probe import run
 
 CLASSES = {"_type": "ClassLabel", "names": ["cat", "dog"]}
 
@@ -433,3 +435,34 @@ def test_a_folder_without_tables_has_no_pairs(tmp_path):
     (tmp_path / "a.png").write_bytes(picture(1))
     with pytest.raises(UsageError, match="has no metadata.csv, .jsonl or .parquet"):
         read_pairs(tmp_path)
+
+
+def test_a_probe_learns_from_images_in_parquet(capsys, tmp_path):
+    numbers = {"train": 60, "validation": 20, "test": 20}
+    source = write_digits(tmp_path / "folders", 10)
+    images = [(path.read_bytes(), int(path.parent.name)) for path in sorted(source.rglob("*.png"))]
+    order = np.random.default_rng(0).permutation(len(images))
+    features = {"label": {"_type": "ClassLabel", "names": [f"digit {i}" for i in range(10)]}}
+    for name, count in numbers.items():
+        chosen, order = [images[i] for i in order[:count]], order[count:]
+        cells, labels = map(list, zip(*chosen, strict=True))
+        packed(tmp_path / f"data/{name}-00000.parquet", cells, features, 16, label=labels)
+    model, output = save(tmp_path / "model"), tmp_path / "probe"
+    options = ["--model", model, "--allow-empty", "--json"]
+    training = ["--head", "ep", "--epochs", "2", "--augment", "--views", "1"]
+    code, lines, talk = run(
+        capsys, "probe", "train", tmp_path / "data", "-o", output, *options, *training
+    )
+    assert code == 0, talk
+    summary = json.loads(lines.splitlines()[-1])
+    assert summary["images"] == {"train": 60, "val": 20, "test": 20}
+    splits = [json.loads(line) for line in (output / "splits.jsonl").read_text().splitlines()]
+    assert splits[0]["path"].endswith("train-00000.parquet#01")
+    assert splits[0]["labels"][0].startswith("digit ")
+    page = (output / "report.html").read_text()
+    assert "test-00000.parquet#" in page and "head</dt><dd>ep" in page
+    code, lines, talk = run(
+        capsys, "probe", "eval", output, tmp_path / "data", "--allow-empty", "--json"
+    )
+    assert code == 0, talk
+    assert json.loads(lines.splitlines()[-1])["figures"] == summary["figures"]
