@@ -12,6 +12,7 @@ from aim_mlx.cli.options import (
     Follow,
     LabelColumn,
     LabelledImages,
+    Log,
     MultiLabel,
     Offline,
     Overwrite,
@@ -57,6 +58,7 @@ def finetune(
             help="float32, float16 or bfloat16.  [default: float32 on a CPU, bfloat16 on a GPU]"
         ),
     ] = None,
+    log: Log = None,
     offline: Offline = False,
     as_json: AsJson = False,
     **options: Any,
@@ -75,18 +77,19 @@ def finetune(
     from aim_mlx.errors import UsageError
     from aim_mlx.finetune.run import finetune as run
     from aim_mlx.loading import load
+    from aim_mlx.training.logs import logged
 
     if not 0 <= memory_gb <= 1e6:
         raise UsageError(f"--memory-gb must be from 0 to 1000000, got {memory_gb}")
     columns = Columns(path_column, label_column, split_column)
     report = FinetuneReporter(as_json)
-    with report, gently() as stop:
+    with report, gently() as stop, logged(report, log, output) as log_report:
         done = run(
             Data(source, columns, multi_label, allow_empty, follow, val, test),
             output,
             lambda: load(model, revision=revision, offline=offline, progress=tqdm),
             FinetuneConfig(**options),
-            report,
+            log_report,
             probe=from_probe,
             memory=round(memory_gb * 1e9),
             dtype=dtype,

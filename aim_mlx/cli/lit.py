@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from aim_mlx.cli.help import App
-from aim_mlx.cli.options import Offline, Revision, options_of
+from aim_mlx.cli.options import Log, Offline, Revision, options_of
 from aim_mlx.lit_training.config import TrainConfig
 from aim_mlx.registry import DEFAULT_MODEL
 
@@ -35,6 +35,7 @@ def train(
     max_cache_gb: Annotated[
         float, typer.Option(help="What they may take; more is computed again every time.")
     ] = 20.0,
+    log: Log = None,
     offline: Offline = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Report steps and a summary as JSON lines on stdout.")
@@ -55,17 +56,18 @@ def train(
     from aim_mlx.errors import UsageError
     from aim_mlx.lit_training.run import train_lit
     from aim_mlx.loading import load
+    from aim_mlx.training.logs import logged
 
     if not 0 <= max_cache_gb < 1e6:
         raise UsageError(f"--max-cache-gb must be from 0, got {max_cache_gb}")
     report = LiTReporter(as_json)
-    with report, gently() as stop:
+    with report, gently() as stop, logged(report, log, output) as log_report:
         done = train_lit(
             pairs,
             output,
             lambda: load(model, revision=revision, offline=offline, progress=tqdm),
             TrainConfig(**options),
-            report,
+            log_report,
             columns=(path_column, caption_column),
             cache=cache,
             cache_limit=round(max_cache_gb * 1e9),

@@ -53,6 +53,10 @@ MultiLabel = Annotated[
 AllowEmpty = Annotated[
     bool, typer.Option("--allow-empty", help="Leave out classes that have no images.")
 ]
+Log = Annotated[
+    str | None,
+    typer.Option(help="tensorboard: also write the figures for it, into OUTPUT/training."),
+]
 PathColumn = Annotated[str, typer.Option(help="In a table, the column with the images.")]
 LabelColumn = Annotated[str, typer.Option(help="In a table, the column with the classes.")]
 SplitColumn = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aim_mlx.cli.options import AsJson, Offline, Overwrite, Revision, options_of
+from aim_mlx.cli.options import AsJson, Log, Offline, Overwrite, Revision, options_of
 from aim_mlx.pretrain.config import PretrainConfig
 
 _Run = Annotated[Path, typer.Option(help="The folder that pretrain wrote.")]
@@ -43,6 +43,7 @@ def pretrain(
     ] = None,
     path_column: Annotated[str, typer.Option(help="The column of the images.")] = "path",
     caption_column: Annotated[str, typer.Option(help="The column of the texts.")] = "caption",
+    log: Log = None,
     offline: Offline = False,
     as_json: AsJson = False,
     **options: Any,
@@ -64,6 +65,7 @@ def pretrain(
     from aim_mlx.errors import UsageError
     from aim_mlx.loading import load
     from aim_mlx.pretrain.run import pretrain as run
+    from aim_mlx.training.logs import logged
     from aim_mlx.training.parallel import joined
 
     if not 0 <= memory_gb <= 1e6:
@@ -78,12 +80,12 @@ def pretrain(
 
     group = joined()
     report = PretrainReporter(as_json)
-    with report, gently() as stop:
+    with report, gently() as stop, logged(report, log, output) as log_report:
         done = run(
             pairs,
             output,
             PretrainConfig(**options),
-            report,
+            log_report,
             columns=(path_column, caption_column),
             init=encoder if init else None,
             tokenizer=tokenizer,

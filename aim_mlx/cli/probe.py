@@ -16,6 +16,7 @@ from aim_mlx.cli.options import (
     Html,
     LabelColumn,
     LabelledImages,
+    Log,
     MeanLayers,
     MultiLabel,
     Offline,
@@ -74,6 +75,7 @@ def train(
     max_cache_gb: Annotated[
         float, typer.Option(help="What they may take; more is computed again in every epoch.")
     ] = 20.0,
+    log: Log = None,
     offline: Offline = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Report epochs and a summary as JSON lines on stdout.")
@@ -95,6 +97,7 @@ def train(
     from aim_mlx.probe.config import protocol as configured
     from aim_mlx.probe.features import Augmentation
     from aim_mlx.probe.run import Plan, train_probe
+    from aim_mlx.training.logs import logged
 
     if not 0 <= max_cache_gb < 1e6:
         raise UsageError(f"--max-cache-gb must be from 0, got {max_cache_gb}")
@@ -110,13 +113,13 @@ def train(
     columns = Columns(path_column, label_column, split_column)
     data = Data(source, columns, multi_label, allow_empty, follow, val, test)
     report = ProbeReporter(as_json)
-    with report, gently() as stop:
+    with report, gently() as stop, logged(report, log, output) as log_report:
         done = train_probe(
             data,
             output,
             lambda: load(model, revision=revision, adapter=adapter, offline=offline, progress=tqdm),
             plan,
-            report,
+            log_report,
             stop=stop,
         )
     report.summary(done)
