@@ -1,9 +1,9 @@
 """The forward pass of the encoders, written once over the operations that every format has.
 
-- the numbers of `models/`; large products run in the graph's dtype, and norms, softmaxes, the
-  residual sums' means, pools and heads in float32, whatever that is
+- the numbers of `models/`; large products and sums run in the graph's dtype, norms, softmaxes,
+  pools and heads always in float32
 - shapes are fixed: a graph is built for one batch size and one image size
-- no tensor has more than four axes, as Core ML takes no more than five
+- no tensor has more than four axes, as Core ML takes five at most
 """
 
 import math
