@@ -1,6 +1,7 @@
 """Low-rank adapters in the encoder and on disk."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_merged_weights_give_what_the_adapters_do(lora):
 
 def test_only_the_adapters_are_trained():
     network = with_adapters(EVERYWHERE, noise(EVERYWHERE))
-    trained = {n: v.shape for n, v in tree_flatten(network.trainable_parameters())}
+    trained = {n: v.shape for n, v in dict(tree_flatten(network.trainable_parameters())).items()}
     assert trained == adapter_shapes(SMALL, EVERYWHERE)
     assert not any(".0." in name for name in trained)  # the last two of three blocks
 
@@ -66,7 +67,7 @@ def test_only_the_adapters_are_trained():
 def test_dropout_leaves_out_what_its_key_decides():
     lora = LoRAConfig(4, 2.0, ("q", "proj"), 3, dropout=0.5)
     network = with_adapters(lora, noise(lora))
-    layer = network.trunk.blocks[0].attn.proj
+    layer: Any = network.trunk.blocks[0].attn.proj
     x = mx.ones((1, 4, 64))
     still = np.array(layer(x))
     layer.draw(mx.random.key(1))
@@ -80,7 +81,7 @@ def test_dropout_leaves_out_what_its_key_decides():
 
 def test_dropout_changes_nothing_on_average():
     lora = LoRAConfig(4, 2.0, ("proj",), 3, dropout=0.3)
-    layer = with_adapters(lora, noise(lora)).trunk.blocks[0].attn.proj
+    layer: Any = with_adapters(lora, noise(lora)).trunk.blocks[0].attn.proj
     x = mx.ones((1, 4000, 64))
     still = np.array(layer(x)).mean(axis=(0, 1))
     layer.draw(mx.random.key(1))

@@ -209,3 +209,23 @@ def test_gains_biases_queries_and_positions_do_not_decay(digits):
     assert {name for name in lora.weights() if not decays(name)} == {
         "head.cls_token", "head.linear.bias",
     }  # fmt: skip
+
+
+def test_each_core_has_weights_of_its_own_to_trace(digits, monkeypatch):
+    """MLX puts tracers into the tree that it is given: another thread would take those."""
+    monkeypatch.setattr("aim_mlx.finetune.trainer._SHARE_PATCHES", 1)
+    monkeypatch.setattr("aim_mlx.finetune.trainer.concurrency", lambda most: 2)
+    monkeypatch.setattr("aim_mlx.training.shares.concurrency", lambda most: 2)
+    trainer, given = trainer_of(digits, dropout=0.0), []
+    for number, function in enumerate(trainer._gradients):
+
+        def noted(weights, *rest, function=function):
+            given.append(weights)
+            return function(weights, *rest)
+
+        trainer._gradients[number] = noted
+    shared = gradient(trainer)
+    assert len(given) == 2 and given[0] is not given[1]
+    assert given[0]["head"] is not given[1]["head"]
+    monkeypatch.undo()
+    assert largest_relative(shared, gradient(trainer_of(digits, dropout=0.0))) < 1e-4

@@ -174,3 +174,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(pairs):
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(UsageError, match=next(iter(options)).replace("_", " ")):
         PretrainConfig(**{"batch_size": 4, **options})
+
+
+def test_each_core_has_weights_of_its_own_to_trace(pairs, monkeypatch):
+    """MLX puts tracers into the tree that it is given: another thread would take those."""
+    monkeypatch.setattr("aim_mlx.pretrain.trainer._SHARE", 2)
+    monkeypatch.setattr("aim_mlx.pretrain.trainer.concurrency", lambda most: 2)
+    monkeypatch.setattr("aim_mlx.training.shares.concurrency", lambda most: min(most, 2))
+    trainer, given = trainer_of(pairs), []
+    for number, function in enumerate(trainer._gradients):
+
+        def noted(weights, *rest, function=function):
+            given.append(weights)
+            return function(weights, *rest)
+
+        trainer._gradients[number] = noted
+    gradient(trainer)
+    assert len(given) == 2 and given[0]["encoder"] is not given[1]["encoder"]

@@ -231,13 +231,12 @@ class FinetuneTrainer:
         weight = float(self._group.total(np.array(weight)))
         # The mean over the processes is then the gradient of the whole batch.
         scale = mx.array(self._scale * self._group.size / weight, mx.float32)
-        weights = self.network.trainable_parameters()
         keys = mx.random.split(mx.random.key(self._dropout_seed()), len(batch.pixels))
         mx.eval(keys)
 
         def share(rows: slice, number: int) -> tuple[np.ndarray, Tree]:
             (_, loss), gradient = self._gradients[number](
-                weights,
+                self.network.trainable_parameters(),  # MLX changes this tree while it traces
                 scale,
                 keys[rows.start],
                 mx.array(batch.pixels[rows]),
@@ -275,9 +274,9 @@ class FinetuneTrainer:
             network.update(self._cast(weights))
             draw_dropout(network, key)
             logits = network(pixels.astype(self._dtype), checkpointed)
-            total = loss_sum(logits, Targets(*cast(Any, targets), smoothing))
+            total = loss_sum(logits, Targets(*cast(Any, (*targets, smoothing))))
             if others is not None:
-                mixed = loss_sum(logits, Targets(*cast(Any, others), smoothing))
+                mixed = loss_sum(logits, Targets(*cast(Any, (*others, smoothing))))
                 total = own * total + (1 - own) * mixed
             return scale * total, total
 

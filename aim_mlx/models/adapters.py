@@ -7,6 +7,7 @@ out). q, k and v are one matrix here and have adapters of their own, as where th
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -97,7 +98,7 @@ class LoRAQKV(Adapted):
 def in_thirds(name: str, b: mx.array) -> mx.array:
     """The B (rank, D) of q, k or v -> (rank, 3 D), zero for the other two."""
     D, before = b.shape[1], QKV.index(name)
-    return mx.pad(b, ((0, 0), (before * D, (2 - before) * D)))
+    return mx.pad(b, [(0, 0), (before * D, (2 - before) * D)])
 
 
 def adapted_products(config: VisionConfig, lora: LoRAConfig) -> Iterator[tuple[str, list[str]]]:
@@ -144,9 +145,9 @@ def adapt(encoder: VisionEncoder, lora: LoRAConfig, tensors: Mapping[str, mx.arr
     encoder.freeze()
     for block in encoder.trunk.blocks[len(encoder.trunk.blocks) - lora.blocks :]:
         if set(QKV) & set(lora.targets):
-            block.attn.qkv = LoRAQKV(block.attn.qkv, lora)
+            setattr(block.attn, "qkv", LoRAQKV(block.attn.qkv, lora))  # noqa: B010
         if "proj" in lora.targets:
-            block.attn.proj = LoRALinear(block.attn.proj, lora)
+            setattr(block.attn, "proj", LoRALinear(block.attn.proj, lora))  # noqa: B010
         if "mlp" in lora.targets:
             for name in ("fc1", "fc2", "fc3"):
                 setattr(block.mlp, name, LoRALinear(block.mlp[name], lora))
@@ -165,11 +166,10 @@ def merged(
     """What the adapters add to each weight of an encoder (out, in), by the weight's name."""
     added = {}
     for product, pairs in adapted_products(config, lora):
-        total = None
+        changes = []
         for pair in pairs:
             b = tensors[f"{pair}.lora_b"]
             wide = in_thirds(pair[-1], b) if product.endswith("qkv") else b
-            change = wide.T @ tensors[f"{pair}.lora_a"].T
-            total = change if total is None else total + change
-        added[f"{product}.weight"] = lora.scale * total
+            changes.append(wide.T @ tensors[f"{pair}.lora_a"].T)
+        added[f"{product}.weight"] = lora.scale * reduce(mx.add, changes)
     return added

@@ -150,10 +150,12 @@ class PretrainTrainer:
         # The mean over the processes is then the gradient of the whole batch.
         scale = self._scale * self._group.size
         weights = scale * np.array(self.config.weights) / counted
-        arrays = self.model.trainable_parameters(), mx.array(weights, mx.float32)
+        weighs = mx.array(weights, mx.float32)
 
         def share(rows: slice, core: int) -> tuple[np.ndarray, Tree]:
-            (_, *sums), gradient = self._gradients[core](*arrays, *batch.part(rows).arrays())
+            own = self.model.trainable_parameters()  # MLX changes this tree while it traces
+            found = self._gradients[core](own, weighs, *batch.part(rows).arrays())
+            (_, *sums), gradient = found
             mx.eval(sums, gradient)
             return np.array([float(each) for each in sums]), gradient
 

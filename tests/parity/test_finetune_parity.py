@@ -251,7 +251,9 @@ def test_a_fused_encoder_gives_the_same_features_here_and_in_transformers(
     (tmp_path / "tuned").mkdir()
     write_adapter(tmp_path / "tuned", Adapter(pair.lora, pair.tensors, digest, "base"))
     fuse(pair.encoder, tmp_path / "tuned", tmp_path / "fused", "transformers")
-    loaded, info = Aimv2VisionModel.from_pretrained(tmp_path / "fused", output_loading_info=True)
+    loaded, info = Aimv2VisionModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        tmp_path / "fused", output_loading_info=True
+    )
     assert not any(info.values()), info
     with torch.inference_mode():
         theirs = loaded(pixel_values=pixels).last_hidden_state.numpy()
