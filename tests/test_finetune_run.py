@@ -90,6 +90,15 @@ class _Stopping(Report):
             _Stopping.steps = done
 
 
+@pytest.mark.parametrize("head", ["ep", "coca", "max"])
+def test_every_kind_of_head_is_trained(scene, tmp_path, head):
+    data, model, _ = scene
+    finetune(data, tmp_path / "out", lambda: load(model), config(epochs=1, head=head))
+    made = AttentiveProbe.load(tmp_path / "out")
+    assert made.head.config.kind == head
+    assert made.head.config.queries == (32 if head == "ep" else 1)
+
+
 def test_a_probe_of_other_classes_is_refused(scene, tmp_path):
     data, model, probe = scene
     other = Data(write_digits(tmp_path / "digits", 6))

@@ -34,7 +34,7 @@ class FinetuneConfig:
     dropout: float = option(0.1, "Fraction of the adapters' inputs left out in training.", 0, 0.9)
     head: str = option(
         "attentive",
-        "Without a probe: attentive, coca, or mean or max: linear on pooled tokens.",
+        "Without a probe: attentive, coca, ep, or mean or max: linear on pooled tokens.",
         among=KINDS,
     )
     learning_rate: float | None = option(
