@@ -62,22 +62,33 @@ def test_a_classifier_is_trained_from_a_probe_and_compared_with_it(scene, tmp_pa
     assert "beside" in page and "loss on val by epoch" in page
 
 
+def test_a_probe_that_no_epoch_betters_is_kept(scene, tmp_path):
+    data, model, probe = scene
+    options = config(learning_rate=5.0, warmup=0.0)
+    done = finetune(data, tmp_path / "out", lambda: load(model), options, probe=probe)
+    assert done.best["epoch"] == 0 and done.epochs == 2
+    assert done.beside_probe is not None and done.beside_probe.difference == 0
+    image = photo(0)
+    made, before = AttentiveProbe.load(tmp_path / "out"), AttentiveProbe.load(probe)
+    assert np.array_equal(made.predict_proba([image]), before.predict_proba([image]))
+
+
 def test_an_interrupted_run_goes_on_to_the_same_files(scene, tmp_path, monkeypatch):
     data, model, probe = scene
-    finetune(data, tmp_path / "whole", lambda: load(model), config())
+    finetune(data, tmp_path / "whole", lambda: load(model), config(), probe=probe)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(Interrupted, match="after step 3 of 8"):
         finetune(
             data, tmp_path / "out", lambda: load(model), config(),
-            report=_Stopping(), stop=lambda: _Stopping.steps >= 3,
+            probe=probe, report=_Stopping(), stop=lambda: _Stopping.steps >= 3,
         )  # fmt: skip
-    finetune(data, tmp_path / "out", lambda: load(model), config())
+    finetune(data, tmp_path / "out", lambda: load(model), config(), probe=probe)
     names = ["adapters.safetensors", "probe.safetensors", "probe.json", "splits.jsonl"]
     names += ["report.html", "training/checkpoint.safetensors", "training/metrics.jsonl"]
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     with pytest.raises(OutputError, match="holds another run"):
-        finetune(data, tmp_path / "out", lambda: load(model), config(rank=4))
+        finetune(data, tmp_path / "out", lambda: load(model), config(rank=4), probe=probe)
 
 
 class _Stopping(Report):

@@ -125,7 +125,7 @@ def finetune(
         len(images.classes),
         {name: len(part) for name, part in images.parts.items()},
         len(images.skips),
-        len(trainer.history),
+        trainer.epochs,
         made.metrics["validation"],
         outcome.last.name,
         outcome.last.figures,
@@ -261,12 +261,15 @@ def _trained(
     def made() -> AttentiveProbe:
         weights, config = trainer.best_weights(), trainer.config
         changed, head = write_classifier(folder, start.encoder, start.head, weights, config)
-        training = {**asdict(config), "epochs_done": len(trainer.history)}
+        training = {**asdict(config), "epochs_done": trainer.epochs}
         made = as_probe(changed, head, images.classes, images.multi_label, training)
         made.metrics["validation"] = asdict(trainer.best) if trainer.best else {}
         return made
 
     try:
+        if start.probe is not None and not (work / loop.CHECKPOINT).exists():
+            score = trainer.evaluate_start()["metric"]  # kept where no epoch is better
+            report.noted(f"the probe's score on val is {score:.3f}")
         report.noted(_pace(trainer))
         loop.run(trainer, work, _Writing(report, trainer, work), stop=stop)
     except AimError as error:
@@ -332,6 +335,6 @@ def _described(
         "trained": what,
         "head at the start": begun,
         "learning rate": f"{config.peak_rate:g}, weight decay {config.weight_decay:g}",
-        "chosen": f"epoch {best.epoch} of {len(trainer.history)}" if best else "none",
+        "chosen": f"epoch {best.epoch} of {trainer.epochs}" if best else "none",
         "seed": str(config.seed),
     }

@@ -102,8 +102,13 @@ class FinetuneTrainer:
     def done(self) -> bool:
         """Whether all epochs are done, or the last ones brought no better one."""
         patience, best = self.config.patience, self.best
-        late = patience and best and len(self.history) - best.epoch >= patience
+        late = patience and best and self.epochs - best.epoch >= patience
         return self.step >= self.steps or bool(late)
+
+    @property
+    def epochs(self) -> int:
+        """How many are done."""
+        return self.history[-1]["epoch"] if self.history else 0
 
     @property
     def best(self) -> Best | None:
@@ -158,7 +163,14 @@ class FinetuneTrainer:
         self.step += 1
         self._sums += np.array([loss, 1.0])
         self._watch(loss)
-        return self._end_epoch(rate) if self.step % self._train.steps_in_epoch == 0 else None
+        if self.step % self._train.steps_in_epoch:
+            return None
+        loss, self._sums = float(self._sums[0] / self._sums[1]), np.zeros(2)
+        return self._evaluate(rate, loss)
+
+    def evaluate_start(self) -> dict[str, Any]:
+        """Counts the weights as they are, before any step, as epoch 0; its record."""
+        return self._evaluate(0.0, None)
 
     def state(self) -> dict[str, mx.array]:
         """All tensors that the next steps depend on, by name."""
@@ -288,8 +300,8 @@ class FinetuneTrainer:
         cast_tree = tree_map(lambda value: value.astype(self._dtype), weights.get("encoder", {}))
         return {**weights, "encoder": cast_tree}
 
-    def _end_epoch(self, rate: float) -> dict[str, Any]:
-        """Evaluates, keeps the weights if they are better than before, and writes it down."""
+    def _evaluate(self, rate: float, train_loss: float | None) -> dict[str, Any]:
+        """Keeps the weights after an epoch if they are better than before, and writes it down."""
         logits, data = self.logits(self._validation), self._validation
         wanted = replace(data.targets, smoothing=0.0)
         loss = float(loss_sum(mx.array(logits), wanted)) / total_weight(wanted)
@@ -299,14 +311,14 @@ class FinetuneTrainer:
                 f"folder with a --learning-rate below {self.config.peak_rate:g}"
             )
         record = {
-            "epoch": len(self.history) + 1,
+            "epoch": self.step // self._train.steps_in_epoch,
             "step": self.step,
             "rate": rate,
-            "train_loss": float(self._sums[0] / self._sums[1]),
+            "train_loss": train_loss,
             "val_loss": loss,
             "metric": measured(logits, data.part.labels, self.config.balanced),
         }
-        self.history, self._sums = [*self.history, record], np.zeros(2)
+        self.history = [*self.history, record]
         if self.best is not None and self.best.epoch == record["epoch"]:
             self._kept = self.weights()
         return record
