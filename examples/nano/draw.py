@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import resvg_py
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 SIDE = 128  # a little more than the 112 pixels of the model, for random crops
 COLOURS = {
@@ -39,7 +39,7 @@ PLACES = {
 def plain(svg: str) -> Image.Image:
     """A drawing on white, nearly as large as the picture: what models are tested on."""
     picture = Image.new("RGB", (SIDE, SIDE), "white")
-    _paste(picture, _rendered(svg, round(0.85 * SIDE)), (0.5, 0.5))
+    _paste(picture, _rendered(svg.replace("currentColor", "black"), round(0.85 * SIDE)), (0.5, 0.5))
     return picture
 
 
@@ -50,7 +50,11 @@ def varied(svg: str, rng: np.random.Generator) -> tuple[Image.Image, str]:
     """
     picture, ground = _ground(rng)
     size = rng.uniform(0.5, 1.0)
-    icon = _rendered(svg, round(size * SIDE))
+    # What a set draws in one colour, which it leaves open, must be seen on the ground.
+    ink = COLOURS["black" if np.asarray(picture).mean() > 110 else "white"]
+    icon = _rendered(svg.replace("currentColor", f"rgb{ink}"), round(size * SIDE))
+    if rng.random() < 0.6:
+        icon = _restyled(icon, rng)
     if rng.random() < 0.5:
         icon = icon.rotate(rng.uniform(-12, 12), Image.Resampling.BICUBIC)
     room = (1 - size) / 2 + 0.05
@@ -98,6 +102,35 @@ def _rendered(svg: str, side: int) -> Image.Image:
     """RGBA with its longer edge of so many pixels."""
     data = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(data))).convert("RGBA")
+
+
+def _restyled(icon: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The drawing in other colours, perhaps paler, grey or flat, and with drawn outlines."""
+    alpha = icon.getchannel("A")
+    colours = Image.new("RGB", icon.size, "white")
+    colours.paste(icon, mask=alpha)
+    edges = np.asarray(colours.convert("L").filter(ImageFilter.FIND_EDGES)) > rng.uniform(25, 60)
+    if rng.random() < 0.5:
+        hue, saturation, value = colours.convert("HSV").split()
+        turn = int(rng.integers(-20, 21)) % 256
+        hue = hue.point(lambda angle: (angle + turn) % 256)
+        share = rng.choice([0.0, rng.uniform(0.3, 1.4)], p=[0.3, 0.7])
+        saturation = saturation.point(lambda level: min(255, round(level * share)))
+        colours = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    if rng.random() < 0.3:
+        colours = ImageOps.posterize(colours, int(rng.integers(1, 4)))
+    if rng.random() < 0.3:
+        colours = Image.blend(colours, Image.new("RGB", icon.size, "white"), rng.uniform(0.2, 0.75))
+    if rng.random() < 0.6:
+        # A line of one to three pixels around it, and where the brightness changes within.
+        width = int(rng.choice([3, 5]))
+        around = np.asarray(alpha.filter(ImageFilter.MaxFilter(width))) > 128
+        inside = np.asarray(alpha.filter(ImageFilter.MinFilter(width))) > 128
+        line = Image.fromarray(((around & ~inside) | (edges & inside)).astype(np.uint8) * 255)
+        colours.paste(_near(rng, COLOURS["black"]), mask=line)
+        alpha = ImageChops.lighter(alpha, line)
+    colours.putalpha(alpha)
+    return colours
 
 
 def _paste(picture: Image.Image, icon: Image.Image, centre: Sequence[float]) -> None:

@@ -78,6 +78,55 @@ STYLES = (
         "Mozilla",
     ),
     Package(
+        "@iconify-json/emojione",
+        "1.2.3",
+        "T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
+        "CC-BY-4.0",
+        "EmojiTwo",
+    ),
+    Package(
+        "@iconify-json/emojione-v1",
+        "1.2.3",
+        "UjI2VQEXVtGlPBvQuxEizro7QCgBcJDOYwKUupquvvZ8UV4xOlvm45IU82JYWegiAWLerY79gFLMZ26U6Ms+ww==",
+        "CC-BY-SA-4.0",
+        "Emoji One",
+    ),
+    Package(
+        "@iconify-json/emojione-monotone",
+        "1.2.1",
+        "cZSNcPsuiAD6HCzCh/2dYKGh3pNI0jJlxBxQWfC33cQsPtqYZqulGBvlkThXYNvDl8VxgVHT9u+izyX/yeEIkA==",
+        "CC-BY-4.0",
+        "EmojiTwo",
+    ),
+    Package(
+        "@iconify-json/fluent-emoji-high-contrast",
+        "1.2.6",
+        "esqhZPpkrF7sNX3NsLoh8KW64okEr/bzko7WNnFP+qTJGAqDPDYjp0925yxuivXy3HtVQB8xhIKu3+Nq1byX5w==",
+        "MIT",
+        "Microsoft",
+    ),
+    Package(
+        "@iconify-json/streamline-emojis",
+        "1.2.4",
+        "iNr9T9XuZVTyQPJO8ZlLxBzPkpi7qMl+z1l0C31vpEMqhPMelth3n7CeWQYtixdetDPdI81yeG4ROqjWpYJE6A==",
+        "CC-BY-4.0",
+        "Streamline",
+    ),
+    Package(
+        "@iconify-json/circle-flags",
+        "1.2.11",
+        "vrx2btOkTQ4/P75ElEDnjXShmNTwInXuhhpIQQ6U6YUTdxfWyvm/4ijNG8FX8iWFr+sqqQRCvXpm2RfRtjVXfg==",
+        "MIT",
+        "HatScripts",
+    ),
+    Package(
+        "@iconify-json/flag",
+        "1.2.12",
+        "B5zphOSTn54UX9v1sKsR1atuhyuXExiAkjuLQA8aeDcB68+P6oiStEDeEEVkbHgwvFvklPM2G7GhqFw6VMnXhw==",
+        "MIT",
+        "Panayiotis Lipiridis",
+    ),
+    Package(
         "@iconify-json/openmoji",
         "1.2.29",
         "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
@@ -167,12 +216,23 @@ def _names(root: Path, icons: Any, known: dict[str, Concept], folder: Path) -> d
 
 
 def _codes_by_words(known: dict[str, Concept], folder: Path) -> dict[str, str]:
-    """Codes by their CLDR name, the name that Unicode gave them, and that of Noto's icon."""
+    """Codes by their CLDR name, the name that Unicode gave them, that of Noto's icon, and a
+    country's letters."""
     unicode = _json(fetch(NAMES, folder) / "meta/unicode-names.json")
     found = {_key(name): _code(code) for code, name in unicode.items() if _code(code) in known}
     found |= {_key(concept.names["en"]): code for code, concept in known.items()}
     noto = _json(fetch(STYLES[0], folder) / "chars.json")
-    return found | {_key(name): _code(code) for code, name in noto.items() if _code(code) in known}
+    found |= {_key(name): _code(code) for code, name in noto.items() if _code(code) in known}
+    for letters, code in ((_country(code), code) for code in known):
+        found |= {letters: code, f"{letters}4x3": code} if letters else {}
+    return found
+
+
+def _country(code: str) -> str:
+    """The two letters of a country's flag, of which its code is made; empty for other emoji."""
+    letters = [int(part, 16) - 0x1F1E6 for part in code.split("-")]
+    two = len(letters) == 2 and all(0 <= letter < 26 for letter in letters)
+    return "".join(chr(ord("a") + letter) for letter in letters) if two else ""
 
 
 def _code(hexcode: str) -> str:

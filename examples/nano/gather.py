@@ -1,9 +1,9 @@
 """Gathers what the small model is trained and tested on: python examples/nano/gather.py DATA
 
-Needs npm, and `pip install resvg-py==0.5.0`; fetches 16 MB. Writes, as tables of `aim-mlx`:
+Needs npm, and `pip install resvg-py==0.5.0`; fetches 30 MB. Writes, as tables of `aim-mlx`:
 
-    train.jsonl               pictures with several captions each: emoji in five styles on varied
-                              backgrounds, drawn shapes, letters
+    train.jsonl               pictures with several captions each: emoji in ten styles on varied
+                              backgrounds, flags in two more, drawn shapes, letters
     held_out_style.jsonl      one picture of each concept in a style that is never trained on
     held_out_concepts.jsonl   a tenth of the concepts, which is in no picture of train.jsonl
     subgroups_*.csv           the same pictures with the subgroup that each belongs to
@@ -165,9 +165,9 @@ def _write_labels(path: Path, part: list[Drawing]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=int, default=4, help="of each drawing, to train on")
-    parser.add_argument("--shapes", type=int, default=4000, help="pictures of them")
-    parser.add_argument("--letters", type=int, default=2500, help="pictures of them")
+    parser.add_argument("--pictures", type=int, default=3, help="of each drawing, to train on")
+    parser.add_argument("--shapes", type=int, default=2000, help="pictures of them")
+    parser.add_argument("--letters", type=int, default=1500, help="pictures of them")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     drawn = {"shapes": given.shapes, "letters": given.letters}
