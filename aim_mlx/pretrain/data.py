@@ -92,6 +92,13 @@ class PretrainingData:
             )
         return self._batch(pixels, captions, np.array(drawn) if prefixes is None else prefixes)
 
+    def sample(self, count: int) -> np.ndarray:
+        """The numbers of so many pictures, the same every time, from anywhere in the table.
+
+        Its first pictures are often of one kind.
+        """
+        return np.random.default_rng([self.config.seed, 4]).permutation(len(self))[:count]
+
     def _dealt(self, numbers: np.ndarray) -> np.ndarray:
         """The pictures of these places in the order of all epochs."""
         images = np.empty_like(numbers)

@@ -54,7 +54,7 @@ def _page(title: str, trainer: PretrainTrainer) -> Iterator[str]:
     yield "patch below its first rows as predicted from those before it, at the picture's own "
     yield "brightness and contrast. Below, its caption and, in bold, the one that was written.</p>"
     yield '<div class="pairs">\n'
-    yield from _pictures(trainer, data, np.arange(min(_SHOWN, len(data))))
+    yield from _pictures(trainer, data, data.sample(_SHOWN))
     yield f"</div>\n{END}"
 
 

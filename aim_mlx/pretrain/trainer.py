@@ -114,9 +114,7 @@ class PretrainTrainer:
         count = min(len(self.validation), _LARGEST_VALIDATION)
         size = -(-self.config.batch_size // self.config.parts)
         total, counted = np.zeros(2), np.zeros(2, np.int64)
-        # Not the first of them: a table often has its kinds of pictures one after the other.
-        order = np.random.default_rng([self.config.seed, 4]).permutation(len(self.validation))
-        images = order[:count][self._group.rows(count)]
+        images = self.validation.sample(count)[self._group.rows(count)]
         for start in range(0, len(images), size):
             batch = self.validation.fixed(images[start : start + size])
             sums = losses(self.model, *batch.arrays())
