@@ -62,6 +62,14 @@ def test_a_classifier_is_trained_from_a_probe_and_compared_with_it(scene, tmp_pa
     assert "beside" in page and "loss on val by epoch" in page
 
 
+def test_labels_dealt_out_by_chance_are_not_learned(scene, tmp_path):
+    _, model, _ = scene
+    data = Data(write_digits(tmp_path / "digits", 10, shuffled=True))
+    done = finetune(data, tmp_path / "out", lambda: load(model), config(epochs=6))
+    assert done.figures["accuracy"] <= 0.3  # chance: 0.1 of 20 images
+    assert any("near chance" in each for each in done.warnings)
+
+
 def test_a_probe_that_no_epoch_betters_is_kept(scene, tmp_path):
     data, model, probe = scene
     options = config(learning_rate=5.0, warmup=0.0)
