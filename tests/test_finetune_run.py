@@ -51,6 +51,7 @@ def test_a_classifier_is_trained_from_a_probe_and_compared_with_it(scene, tmp_pa
     beside = done.beside_probe
     assert beside is not None and beside.images == 20
     assert beside.interval[0] <= beside.difference <= beside.interval[1]
+    assert not any("leak" in each for each in done.warnings)
     assert beside.finetuned == done.figures["accuracy"]
     made = AttentiveProbe.load(out)
     assert made.metrics["test"]["accuracy"] == done.figures["accuracy"]
@@ -60,6 +61,13 @@ def test_a_classifier_is_trained_from_a_probe_and_compared_with_it(scene, tmp_pa
     assert np.mean(right) == done.figures["accuracy"]
     page = (out / "report.html").read_text()
     assert "beside" in page and "loss on val by epoch" in page
+
+
+def test_a_probe_that_has_seen_the_test_images_is_named(scene, tmp_path):
+    data, model, probe = scene
+    options = config(epochs=1, seed=1)  # another split than the probe's
+    done = finetune(data, tmp_path / "out", lambda: load(model), options, probe=probe)
+    assert any("leak: " in each and "--seed" in each for each in done.warnings)
 
 
 def test_labels_dealt_out_by_chance_are_not_learned(scene, tmp_path):

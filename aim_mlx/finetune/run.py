@@ -35,6 +35,7 @@ from aim_mlx.finetune.page import Comparison, Outcome, compared, write_page
 from aim_mlx.finetune.trainer import FinetuneTrainer
 from aim_mlx.images.pictures import Pictures
 from aim_mlx.probe.config import QUERIES
+from aim_mlx.probe.evaluation import leaks, read_splits
 from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
 from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.run import SPLITS_FILE, split_lines
@@ -107,13 +108,14 @@ def finetune(
         files = {p: c.at(p) for part in images.parts.values() for p, c in part.files()}
         pictures = Pictures(files, 2 * (start.encoder.preprocessing.crop_size or 0), memory)
         images = images.without(pictures.check(partial(advanced, "decoding images")))
-        pass_on(report, images.skips, images.notes, images.warnings)
+        warnings = [*images.warnings, *_leaks(probe, images)]
+        pass_on(report, images.skips, images.notes, warnings)
         trainer = _trainer(start, images, pictures, config, parts, precision, report)
         report.noted(_account(trainer, start.encoder, parts, precision))
         made = _trained(trainer, start, images, folder, work, report, stop)
         outcome = _measured(made, start, images, advanced)
         pass_on(report, warnings=outcome.last.warnings)
-        warnings = [*images.warnings, *outcome.last.warnings]
+        warnings += outcome.last.warnings
         described = _described(data, images, start, trainer)
         write_page(
             folder / PAGE, f"Fine-tuning on {data.name}", outcome, described, warnings, trainer
@@ -179,6 +181,14 @@ def _start(
             f"have ({quoted(images.classes)}): give the same data"
         )
     return _Start(encoder, before.head, before)
+
+
+def _leaks(probe: str | os.PathLike[str] | None, images: DataSet) -> list[str]:
+    """Warnings where the probe has learned from images of the test split."""
+    if probe is None or "test" not in images.parts:
+        return []
+    found = leaks(images.parts["test"], read_splits(Path(probe) / SPLITS_FILE))
+    return [f"{each}; give the probe's own --seed, --val and --test" for each in found]
 
 
 def _about(

@@ -50,7 +50,7 @@ def evaluate_probe(
     if split not in (None, ALL, *SPLITS):
         raise UsageError(f"a split is train, val, test or all, got {split!r}")
     labelled = data.labelled(folder)
-    seen = _read_splits(folder / SPLITS_FILE)
+    seen = read_splits(folder / SPLITS_FILE)
     if labelled.has_splits:
         labelled, split = _own(labelled, split)
     elif not seen and split not in (None, ALL):
@@ -70,7 +70,7 @@ def evaluate_probe(
         raise AimError(f"none of the {len(part)} images can be decoded: {failed[0].detail}")
     part = part.without({skip.path for skip in failed})
     measured = Measured.of(split or ALL, part, np.stack(vectors), probe.classes)
-    warnings = (*_warnings(probe, part, seen), *measured.warnings)
+    warnings = (*leaks(part, seen), *measured.warnings)
     return Evaluation(measured, (*skips, *failed), notes, warnings)
 
 
@@ -103,7 +103,7 @@ def _recorded(
     return chosen, wanted, ()
 
 
-def _read_splits(path: Path) -> dict[str, str]:
+def read_splits(path: Path) -> dict[str, str]:
     """The split that each content had when the probe was trained; none where that is not known."""
     if not os.path.lexists(path):
         return {}
@@ -117,7 +117,8 @@ def _read_splits(path: Path) -> dict[str, str]:
         raise OutputError(f"{str(path)!r} cannot be read ({error!s:.80}): remove it") from error
 
 
-def _warnings(probe: AttentiveProbe, part: Part, seen: Mapping[str, str]) -> list[str]:
+def leaks(part: Part, seen: Mapping[str, str]) -> list[str]:
+    """A warning for each split, of those that images had then, that gives them away now."""
     splits = [seen.get(digest) for digest in part.digests]
     warnings = []
     for name, what in (("train", "trained on"), ("val", "used to choose the head")):
