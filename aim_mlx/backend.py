@@ -11,9 +11,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from aim_mlx import openblas
 from aim_mlx.errors import BackendError, UsageError
@@ -164,16 +165,39 @@ def in_parallel(tasks: Sequence[Callable[[], T]]) -> list[T]:
     if len(tasks) == 1:
         return [tasks[0]()]
     with BLAS.limited_to(max(1, BLAS.threads // len(tasks))):
-        futures = [_threads.submit(_in_own_stream, task) for task in tasks]
+        futures = [_workers.submit(task) for task in tasks]
         wait(futures)
         return [future.result() for future in futures]
 
 
-def _in_own_stream(task: Callable[[], T]) -> T:
-    if not hasattr(_streams, "own"):
-        _streams.own = mx.new_stream(mx.cpu)
-    with mx.stream(_streams.own):
-        return task()
+class _Workers:
+    """As many threads as cores, which compute with MLX, each in a stream of its own.
+
+    They wait, idle, until the process ends: when a thread that used MLX ends, MLX asks for Python's
+    lock, and where that meets the interpreter's own end, the process aborts.
+    """
+
+    def __init__(self):
+        self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._started = 0
+
+    def submit(self, task: Callable[[], T]) -> "Future[T]":
+        future: Future[T] = Future()
+        self._tasks.put((future, task))
+        if self._started < BLAS.threads:
+            self._started += 1
+            threading.Thread(target=self._serve, name="aim_mlx-part", daemon=True).start()
+        return future
+
+    def _serve(self) -> None:
+        with mx.stream(mx.new_stream(mx.cpu)):
+            while True:
+                future, task = self._tasks.get()
+                try:
+                    future.set_result(task())
+                except BaseException as error:  # for whoever waits
+                    future.set_exception(error)
+                del future, task  # and with them what they hold
 
 
-_threads = ThreadPoolExecutor(BLAS.threads, "aim_mlx-part")
+_workers = _Workers()

@@ -94,6 +94,9 @@ def test_tasks_in_parallel_share_the_cores_and_give_their_results_in_order():
     ours = threading.get_ident(), str(mx.default_stream(mx.cpu))
     assert all(thread != ours[0] and stream != ours[1] for _, thread, stream in done)
     assert backend.in_parallel([lambda: task(7)])[0][:2] == (7, ours[0])  # one needs no thread
+    # None is joined when the process ends: its end would meet the interpreter's.
+    workers = [thread for thread in threading.enumerate() if thread.name == "aim_mlx-part"]
+    assert workers and all(thread.daemon for thread in workers)
 
 
 def test_an_error_in_parallel_is_raised_once_all_tasks_have_ended():
