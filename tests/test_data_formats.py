@@ -396,10 +396,10 @@ def test_damaged_cells_are_failures_of_their_images_alone(tmp_path):
 
 @pytest.mark.parametrize("column", ["caption", "text"])
 def test_pairs_come_from_parquet_and_only_from_train(tmp_path, column):
-    captions = ["a cat", "a dog", "a cat"]
+    captions: dict[str, Any] = {column: ["a cat", "a dog", "a cat"]}
     for name, numbers in (("train", (1, 2, 1)), ("test", (3, 4, 5))):
         images = [picture(number) for number in numbers]
-        packed(tmp_path / f"{name}-00000-of-00001.parquet", images, **{column: captions})
+        packed(tmp_path / f"{name}-00000-of-00001.parquet", images, **captions)
     notes = []
     pairs, skips = read_pairs(tmp_path, noted=notes.append)
     assert pairs.captions == ("a cat", "a dog") and len(pairs.paths) == 2 and not skips

@@ -134,13 +134,14 @@ def _is_feature(said: Any, kind: str) -> bool:
 
 def _classes(path: Path, name: str, said: Any) -> Sequence[str]:
     """The names of the classes that the numbers in a column, or in its lists, stand for, or ()."""
+    feature: Any = said
     if isinstance(said, list) and len(said) == 1:
-        said = said[0]
-    if isinstance(said, dict) and "feature" in said:
-        said = said["feature"]
-    if not _is_feature(said, "ClassLabel"):
+        feature = said[0]
+    elif isinstance(said, dict) and "feature" in said:
+        feature = said["feature"]
+    if not _is_feature(feature, "ClassLabel"):
         return ()
-    classes = said.get("names")
+    classes = feature.get("names")
     if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
         raise UsageError(f"{path.name}: the classes of {name!r} are not named: write it again")
     return classes

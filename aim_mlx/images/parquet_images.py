@@ -46,12 +46,13 @@ class ImageColumn:
                 _keep(key, cells)
                 if spans is not None:
                     self._spans[key] = spans
-        if place >= len(spans if cells is None else cells):
+        rows = spans if cells is None else cells
+        if rows is None or place >= len(rows):
             raise ImageError("changed", "the file has fewer rows than when it was listed")
-        if cells is None:
-            data = _read_span(self.file, *spans[place].tolist())
+        if rows is spans:
+            data = _read_span(self.file, *rows[place].tolist())
         else:
-            data = cells[place].as_py()
+            data = rows[place].as_py()
         if not data:
             raise ImageError("empty", "the cell has no bytes")
         return data

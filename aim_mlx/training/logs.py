@@ -25,7 +25,8 @@ def logged(report: Report, to: str | None, folder: Path) -> Iterator[Report]:
     if to not in LOGS:
         raise UsageError(f"--log must be {' or '.join(LOGS)}, got {to!r:.80}")
     try:
-        import tensorboardX  # noqa: F401 - said before any work is done
+        # Before any work is done.
+        import tensorboardX  # noqa: F401 # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UsageError(
             "--log tensorboard needs a package: pip install 'aim-mlx[tensorboard]'"
