@@ -446,6 +446,7 @@ def test_a_probe_learns_from_images_in_parquet(capsys, tmp_path):
     for name, count in numbers.items():
         chosen, order = [images[i] for i in order[:count]], order[count:]
         cells, labels = map(list, zip(*chosen, strict=True))
+        cells, labels = [*cells, None], [*labels, 0]
         packed(tmp_path / f"data/{name}-00000.parquet", cells, features, 16, label=labels)
     model, output = save(tmp_path / "model"), tmp_path / "probe"
     options = ["--model", model, "--allow-empty", "--json"]
@@ -453,7 +454,7 @@ def test_a_probe_learns_from_images_in_parquet(capsys, tmp_path):
     code, lines, talk = run(
         capsys, "probe", "train", tmp_path / "data", "-o", output, *options, *training
     )
-    assert code == 0, talk
+    assert code == 3 and "test-00000.parquet#21: empty: the cell has no bytes" in talk
     summary = json.loads(lines.splitlines()[-1])
     assert summary["images"] == {"train": 60, "val": 20, "test": 20}
     splits = [json.loads(line) for line in (output / "splits.jsonl").read_text().splitlines()]
@@ -464,5 +465,5 @@ def test_a_probe_learns_from_images_in_parquet(capsys, tmp_path):
     code, lines, talk = run(
         capsys, "probe", "eval", output, tmp_path / "data", "--allow-empty", "--json"
     )
-    assert code == 0, talk
+    assert code == 3, talk
     assert json.loads(lines.splitlines()[-1])["figures"] == summary["figures"]

@@ -70,6 +70,9 @@ class ParquetImage(str):
         image.column, image.row = column, row
         return image
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ParquetImage":
+        return self  # as of any text
+
 
 _kept: OrderedDict[Hashable, Any] = OrderedDict()  # the row groups that were read last
 _turn = threading.Lock()
