@@ -12,7 +12,7 @@ from aim_mlx.probe.config import KINDS
 from aim_mlx.training.options import check_options, option
 from aim_mlx.training.schedule import warm_cosine
 
-_RATES = {"lora": 1e-3, "full": 1e-4}
+_RATES = {"lora": 5e-4, "full": 1e-4}
 _FINAL_RATE = 1e-6
 _MANY = 10**6
 
@@ -38,7 +38,7 @@ class FinetuneConfig:
         among=KINDS,
     )
     learning_rate: float | None = option(
-        None, "The highest, after the warm-up.  [default: 1e-3, with --full 1e-4]", 0, 10
+        None, "The highest, after the warm-up.  [default: 5e-4, with --full 1e-4]", 0, 10
     )
     layer_decay: float = option(
         0.9, "With --full each block learns this much slower than the next.", 0.01, 1
