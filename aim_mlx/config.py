@@ -12,6 +12,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+QKV = ("q", "k", "v")
+TARGETS = (*QKV, "proj", "mlp")  # of adapters
 CROP_ROUNDINGS = ("floor", "half_even")
 
 # Far above any published size, far below what could exhaust a machine before a tensor is read.
@@ -122,6 +124,17 @@ class LiTConfig:
                 f"max_logit_scale must be from 1 to 10000, got {self.max_logit_scale!r:.80}: "
                 "correct config.json"
             )
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Adapters of an encoder: `targets` are of TARGETS, in the last `blocks` of its blocks."""
+
+    rank: int
+    scale: float
+    targets: tuple[str, ...]
+    blocks: int
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)

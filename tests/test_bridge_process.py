@@ -14,8 +14,8 @@ from aim_mlx.config import VisionConfig
 from tests import small
 
 ROOT = Path(__file__).parent.parent
-# 28 million parameters: enough for the rest of the process not to matter, and soon written.
-LARGE = VisionConfig(768, 2048, 4, 6, 14, 56)
+# 57 million parameters: enough for the rest of the process not to matter, and written in a second.
+LARGE = VisionConfig(768, 2048, 8, 6, 14, 56)
 
 
 @pytest.fixture(scope="module")

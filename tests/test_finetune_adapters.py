@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from aim_mlx.backend import mx, tree_flatten
+from aim_mlx.config import TARGETS, LoRAConfig
 from aim_mlx.encoder.adapted import adapted
 from aim_mlx.errors import CheckpointError, UsageError
-from aim_mlx.models.adapters import TARGETS, LoRAConfig, adapt, adapter_shapes, initial_adapters
+from aim_mlx.models.adapters import adapt, adapter_shapes, initial_adapters
 from aim_mlx.weights.adapters import ADAPTER_CONFIG, ADAPTERS, Adapter, read_adapter, write_adapter
 from tests.small import SMALL, encoder, noisy
 

@@ -63,7 +63,7 @@ def finetune(
     as_json: AsJson = False,
     **options: Any,
 ) -> int:
-    """Train a classifier on labelled images, and the encoder with it.
+    """Train a classifier and the encoder below it.
 
     Small adapters (LoRA) are learned beside the encoder's weights or, with --full, the weights
     themselves. The best epoch on val is kept, and tested once. Writes the classifier, which probe

@@ -5,9 +5,8 @@ The command line's options and their help are made from it.
 
 from dataclasses import dataclass
 
-from aim_mlx.config import VisionConfig
+from aim_mlx.config import TARGETS, LoRAConfig, VisionConfig
 from aim_mlx.errors import UsageError
-from aim_mlx.models.adapters import TARGETS, LoRAConfig
 from aim_mlx.probe.config import KINDS
 from aim_mlx.training.options import check_options, option
 from aim_mlx.training.schedule import warm_cosine

@@ -6,28 +6,13 @@ out). q, k and v are one matrix here and have adapters of their own, as where th
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 
 from aim_mlx.backend import mx, nn, tree_unflatten
-from aim_mlx.config import VisionConfig
+from aim_mlx.config import QKV, LoRAConfig, VisionConfig
 from aim_mlx.models.vision import VisionEncoder
-
-QKV = ("q", "k", "v")
-TARGETS = (*QKV, "proj", "mlp")
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """`targets` are of TARGETS; `blocks` is how many of the last blocks are adapted."""
-
-    rank: int
-    scale: float
-    targets: tuple[str, ...]
-    blocks: int
-    dropout: float = 0.0
 
 
 class LowRank(nn.Module):

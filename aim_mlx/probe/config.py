@@ -36,7 +36,7 @@ class ProbeConfig:
         among=KINDS,
     )
     queries: int | None = option(
-        None, "Learned queries of a head.  [default: 1, of ep 32]", 1, 1024
+        None, "Learned queries of a head; by default 1, and 32 of ep.", 1, 1024
     )
     learning_rates: tuple[float, ...] = option((5e-4, 2e-3), "Each tried, as 1e-3,3e-3.", 0, 10)
     weight_decays: tuple[float, ...] = option((0.05,), "Each tried, as 0.05,0.1.", 0, 100)

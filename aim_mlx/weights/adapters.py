@@ -17,10 +17,10 @@ import numpy as np
 import safetensors.numpy
 
 from aim_mlx.backend import mx
-from aim_mlx.config import VisionConfig, is_real
+from aim_mlx.config import TARGETS, LoRAConfig, VisionConfig, is_real
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.files import disk_errors, publish
-from aim_mlx.models.adapters import TARGETS, LoRAConfig, adapter_shapes
+from aim_mlx.models.adapters import adapter_shapes
 from aim_mlx.weights.safetensors_file import TensorReader, check_file
 from aim_mlx.weights.sizes import check_shapes, expected_shapes
 from aim_mlx.weights.strict_json import at, read_object, show
