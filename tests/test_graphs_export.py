@@ -87,6 +87,8 @@ def test_a_probe_on_top_is_written_with_its_classes(model, tmp_path, suffix):
     folder = probe(load(model), heads=2, batch_norm=True).save(tmp_path / "probe")
     done = export_model(model, tmp_path / f"a{suffix}", head=str(folder), dtype="float32")
     assert done.difference is not None and done.difference < 1e-5
+    done = export_model(model, tmp_path / f"half{suffix}", head=str(folder))
+    assert done.dtype == "float16" and done.cosine is not None and done.cosine > 0.9999
 
 
 def test_a_quantised_model_is_written_unpacked(model, tmp_path):

@@ -133,6 +133,7 @@ def test_validation_does_not_depend_on_the_size_of_batches(pairs):
 def test_of_many_pictures_a_sample_is_validated_not_the_first(pairs, monkeypatch):
     monkeypatch.setattr("aim_mlx.pretrain.trainer._LARGEST_VALIDATION", 4)
     trainer, seen = trainer_of(pairs, pairs), []
+    assert trainer.validation is not None
     fixed = trainer.validation.fixed
     monkeypatch.setattr(
         trainer.validation, "fixed", lambda images: (seen.extend(images), fixed(images))[1]

@@ -112,10 +112,10 @@ def _restyled(icon: Image.Image, rng: np.random.Generator) -> Image.Image:
     edges = np.asarray(colours.convert("L").filter(ImageFilter.FIND_EDGES)) > rng.uniform(25, 60)
     if rng.random() < 0.5:
         hue, saturation, value = colours.convert("HSV").split()
-        turn = int(rng.integers(-20, 21)) % 256
-        hue = hue.point(lambda angle: (angle + turn) % 256)
+        turn = int(rng.integers(-20, 21))
+        hue = hue.point([(angle + turn) % 256 for angle in range(256)])
         share = rng.choice([0.0, rng.uniform(0.3, 1.4)], p=[0.3, 0.7])
-        saturation = saturation.point(lambda level: min(255, round(level * share)))
+        saturation = saturation.point([min(255, round(level * share)) for level in range(256)])
         colours = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
     if rng.random() < 0.3:
         colours = ImageOps.posterize(colours, int(rng.integers(1, 4)))
