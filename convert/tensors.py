@@ -108,11 +108,10 @@ def write_safetensors(
         writer.finish()
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether it is a number or text, or a dict of such: what is said about the tensors."""
-    if isinstance(value, dict):
-        return all(isinstance(each, (int, float, str, type(None))) for each in value.values())
-    return isinstance(value, (int, float, str, type(None)))
+def _is_plain(name: str, value: Any) -> bool:
+    """Whether it is a number or text, or in "meta" a dict of such: said about the tensors."""
+    values = value.values() if name == "meta" and isinstance(value, dict) else [value]
+    return all(isinstance(each, (int, float, str, type(None))) for each in values)
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, "torch.Tensor"]:
@@ -120,7 +119,7 @@ def _state_dict(path: Path, content: Any) -> dict[str, "torch.Tensor"]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{at(path)} holds {_kind(content)}: expected a dict of tensors")
     if wrappers := [key for key in WRAPPERS if isinstance(content.get(key), dict)]:
-        rest = [k for k, v in content.items() if k not in wrappers[:1] and not _is_plain(v)]
+        rest = [k for k, v in content.items() if k not in wrappers[:1] and not _is_plain(k, v)]
         if rest:
             raise CheckpointError(
                 f"{at(path)} holds {show(rest[0])} ({_kind(content[rest[0]])}) beside "
