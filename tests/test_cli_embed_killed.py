@@ -80,7 +80,7 @@ def check_same(home: Path, out: Path) -> None:
     assert ours == whole
 
 
-@pytest.mark.parametrize("seed", range(0, 10, 2))
+@pytest.mark.parametrize("seed", range(10))
 def test_a_command_that_was_killed_at_any_time_comes_to_the_same_bits(home, tmp_path, seed):
     rng = np.random.default_rng(seed)
     process = started(home, tmp_path / "out", shards=seed)
@@ -91,7 +91,7 @@ def test_a_command_that_was_killed_at_any_time_comes_to_the_same_bits(home, tmp_
     check_same(home, tmp_path / "out")
 
 
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [1, 4])
 def test_an_interrupt_keeps_the_whole_blocks_and_says_how_to_go_on(home, tmp_path, shards):
     process = started(home, tmp_path / "out", shards)
     process.send_signal(signal.SIGINT)

@@ -225,13 +225,13 @@ def test_one_image_and_its_caption_are_learned_by_heart(model, batch):
         return text / tokens + 0.4 * pixels / patches
 
     step = nn.value_and_grad(model, loss)
-    adam = optim.AdamW(6e-3, [0.9, 0.95], weight_decay=0.0, bias_correction=True)
+    adam = optim.AdamW(3e-3, [0.9, 0.95], weight_decay=0.0, bias_correction=True)
     first = None
-    for _ in range(60):
+    for _ in range(150):
         value, gradient = step(one)
         adam.update(model, gradient)
         mx.eval(value, model.parameters(), adam.state)
         first = float(value) if first is None else first
     pixels, text = losses(model, *one.arrays())
     assert first is not None and first > 4
-    assert float(pixels) / patches < 0.02 and float(text) / tokens < 0.01
+    assert float(pixels) / patches < 0.02 and float(text) / tokens < 0.001
