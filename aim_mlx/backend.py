@@ -89,7 +89,20 @@ def return_memory() -> None:
     mx.clear_cache()
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):  # a C library that is not GNU's
-            ctypes.CDLL(None).malloc_trim(0)
+            _trim(ctypes.CDLL(None))
+
+
+def _trim(libc: ctypes.CDLL) -> None:
+    """What malloc_trim does, and the end of this thread's heap, up to 64 MB, which it leaves.
+
+    That end goes when something before it is freed while it is above the threshold.
+    """
+    threshold = -1  # M_TRIM_THRESHOLD in malloc.h
+    libc.malloc_trim(0)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.mallopt(threshold, 2**17)
+    libc.free(ctypes.c_void_p(libc.malloc(2**16)))
+    libc.mallopt(threshold, 2**26)  # the largest that malloc chooses by itself
 
 
 def check_not_forked() -> None:
