@@ -35,6 +35,8 @@ def _require_mlx() -> None:
 
 
 BLAS = openblas.load()
+# On CUDA and M5, MLX rounds the factors of float32 products to 11 bits unless this says otherwise.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 _require_mlx()
 
 import mlx.core as mx  # noqa: E402
@@ -45,6 +47,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 __all__ = [
     "BLAS",
     "DTYPES",
+    "TF32",
     "check_not_forked",
     "concurrency",
     "cpu_streams",
@@ -62,6 +65,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+TF32 = os.environ["MLX_ENABLE_TF32"] != "0"
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 

@@ -1,5 +1,6 @@
 """MLX in this process, and in those that come of it."""
 
+import os
 import subprocess
 import sys
 
@@ -68,3 +69,20 @@ def test_a_head_of_a_probe_in_a_forked_child_says_so_too():
 def test_a_child_forked_before_anything_was_computed_computes(tmp_path):
     code = "aim_mlx.load\nchild(lambda: aim_mlx.load(model).embed([photo]))"
     assert printed(code, save(tmp_path / "model")) == "computed\n"
+
+
+@pytest.mark.parametrize(("given", "kept", "shown"), [(None, "0", "full"), ("1", "1", "11 bits")])
+def test_products_of_float32_are_in_full_unless_the_user_wants_them_rounded(given, kept, shown):
+    environment = {name: value for name, value in os.environ.items() if name != "MLX_ENABLE_TF32"}
+    environment |= {"MLX_ENABLE_TF32": given} if given else {}
+    code = """
+import os
+from aim_mlx.cli.doctor import doctor
+doctor()
+print(os.environ["MLX_ENABLE_TF32"])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    *lines, value = done.stdout.splitlines()
+    (float32,) = [line for line in lines if line.startswith("float32 ")]
+    assert value == kept and shown in float32

@@ -18,6 +18,7 @@ def doctor() -> None:
     from aim_mlx import backend  # reports a missing back end in one line
 
     print(f"device       {backend.device_name()}")
+    print(f"float32      {_float32(backend.TF32)}")
     print(f"BLAS         {_blas(backend.BLAS, backend.on_gpu())}")
     print(f"HEIF photos  {_heif()}")
 
@@ -32,6 +33,12 @@ def _blas(blas, on_gpu: bool) -> str:
     if blas.state == "missing":
         return f"{LIBRARY} is missing, so matrices multiply 17 to 35 times slower: {INSTALL}"
     return "OpenBLAS was not loaded, because mlx was imported first: import aim_mlx before mlx"
+
+
+def _float32(tf32: bool) -> str:
+    if tf32:
+        return "products round to 11 bits on M5 and CUDA: unset MLX_ENABLE_TF32 to avoid it"
+    return "full precision on every device (MLX_ENABLE_TF32=0)"
 
 
 def _heif() -> str:
