@@ -15,6 +15,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 QKV = ("q", "k", "v")
 TARGETS = (*QKV, "proj", "mlp")  # of adapters
 CROP_ROUNDINGS = ("floor", "half_even")
+FITS = ("crop", "squash", "pad")
 
 # Far above any published size, far below what could exhaust a machine before a tensor is read.
 _LARGEST = {
@@ -144,12 +145,15 @@ class PreprocessConfig:
     `shortest_edge` and `crop_size` None (both) mean native resolution: the image keeps its size,
     cut down to whole patches of `patch_size`, and only sizes out of range are scaled. Where an odd
     number of pixels is cropped away, `crop_rounding` says on which side of its middle the crop
-    begins: "floor" as transformers does, "half_even" as torchvision and timm do.
+    begins: "floor" as transformers does, "half_even" as torchvision and timm do. `fit` is how the
+    whole image becomes a square: "crop" cuts its centre, "squash" changes its aspect ratio, "pad"
+    puts the mean colour around it.
     """
 
     shortest_edge: int | None
     crop_size: int | None
     crop_rounding: str = field(default="floor", kw_only=True)
+    fit: str = field(default="crop", kw_only=True)
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     patch_size: int = 14
@@ -165,10 +169,15 @@ class PreprocessConfig:
             raise CheckpointError(
                 f"crop_size {self.crop_size} is larger than shortest_edge {self.shortest_edge}"
             )
-        if self.crop_rounding not in CROP_ROUNDINGS:
+        for name, known in {"crop_rounding": CROP_ROUNDINGS, "fit": FITS}.items():
+            if getattr(self, name) not in known:
+                raise CheckpointError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r:.80}"
+                )
+        if self.fit != "crop" and (self.native or self.crop_size != self.shortest_edge):
             raise CheckpointError(
-                f"crop_rounding must be one of {', '.join(CROP_ROUNDINGS)}, "
-                f"got {self.crop_rounding!r:.80}"
+                f"fit {self.fit!r} needs a crop_size equal to shortest_edge, got "
+                f"{self.crop_size} and {self.shortest_edge}"
             )
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -208,7 +217,10 @@ _NESTED = {"vision": VisionConfig, "text": TextConfig}  # the fields of LiTConfi
 
 def to_dict(config: AnyConfig) -> dict[str, Any]:
     """Plain values for JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    if values.get("fit") == "crop":  # what earlier versions wrote must compare equal
+        del values["fit"]
+    return values
 
 
 def from_dict(kind: type[Config], values: Any) -> Config:

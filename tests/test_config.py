@@ -82,6 +82,9 @@ def test_an_impossible_logit_scale_is_refused(scale):
         ({"shortest_edge": 1.5}, "shortest_edge"),
         ({"crop_rounding": "up"}, "floor, half_even"),
         ({"crop_rounding": []}, "floor, half_even"),
+        ({"fit": "stretch"}, "crop, squash, pad"),
+        ({"fit": "pad", "shortest_edge": 448, "crop_size": 224}, "equal to shortest_edge"),
+        ({"fit": "squash", "shortest_edge": None, "crop_size": None}, "equal to shortest_edge"),
     ],
 )
 def test_impossible_preprocessing_is_refused(change, reason):

@@ -97,6 +97,43 @@ def test_an_odd_margin_is_halved_as_the_checkpoints_own_code_does(
     assert PreprocessConfig.imagenet(28).crop_rounding == "half_even"
 
 
+@pytest.mark.parametrize(("height", "width"), [(60, 90), (90, 61), (42, 42), (9, 300)])
+def test_squashing_brings_the_whole_image_to_the_square(height, width):
+    image = noise(height, width)
+    squashed = np.asarray(Image.fromarray(image).resize((42, 42), Image.Resampling.BICUBIC))
+    config = PreprocessConfig.hub(42)
+    assert (preprocess(image, replace(config, fit="squash")) == preprocess(squashed, config)).all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"),
+    [
+        (60, 90, slice(7, 35), slice(0, 42)),  # 28 rows: 42 * 2 / 3
+        (90, 61, slice(0, 42), slice(7, 35)),  # 28.5 columns, rounded down
+        (
+            9,
+            300,
+            slice(20, 21),
+            slice(0, 42),
+        ),  # 1.3 rows; the lower half of an odd margin is larger
+        (2, 300, slice(20, 21), slice(0, 42)),  # 0.3 rows, of which one stays
+        (42, 42, slice(0, 42), slice(0, 42)),
+    ],
+)
+def test_padding_puts_the_whole_image_in_the_middle_of_the_mean_colour(
+    height, width, rows, columns
+):
+    image, config = noise(height, width), PreprocessConfig.hub(42)
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    scaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    inside = (scaled / 255 - np.array(config.mean)) / np.array(config.std)
+    ours = preprocess(image, replace(config, fit="pad"))
+    # float32 of values up to 2.7 against float64
+    assert np.abs(ours[rows, columns] - inside).max() < 1e-6
+    ours[rows, columns] = 0
+    assert ours.shape == (42, 42, 3) and not ours.any()
+
+
 def test_the_result_is_contiguous_float32_of_the_crop_and_writable():
     pixels = preprocess(noise(90, 60), PreprocessConfig.hub(42))
     assert pixels.shape == (42, 42, 3) and pixels.dtype == np.float32
@@ -177,6 +214,13 @@ def test_plain_numbers_and_other_values_are_read():
     assert config_from_preprocessor_json(values, 14) == expected
 
 
+def test_a_resize_to_a_square_with_no_crop_squashes():
+    values = PUBLISHED | {"size": {"height": 56, "width": 56}, "do_center_crop": False}
+    wanted = replace(PreprocessConfig.hub(56), fit="squash")
+    assert config_from_preprocessor_json(values, 14) == wanted
+    assert config_from_preprocessor_json(values, 14, pads=True).fit == "pad"
+
+
 def test_neither_resize_nor_crop_means_native_resolution():
     values = PUBLISHED | {"do_resize": False, "do_center_crop": False}
     assert config_from_preprocessor_json(values, 14) == PreprocessConfig.hub(None)
@@ -186,6 +230,7 @@ def test_neither_resize_nor_crop_means_native_resolution():
     "change",
     [
         {"size": {"height": 224, "width": 224}},
+        {"size": {"height": 224, "width": 192}, "do_center_crop": False},
         {"size": {"shortest_edge": 224, "longest_edge": 448}},
         {"size": "224"},
         {"size": True},

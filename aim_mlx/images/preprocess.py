@@ -1,7 +1,8 @@
 """Upright RGB to normalised pixels, bit for bit as the checkpoint's own code with Pillow does it.
 
-Resize the shortest edge (bicubic), cut the centre, scale to [0, 1], normalise. Native resolution
-keeps the image's own size where the planner finds it in range.
+Resize the shortest edge (bicubic), cut the centre, scale to [0, 1], normalise; or, as multimodal
+models do, squash or pad the whole image to a square. Native resolution keeps the image's own size
+where the planner finds it in range.
 
 The bits are those of Pillow 13. Earlier versions resize images taller than 2:1 in the other order,
 width before height (python-pillow/Pillow pull request 9549), up to a few steps of 255 apart.
@@ -82,6 +83,10 @@ def preprocess(image: Image.Image | np.ndarray, config: PreprocessConfig) -> np.
         raise ImageError("unsupported_mode", f"expected mode RGB, got {image.mode}")
     if config.shortest_edge is None or config.crop_size is None:
         image = _native(image, config.patch_size)
+    elif config.fit == "squash":
+        image = image.resize((config.crop_size, config.crop_size), Image.Resampling.BICUBIC)
+    elif config.fit == "pad":
+        return _padded(image, config.crop_size, config)
     else:
         image = _resize_and_crop(
             image, config.shortest_edge, config.crop_size, config.crop_rounding
@@ -120,6 +125,24 @@ def _resize_window(
     box = (edges[0] - left, edges[1] - top, edges[2] - left, edges[3] - top)
     extent = (window[2] - window[0], window[3] - window[1])
     return part.resize(extent, Image.Resampling.BICUBIC, box=box)
+
+
+def _padded(image: Image.Image, side: int, config: PreprocessConfig) -> np.ndarray:
+    """The image with its longer edge at `side`, normalised, in the middle of zeros.
+
+    Source: AIDC-AI/Ovis, `preprocess_image`, which rounds the other edge down.
+    """
+    width, height = image.size
+    scaled = (side, int(height / width * side))
+    if width <= height:
+        scaled = (int(width / height * side), side)
+    size = (max(1, scaled[0]), max(1, scaled[1]))
+    left, top = (side - size[0]) // 2, (side - size[1]) // 2
+    square = np.zeros((side, side, 3), np.float32)
+    square[top : top + size[1], left : left + size[0]] = _normalise(
+        np.asarray(image.resize(size, Image.Resampling.BICUBIC)), config
+    )
+    return square
 
 
 def _native(image: Image.Image, patch_size: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What transformers' CLIPImageProcessor writes of itself -> PreprocessConfig, or a refusal."""
+"""What image processors of transformers write of themselves -> PreprocessConfig, or a refusal."""
 
 import math
 import os
@@ -13,12 +13,16 @@ from aim_mlx.weights.strict_json import at, read_object
 # The second is what transformers 5 writes, for all of a model's inputs.
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _BICUBIC = 3
+_NEVER_CROPS = "Ovis2ImageProcessor"  # unless it says so; CLIP's crops unless it says not
 
 
-def read_preprocessing(folder: Path, patch_size: int) -> PreprocessConfig | None:
+def read_preprocessing(
+    folder: Path, patch_size: int, pads: bool = False
+) -> PreprocessConfig | None:
     """What the files of transformers in a folder state, None where there are none.
 
-    Raises CheckpointError where it cannot be done here, or where two files differ.
+    `pads` says that the model's own code pads images to a square of `crop_size`. Raises
+    CheckpointError where what is stated cannot be done here, or where two files differ.
     """
     stated = {}
     for name in PROCESSOR_FILES:
@@ -31,7 +35,7 @@ def read_preprocessing(folder: Path, patch_size: int) -> PreprocessConfig | None
                 continue
             values = values["image_processor"]
         try:
-            stated[name] = config_from_preprocessor_json(values, patch_size)
+            stated[name] = config_from_preprocessor_json(values, patch_size, pads)
         except CheckpointError as error:
             raise CheckpointError(f"{at(path)}: {error}") from error
     if len(set(stated.values())) > 1:
@@ -42,11 +46,14 @@ def read_preprocessing(folder: Path, patch_size: int) -> PreprocessConfig | None
     return next(iter(stated.values()), None)
 
 
-def config_from_preprocessor_json(values: Any, patch_size: int) -> PreprocessConfig:
+def config_from_preprocessor_json(
+    values: Any, patch_size: int, pads: bool = False
+) -> PreprocessConfig:
     """The fields as transformers' CLIPImageProcessor writes them -> how to preprocess.
 
-    `do_resize` and `do_center_crop` both false mean native resolution. Raises CheckpointError in
-    one sentence for whatever else this package would do differently.
+    `do_resize` and `do_center_crop` both false mean native resolution; a resize to a square with no
+    crop squashes. Raises CheckpointError in one sentence for whatever else this package would do
+    differently.
     """
     if not isinstance(values, Mapping):
         raise _refused("an object", values)
@@ -56,8 +63,11 @@ def config_from_preprocessor_json(values: Any, patch_size: int) -> PreprocessCon
     factor = values.get("rescale_factor", 1 / 255)
     if not is_real(factor) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise _refused("rescale_factor 1/255", factor)
-    resize, crop = _flag(values, "do_resize"), _flag(values, "do_center_crop")
-    if resize != crop:
+    resize = _flag(values, "do_resize")
+    crop = _flag(values, "do_center_crop", values.get("image_processor_type") != _NEVER_CROPS)
+    size = values.get("size")
+    squashes = resize and not crop and isinstance(size, Mapping) and "height" in size
+    if resize != crop and not (squashes or pads):
         raise _refused("do_resize and do_center_crop alike", f"{resize} and {crop}")
     if values.get("do_pad"):
         raise _refused("do_pad false", values["do_pad"])
@@ -71,13 +81,18 @@ def config_from_preprocessor_json(values: Any, patch_size: int) -> PreprocessCon
     resample = values.get("resample", _BICUBIC)
     if type(resample) is not int or resample != _BICUBIC:
         raise _refused("resample 3 (bicubic)", resample)
-    edge = _side(values, "size", "shortest_edge")
+    if squashes and not pads:
+        side = _side(values, "size", "height", "width")
+        return PreprocessConfig(side, side, fit="squash", **rest)
     crop_size = _side(values, "crop_size", "height", "width")
+    if pads:
+        return PreprocessConfig(crop_size, crop_size, fit="pad", **rest)
+    edge = _side(values, "size", "shortest_edge")
     return PreprocessConfig(edge, crop_size, **rest)
 
 
-def _flag(values: Mapping[str, Any], name: str) -> bool:
-    value = values.get(name, True)
+def _flag(values: Mapping[str, Any], name: str, default: bool = True) -> bool:
+    value = values.get(name, default)
     if type(value) is not bool:
         raise _refused(f"{name} true or false", value)
     return value

@@ -35,6 +35,11 @@ def save_for_transformers(
             "transformers crops an odd number of pixels on another side than this model's "
             "preprocessing: write the folder in our own layout"
         )
+    if preprocess.fit == "pad":
+        raise UsageError(
+            "transformers' CLIPImageProcessor does not pad images as this model's preprocessing "
+            "does: write the folder in our own layout"
+        )
     check_folder(folder, overwrite=False)
     layout = layout_named("transformers")
     tensors: dict[str, np.ndarray] = {}
@@ -74,14 +79,16 @@ def _config(config: VisionConfig) -> dict[str, Any]:
 
 def _preprocessor(preprocess: PreprocessConfig) -> dict[str, Any]:
     S = preprocess.crop_size
+    square = {"height": S, "width": S}
+    squashes = preprocess.fit == "squash"
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": preprocess.shortest_edge},
+        "size": square if squashes else {"shortest_edge": preprocess.shortest_edge},
         "resample": _BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": S, "width": S},
+        "do_center_crop": not squashes,
+        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -72,6 +72,20 @@ def test_pixels_of_a_fixed_size_equal_the_reference(photograph, config, shape):
     assert difference_from_reference(image, config, preprocess(image, config)) <= 1e-5
 
 
+@pytest.mark.parametrize("shape", ["as it is", "upright slice", "wide slice"])
+def test_squashed_pixels_equal_those_of_transformers_ovis2(photograph, shape):
+    from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
+
+    right = photograph.width // (5 if shape == "upright slice" else 1)
+    bottom = photograph.height // (3 if shape == "wide slice" else 1)
+    image = photograph.crop((0, 0, right, bottom))
+    processor = Ovis2ImageProcessorPil(size={"height": 448, "width": 448})
+    stated = json.loads(processor.to_json_string())
+    config = config_from_preprocessor_json(stated, 14)
+    theirs = np.asarray(processor(image, return_tensors="np")["pixel_values"][0])
+    assert np.abs(preprocess(image, config) - theirs.transpose(1, 2, 0)).max() <= 1e-5
+
+
 @pytest.mark.parametrize("config", TORCHVISION.values(), ids=TORCHVISION)
 @pytest.mark.parametrize("shape", ["as it is", "upright slice", "wide slice"])
 def test_pixels_of_timm_and_of_the_papers_code_equal_theirs(photograph, config, shape):

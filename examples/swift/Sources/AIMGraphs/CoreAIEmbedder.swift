@@ -41,6 +41,7 @@ public struct CoreAIEmbedder: Sendable {
     private static func preprocessing(of asset: AIModelAsset) throws -> Preprocessing {
         let said = asset.metadata.creatorDefinedMetadata[GraphNames.preprocessing]
         guard case .dictionary(let values)? = said,
+            values["fit"] == nil,  // squashed or padded, which is not written here
             case .integer(let edge)? = values["shortest_edge"],
             case .integer(let size)? = values["crop_size"],
             case .string(let name)? = values["crop_rounding"],
