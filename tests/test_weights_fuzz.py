@@ -43,6 +43,10 @@ CASES = {
     ("timm", True): 900,
     ("quantised", False): 900,
     ("lit", False): 100,
+    ("ovis2", False): 500,
+    ("ovis2", True): 500,
+    ("ovis2-transformers", True): 500,
+    ("sail-vl", False): 500,
 }
 
 

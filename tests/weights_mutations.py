@@ -21,6 +21,7 @@ from aim_mlx.weights.layouts import from_ours, layout_named
 from aim_mlx.weights.quantize import Quantization
 from aim_mlx.weights.save import save_checkpoint
 from aim_mlx.weights.sizes import expected_shapes
+from tests import towers
 from tests.weights_files import DATA, as_bfloat16, crafted, read_tensors, weight_file
 
 Files = dict[str, bytes]
@@ -36,11 +37,13 @@ _JSON_FILES = ("config.json", "preprocessor_config.json", INDEX)
 
 
 def checkpoint(layout: str, sharded: bool = False) -> Files:
-    """A sound checkpoint: a `layout` of the table, "aim-mlx", "native", "quantised" or "lit"."""
+    """A sound checkpoint: a `layout` of a table, "aim-mlx", "native", "quantised" or "lit"."""
     if layout == "quantised":
         return _quantised()
     if layout == "lit":
         tensors, files = _lit()
+    elif layout in towers.LAYOUTS:
+        tensors, files = _multimodal(layout)
     else:
         tensors, files = _vision(layout)
     names = sorted(tensors)
@@ -130,6 +133,20 @@ def _preprocessor(config: PreprocessConfig) -> dict[str, Any]:
         "image_mean": [0.5, 0.4, 0.3],
         "image_std": [0.2, 0.3, 0.2],
     }
+
+
+def _multimodal(layout: str) -> tuple[dict[str, Stored], Files]:
+    rest = towers.Rest(width=4, hidden=4, blocks=1, keys=2, vocabulary=5, visual_vocabulary=9)
+    preprocess = PreprocessConfig.hub(CONFIG.image_size, CONFIG.patch_size)
+    files = {
+        "config.json": towers.config_json(layout, CONFIG, rest),
+        "preprocessor_config.json": _preprocessor(preprocess),
+    }
+    tensors = {
+        name: ("F16", list(values.shape), values.astype(np.float16).tobytes())
+        for name, values in towers.tensors(layout, CONFIG, rest)
+    }
+    return tensors, {name: json.dumps(values).encode() for name, values in files.items()}
 
 
 def _quantised() -> Files:
@@ -368,6 +385,8 @@ _OTHER_LAYOUTS = (
     "trunk.post_trunk_norm.weight", "rms_norm.weight", "norm.weight", "preprocessor.pos_embed",
     "image_encoder.head.cls_token", "log_logit_scale", "logit_scale",
     "trunk.blocks.0.attn.qkv.weight", "encoder.layers.0.attention.q_proj.weight",
+    "visual_tokenizer.backbone.trunk.post_trunk_norm.weight", "vision_model.preprocessor.pos_embed",
+    "model.vision_tower.transformer.embeddings.patch_embedding.weight", "llm.lm_head.weight",
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -21,7 +21,7 @@ from aim_mlx.errors import (
 )
 from aim_mlx.registry import MODELS
 from aim_mlx.weights.config_json import ModelConfig, Stated, read_config
-from aim_mlx.weights.files import weight_files
+from aim_mlx.weights.files import WeightFiles, weight_files
 from aim_mlx.weights.layouts import (
     KEEP,
     Layout,
@@ -33,9 +33,10 @@ from aim_mlx.weights.layouts import (
 )
 from aim_mlx.weights.preprocess_json import read_preprocessing
 from aim_mlx.weights.quantize import Quantization, packed_names, packed_specs, quantized_names
-from aim_mlx.weights.safetensors_file import CheckedFile, TensorInfo, check_file
+from aim_mlx.weights.safetensors_file import CheckedFile, TensorInfo
 from aim_mlx.weights.sizes import check_shapes, config_from_tensors, expected_shapes
 from aim_mlx.weights.strict_json import at, show
+from aim_mlx.weights.towers import TOWERS, Tower, find_tower, groups_beside
 
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STORED = {kind: DTYPES[name] for kind, name in DTYPE_NAMES.items()}
@@ -52,6 +53,7 @@ class Checkpoint:
     `kind` is "vision" or "lit", and `config` of that kind. `dtype` is the stored one, or "mixed";
     `parameters` counts them unpacked. `trained` is False only for weights that were made untrained,
     as for tests. `heads_assumed` says that HEAD_DIM gave the heads of a model of unknown sizes.
+    Of a multimodal model only its `tower` counts; `beside` counts its other tensors by their names.
     """
 
     path: Path
@@ -66,6 +68,8 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
     trained: bool = True
     heads_assumed: bool = False
+    tower: Tower | None = None
+    beside: Mapping[str, int] = field(default_factory=dict)
 
     def remarks(self) -> list[UserWarning]:
         """What whoever uses the weights must know of them."""
@@ -112,8 +116,8 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
-        """All tensors under the names they have in the files."""
-        return {name: info for file in self.files for name, info in file.tensors.items()}
+        """The model's tensors under the names they have in the files."""
+        return _tensors(self.files, self.tower)
 
     @property
     def nbytes(self) -> int:
@@ -154,21 +158,23 @@ def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = N
     if not os.path.lexists(path):
         raise CheckpointError(f"{at(path)} does not exist: expected a folder or a file")
     ours = stated.config is not None
-    files = weight_files(folder, ours) if path.is_dir() else (check_file(path),)
-    tensors = {name: info for file in files for name, info in file.tensors.items()}
+    found = weight_files(folder, ours) if path.is_dir() else WeightFiles.single(path)
+    tower = None if ours else _find_tower(found, stated)
+    files = found.files
+    tensors = _tensors(files, tower)
     if stated.config is not None:
         layout, sizes = layout_named("ml-aim-mlx", stated.kind or ""), stated.config
         _check_ours(stated, sizes, tensors)
     else:
         _check_dtypes(tensors)
-        layout = detect_layout(tensors)
+        layout = detect_layout(tensors) if tower is None else layout_named(tower.layout)
         sizes = _sizes(layout, tensors, stated)
     return Checkpoint(
         path=path,
         layout=layout.name,
         kind=layout.kind,
         config=sizes,
-        preprocess=_preprocess(folder, stated, sizes, layout),
+        preprocess=_preprocess(folder, stated, sizes, layout, tower),
         files=files,
         dtype=_stored_dtype(tensors),
         parameters=sum(prod(shape) for shape in expected_shapes(sizes).values()),
@@ -176,7 +182,31 @@ def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = N
         provenance=stated.provenance,
         trained=_is_trained(stated.provenance, files),
         heads_assumed=not ours and _heads_are_silent(stated, sizes),
+        tower=tower,
+        beside={} if tower is None else groups_beside(tower, found.names),
     )
+
+
+def _find_tower(found: WeightFiles, stated: Stated) -> Tower | None:
+    """The tower of a multimodal model; CheckpointError where one is stated and none is there."""
+    tower = find_tower(found.names)
+    if tower is None and stated.multimodal:
+        places = ", ".join(tower.prefix for tower in TOWERS)
+        raise CheckpointError(
+            f"{stated.place} states a multimodal model, but none of its {len(found.names)} tensors "
+            f"is one of an AIMv2 tower: expected names that begin with one of {places}"
+        )
+    return tower
+
+
+def _tensors(files: Iterable[CheckedFile], tower: Tower | None) -> dict[str, TensorInfo]:
+    """All tensors of these files, or only those of a tower."""
+    return {
+        name: info
+        for file in files
+        for name, info in file.tensors.items()
+        if tower is None or tower.holds(name)
+    }
 
 
 def _heads_are_silent(stated: Stated, sizes: ModelConfig) -> bool:
@@ -238,12 +268,14 @@ def _sizes(layout: Layout, tensors: Mapping[str, TensorInfo], stated: Stated) ->
 
 
 def _preprocess(
-    folder: Path, stated: Stated, config: ModelConfig, layout: Layout
+    folder: Path, stated: Stated, config: ModelConfig, layout: Layout, tower: Tower | None
 ) -> PreprocessConfig:
     """Our own config.json, else the image processor's, else timm's, else the Hub's values."""
     if stated.config is not None and stated.preprocess is not None:
         return stated.preprocess
     vision = config.vision if isinstance(config, LiTConfig) else config
+    if tower is not None:
+        return tower.preprocessing(folder, vision)
     published = PreprocessConfig.hub(vision.image_size, vision.patch_size)
     preprocess = read_preprocessing(folder, vision.patch_size) or stated.preprocess or published
     if layout.name == "timm" and not preprocess.native:

@@ -67,6 +67,7 @@ _FIXED = {
     "qkv_bias": (False,),
     "mlp_bias": (False,),
 }
+_TOWER_TYPES = ("aimv2", "aimv2_vision_model", "ovis2_vision")
 # transformers' class defaults write this value into the config.json of models that have another.
 _DEFAULT_PROJECTION_DIM = 512
 
@@ -76,8 +77,8 @@ class Stated:
     """What config.json or `config=` states of a model; where it is silent, nothing is there.
 
     `place` is for messages. `vision`, `text` and `lit` have values by the names of VisionConfig,
-    TextConfig and LiTConfig, unchecked. Only our own format states the whole `config` and a
-    `quantization`.
+    TextConfig and LiTConfig, unchecked; `visual_tokens` those that Ovis2 has for its own part. Only
+    our own format states the whole `config` and a `quantization`.
     """
 
     place: str
@@ -89,6 +90,8 @@ class Stated:
     config: ModelConfig | None = None
     quantization: Quantization | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    multimodal: bool = False
+    visual_tokens: Values = field(default_factory=dict)
 
     @classmethod
     def by_argument(cls, config: ModelConfig) -> "Stated":
@@ -206,6 +209,8 @@ def _transformers(path: Path, values: Values) -> Stated:
             "belongs to, with both of its towers"
         )
     if model_type not in ("aimv2", "aimv2_vision_model"):
+        if "visual_tokenizer_config" in values or "vision_config" in values:
+            return _multimodal(path, values)
         raise CheckpointError(
             f"{at(path)}: model_type must be aimv2 or aimv2_vision_model, got {show(model_type)}: "
             "this is not an AIMv2 encoder"
@@ -222,6 +227,24 @@ def _transformers(path: Path, values: Values) -> Stated:
             lit,
         )
     return Stated(at(path), "vision", _vision(path, values))
+
+
+def _multimodal(path: Path, values: Values) -> Stated:
+    """A multimodal model: its tower is stated by Ovis2's own keys, or by those of transformers."""
+    place = "vision_config"
+    tower = tokens = _object(path, values, place)
+    if "visual_tokenizer_config" in values:
+        place = "visual_tokenizer_config.backbone_config"
+        tokens = _object(path, values, "visual_tokenizer_config")
+        tower = _object(path, tokens, "backbone_config")
+    model_type = tower.get("model_type")
+    if model_type not in _TOWER_TYPES:
+        raise CheckpointError(
+            f"{at(path)}: model_type in {place} must be one of {', '.join(_TOWER_TYPES)}, got "
+            f"{show(model_type)}: the model has no AIMv2 tower"
+        )
+    vision = _vision(path, tower)
+    return Stated(at(path), "vision", vision, multimodal=True, visual_tokens=tokens)
 
 
 def _vision(path: Path, values: Values) -> Values:

@@ -1,12 +1,14 @@
 """Which files of a folder are its weights: one file, or the shards that an index names."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.safetensors_file import CheckedFile, check_file
 from aim_mlx.weights.strict_json import at, read_object, show
+from aim_mlx.weights.towers import tower_shards
 
 OUR_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -21,16 +23,32 @@ TOKENIZER_FILES = (
 )
 
 
-def weight_files(folder: Path, ours: bool = False) -> tuple[CheckedFile, ...]:
-    """The checked weight files of a folder; `ours` looks only for the name our format writes.
+@dataclass(frozen=True)
+class WeightFiles:
+    """The checked files that are needed of a checkpoint, and the names of all its tensors."""
 
-    Raises CheckpointError when there are none or one is unsound; there is no fallback to another.
+    files: tuple[CheckedFile, ...]
+    names: Collection[str]
+
+    @classmethod
+    def single(cls, path: Path) -> "WeightFiles":
+        """One file with all tensors; raises CheckpointError where it is unsound."""
+        file = check_file(path)
+        return cls((file,), file.tensors)
+
+
+def weight_files(folder: Path, ours: bool = False, visual_tokens: bool = False) -> WeightFiles:
+    """The weights of a folder; `ours` looks only for the name our format writes.
+
+    Of a multimodal model's shards only those with its tower are needed, with `visual_tokens` those
+    with Ovis2's head and embedding table too. Raises CheckpointError when there are no weights or a
+    file is unsound; there is no fallback to another.
     """
     for name in (OUR_FILE,) if ours else WEIGHT_FILES:
         if os.path.lexists(folder / name):  # even a broken link is not passed over
-            return (check_file(folder / name),)
+            return WeightFiles.single(folder / name)
     if not ours and os.path.lexists(folder / INDEX_FILE):
-        return _shards(folder)
+        return _shards(folder, visual_tokens)
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
@@ -43,13 +61,15 @@ def weight_files(folder: Path, ours: bool = False) -> tuple[CheckedFile, ...]:
     )
 
 
-def _shards(folder: Path) -> tuple[CheckedFile, ...]:
-    """The shards of an index, which must name each tensor of each shard, and no other."""
+def _shards(folder: Path, visual_tokens: bool) -> WeightFiles:
+    """The needed shards of an index, which must name each tensor of each of them, and no other."""
     index = folder / INDEX_FILE
     weight_map = read_index(index)
-    files = tuple(check_file(shard) for shard in shard_paths(folder, weight_map))
-    check_index(index, weight_map, [(t, file.path.name) for file in files for t in file.tensors])
-    return files
+    needed = tower_shards(weight_map, visual_tokens)
+    stated = {name: shard for name, shard in weight_map.items() if shard in needed}
+    files = tuple(check_file(shard) for shard in shard_paths(folder, stated))
+    check_index(index, stated, [(t, file.path.name) for file in files for t in file.tensors])
+    return WeightFiles(files, weight_map)
 
 
 def read_index(index: Path, ending: str = ".safetensors") -> dict[str, str]:

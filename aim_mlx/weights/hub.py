@@ -1,7 +1,8 @@
 """Models from the Hugging Face Hub, into the cache of its own client.
 
 The client transfers, resumes and locks. What is added here:
-- Only the files a model needs are asked for: never a pickle, never code.
+- Only the files a model needs are asked for: never a pickle, never code, of a multimodal model's
+  shards only those that hold its tower.
 - Every file must have the size and digest that the Hub lists for it. The list alone decides where
   a file goes and how many bytes are taken, as the client's own `hf_hub_download` writes to
   whatever path an ETag names.
@@ -28,6 +29,7 @@ from aim_mlx.weights.files import INDEX_FILE, TOKENIZER_FILES, WEIGHT_FILES, rea
 from aim_mlx.weights.hub_errors import Unreachable, explained
 from aim_mlx.weights.preprocess_json import PROCESSOR_FILES
 from aim_mlx.weights.strict_json import LARGEST_JSON, parse_object, read_object, show
+from aim_mlx.weights.towers import find_tower, tower_shards
 
 SMALL_FILES = ("config.json", *PROCESSOR_FILES, *TOKENIZER_FILES)
 RECORD = ".aim-mlx.json"
@@ -68,14 +70,21 @@ def is_repo_id(text: str) -> bool:
 
 
 def fetch_model(
-    model: str, revision: str | None = None, *, offline: bool = False, progress: type | None = None
+    model: str,
+    revision: str | None = None,
+    *,
+    offline: bool = False,
+    progress: type | None = None,
+    visual_tokens: bool = False,
 ) -> Path:
     """`fetch` for a registry name, at its pinned revision unless another is given, or a repo id.
 
     Raises UsageError for a name that is neither, and what `fetch` raises.
     """
     if is_repo_id(model):
-        return fetch(model, revision, offline=offline, progress=progress)
+        return fetch(
+            model, revision, offline=offline, progress=progress, visual_tokens=visual_tokens
+        )
     spec = find_model(model)
     if spec.repo is None:
         raise CheckpointError(
@@ -86,21 +95,27 @@ def fetch_model(
 
 
 def fetch(
-    repo: str, revision: str | None = None, *, offline: bool = False, progress: type | None = None
+    repo: str,
+    revision: str | None = None,
+    *,
+    offline: bool = False,
+    progress: type | None = None,
+    visual_tokens: bool = False,
 ) -> Path:
     """The folder with a model repo's configuration, tokenizer and weights, downloaded if needed.
 
     `revision` is a commit, a branch or a tag, by default "main". `progress` is a class of bars as
-    tqdm's; without one nothing is shown. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
+    tqdm's; without one nothing is shown. `visual_tokens` gets Ovis2's head and embedding table
+    too. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
     Raises CheckpointError where the files cannot be had, OutputError where they cannot be stored.
     """
     revision = _checked(repo, revision)
-    if _COMMIT.fullmatch(revision) and (folder := _recorded(repo, revision)):
+    if _COMMIT.fullmatch(revision) and (folder := _recorded(repo, revision, visual_tokens)):
         return folder
     from huggingface_hub import constants
 
     if offline or constants.HF_HUB_OFFLINE:
-        if folder := cached(repo, revision):
+        if folder := cached(repo, revision, visual_tokens):
             return folder
         raise CheckpointError(
             f"{repo} at {revision} is not complete on this disk, and the network is not to be "
@@ -109,21 +124,22 @@ def fetch(
     try:
         listing = _list(repo, revision)
     except Unreachable:
-        if folder := cached(repo, revision):
+        if folder := cached(repo, revision, visual_tokens):
             return folder
         raise
-    folder = _recorded(repo, listing.commit) or _download(listing, progress)
+    folder = _recorded(repo, listing.commit, visual_tokens)
+    folder = folder or _download(listing, progress, visual_tokens)
     _remember(folder, revision)
     return folder
 
 
-def cached(repo: str, revision: str | None = None) -> Path | None:
+def cached(repo: str, revision: str | None = None, visual_tokens: bool = False) -> Path | None:
     """The folder of a repo whose weights are all on this disk, else None; no request is made.
 
     A folder that another program filled serves if it has a config.json and complete weights.
     """
     revision = _checked(repo, revision)
-    if folder := _recorded(repo, revision):
+    if folder := _recorded(repo, revision, visual_tokens):
         return folder
     config = _in_cache(repo, "config.json", revision)
     if config is None:
@@ -132,7 +148,7 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
     if any((folder / name).is_file() for name in WEIGHT_FILES):
         return folder
     try:
-        shards = read_index(folder / INDEX_FILE).values()
+        shards = tower_shards(read_index(folder / INDEX_FILE), visual_tokens)
     except CheckpointError:
         return None
     return folder if all((folder / name).is_file() for name in shards) else None
@@ -157,13 +173,17 @@ def _in_cache(repo: str, name: str, revision: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def _recorded(repo: str, revision: str) -> Path | None:
+def _recorded(repo: str, revision: str, visual_tokens: bool) -> Path | None:
     """The folder of a finished download, if each file of its record is there in full size."""
     path = _in_cache(repo, RECORD, revision)
     if path is None:
         return None
     try:
         files = read_object(path)["files"]
+        if INDEX_FILE in files:  # the tower may have come by itself
+            needed = tower_shards(read_index(path.parent / INDEX_FILE), visual_tokens)
+            if not needed <= files.keys():
+                return None
         if all(os.path.getsize(path.parent / name) == f["size"] for name, f in files.items()):
             return path.parent
     except (CheckpointError, OSError, LookupError, TypeError, AttributeError):
@@ -237,19 +257,20 @@ def _remote_file(entry: dict[str, Any]) -> RemoteFile:
     return file
 
 
-def _download(listing: RepoListing, progress: type | None) -> Path:
+def _download(listing: RepoListing, progress: type | None, visual_tokens: bool) -> Path:
     """Gets what is missing, small files first, and records that everything is there."""
-    weights = _choose_weights(listing)
-    names = [*(name for name in SMALL_FILES if name in listing.files), weights]
+    names, weights = list(SMALL_FILES), [_choose_weights(listing)]
+    if weights == [INDEX_FILE]:
+        weight_map = read_index(_get(listing, INDEX_FILE, progress))
+        weights = sorted(tower_shards(weight_map, visual_tokens))
+        names.append(INDEX_FILE)
+        if find_tower(weight_map):  # whose texts are for the language model
+            names = [name for name in names if name not in TOKENIZER_FILES]
+    for shard in weights:
+        if shard not in listing.files:
+            raise CheckpointError(f"{listing.repo} lacks the shard {show(shard)} of its index")
+    names = [*(name for name in names if name in listing.files), *weights]
     folder = [_get(listing, name, progress) for name in names][-1].parent
-    if weights == INDEX_FILE:
-        shards = sorted(set(read_index(folder / INDEX_FILE).values()))
-        for shard in shards:
-            if shard not in listing.files:
-                raise CheckpointError(f"{listing.repo} lacks the shard {show(shard)} of its index")
-        for shard in shards:
-            _get(listing, shard, progress)
-        names += shards
     _record(folder, listing, names)
     return folder
 

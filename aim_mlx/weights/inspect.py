@@ -7,6 +7,7 @@ from typing import Any
 
 from aim_mlx.config import to_dict
 from aim_mlx.weights.checkpoint import DTYPE_NAMES, Checkpoint, ModelConfig, open_checkpoint
+from aim_mlx.weights.towers import described
 
 _NAMES = DTYPE_NAMES | {"U32": "packed", "U8": "packed scales"}
 
@@ -39,7 +40,16 @@ def describe(path: str | os.PathLike[str], config: ModelConfig | None = None) ->
         "trained": checkpoint.trained,
         "provenance": checkpoint.provenance,
         "fits": _fits(checkpoint),
+        **_tower(checkpoint),
     }
+
+
+def _tower(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a multimodal model's checkpoint is, and how many tensors it has beside its tower."""
+    if checkpoint.tower is None:
+        return {}
+    tower = described(checkpoint.tower, checkpoint.vision)
+    return {"tower": tower, "beside": dict(checkpoint.beside)}
 
 
 def _fits(checkpoint: Checkpoint) -> list[str]:

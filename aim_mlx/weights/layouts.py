@@ -12,7 +12,7 @@ closed set, each with its inverse:
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,7 +24,7 @@ from aim_mlx.weights.strict_json import show
 KEEP, CONV, JOIN, AXIS = "keep", "conv", "join", "axis"
 
 _BLOCK = re.compile(r"(.*\b(?:blocks|layers))\.(0|[1-9][0-9]{0,3})\.(.+)", re.ASCII)
-_PATCH_CONV = "preprocessor.patchifier.proj.weight"
+PATCH_CONV = "preprocessor.patchifier.proj.weight"
 
 # A tensor that gives away what else a file of a known layout is, and what to do about it.
 _RELATIVES = {
@@ -126,8 +126,8 @@ def detect_layout(tensors: Mapping[str, TensorInfo]) -> Layout:
 
 
 def layout_named(name: str, kind: str = "vision") -> Layout:
-    """A row of the table by name and kind; raises CheckpointError naming the known ones."""
-    for layout in LAYOUTS:
+    """A row of the tables by name and kind; raises CheckpointError naming the known ones."""
+    for layout in (*LAYOUTS, *TOWER_LAYOUTS):
         if (layout.name, layout.kind) == (name, kind):
             return layout
     known = ", ".join(f"{layout.name} ({layout.kind})" for layout in LAYOUTS)
@@ -138,7 +138,7 @@ def _oriented(layout: Layout, tensors: Mapping[str, TensorInfo]) -> Layout:
     """Decides between the two ml-aim layouts: (D, p, p, 3) is MLX's, (D, 3, p, p) PyTorch's."""
     if layout.name != "ml-aim-mlx":
         return layout
-    key = _PATCH_CONV if layout.kind == "vision" else f"image_encoder.{_PATCH_CONV}"
+    key = PATCH_CONV if layout.kind == "vision" else f"image_encoder.{PATCH_CONV}"
     if key not in tensors:
         raise CheckpointError(f"missing tensor {key}: expected in every AIMv2 encoder")
     shape = tensors[key].shape
@@ -268,6 +268,58 @@ LAYOUTS = (
     Layout("ml-aim-mlx", "lit", _ml_aim(_TRANSFORMERS_LIT, KEEP)),
     Layout("ml-aim-torch", "lit", _ml_aim(_TRANSFORMERS_LIT, CONV)),
     Layout("transformers", "lit", _TRANSFORMERS_LIT),
+)
+
+_OVIS2_TRANSFORMERS = tuple(
+    replace(
+        rule, sources=tuple(n.replace("patch_embed.", "patch_embedding.") for n in rule.sources)
+    )
+    for rule in _TRANSFORMERS_VISION
+)
+# What Ovis2 adds to its tower: what makes visual tokens of features.
+_VISUAL_TOKENS = ("head.linear.weight", "head.norm.weight", "head.norm.bias", "table.weight")
+
+
+def _named(*sources: str) -> tuple[Rule, ...]:
+    """The rules of Ovis2's own part, by the names that each tensor has."""
+    return tuple(
+        Rule(ours, (source,)) for ours, source in zip(_VISUAL_TOKENS, sources, strict=True)
+    )
+
+
+# Towers of multimodal models; weights/towers.py says whose.
+TOWER_LAYOUTS = (
+    Layout(
+        "ovis2",
+        "vision",
+        _within("", "visual_tokenizer.backbone.", _ml_aim(_TRANSFORMERS_VISION, CONV)),
+    ),
+    Layout(
+        "ovis2-transformers",
+        "vision",
+        _within("", "model.vision_tower.transformer.", _OVIS2_TRANSFORMERS),
+    ),
+    Layout("sail-vl", "vision", _within("", "vision_model.", _ml_aim(_TRANSFORMERS_VISION, CONV))),
+    Layout(
+        "ovis2",
+        "visual tokens",
+        _named(
+            "visual_tokenizer.head.0.weight",
+            "visual_tokenizer.head.1.weight",
+            "visual_tokenizer.head.1.bias",
+            "vte.weight",
+        ),
+    ),
+    Layout(
+        "ovis2-transformers",
+        "visual tokens",
+        _named(
+            "model.vision_tower.head_linear.weight",
+            "model.vision_tower.head_norm.weight",
+            "model.vision_tower.head_norm.bias",
+            "model.visual_embeddings_table.weight",
+        ),
+    ),
 )
 # The head of a probe, published by itself: apple/ml-aim's, and the fuller one of apple/ml-l3m.
 HEAD = Layout(
