@@ -4,23 +4,20 @@ One thread of the process does all of MLX's work, call after call, for all Embed
 has the rules for a host's own threads.
 """
 
-import atexit
 import gc
 import logging
-import operator
 import os
-import threading
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aim_mlx.bridge.given import as_view, image, is_path, listed, pixels
+from aim_mlx.bridge.memory import check_fits, how_many, limit_bytes
+from aim_mlx.bridge.owner import Call, calls_of, do
 from aim_mlx.errors import (
     AimError,
     BackendError,
@@ -69,24 +66,7 @@ class Result(TypedDict):
     notes: list[str]
 
 
-@dataclass(eq=False)
-class _Call:
-    """A call that waits or runs: what it has done, and what it will say beside its values."""
-
-    of: "Embedder | None" = None
-    done: int = 0
-    total: int = 0
-    cancelled: bool = False
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Raises Interrupted where the call was cancelled."""
-        if self.cancelled:
-            raise Interrupted("cancelled")
-
-
-_Work = Callable[[_Call], NDArray[np.float32] | None]
+_Work = Callable[[Call], NDArray[np.float32] | None]
 
 
 class Embedder:
@@ -112,29 +92,29 @@ class Embedder:
         self._reset()
         # What is warned of is in `notes`, and what Pillow logs is in errors: without these lines
         # both would reach stderr as well.
-        warnings.filterwarnings("ignore", module=r"aim_mlx\.bridge$")
+        warnings.filterwarnings("ignore", module=r"aim_mlx\.bridge\.")
         logging.getLogger("PIL").addHandler(_TO_NOBODY)
 
     def embed_files(self, paths: Any) -> Result:
         """Image files, a list of paths or one -> vectors (n, D) of length 1, row i for path i."""
 
-        def work(call: _Call) -> NDArray[np.float32]:
-            return self._embed(call, [paths] if _is_path(paths) else _listed(paths, "paths"))
+        def work(call: Call) -> NDArray[np.float32]:
+            return self._embed(call, [paths] if is_path(paths) else listed(paths, "paths"))
 
         return self._call(work)
 
     def embed_bytes(self, data: Any) -> Result:
         """Images as the bytes of their files, a list or one -> (n, D)."""
 
-        def work(call: _Call) -> NDArray[np.float32]:
+        def work(call: Call) -> NDArray[np.float32]:
             many = data if isinstance(data, (list, tuple)) else [data]
-            return self._embed(call, [_view(each).tobytes() for each in many])
+            return self._embed(call, [as_view(each).tobytes() for each in many])
 
         return self._call(work)
 
     def embed_rgb(self, buffer: Any, height: Any, width: Any) -> Result:
         """One image as height x width x 3 bytes, upright RGB in rows without padding -> (1, D)."""
-        return self._call(lambda call: self._embed(call, [_pixels(buffer, height, width)]))
+        return self._call(lambda call: self._embed(call, [pixels(buffer, height, width)]))
 
     def embed_text(self, texts: Any) -> Result:
         """Texts, a list or one -> vectors (n, P) of length 1, to compare with those of images."""
@@ -149,9 +129,9 @@ class Embedder:
         takes them. The vectors of the last labels are kept for the next call.
         """
 
-        def work(call: _Call) -> NDArray[np.float32]:
+        def work(call: Call) -> NDArray[np.float32]:
             many = images if isinstance(images, list) else [images]
-            sources = [_image(each) for each in many]
+            sources = [image(each) for each in many]
             head = self._head_for(call, labels, templates, bool(multi_label))
             vectors = self._embed(call, sources)
             scores = np.full((len(vectors), len(head.labels)), np.nan, np.float32)
@@ -164,7 +144,7 @@ class Embedder:
     def prepare(self) -> Result:
         """Loads the model and runs it once, so that the first image takes no longer than others."""
 
-        def work(call: _Call) -> None:
+        def work(call: Call) -> None:
             _warm_up(self._loaded(call))
 
         return self._call(work)
@@ -188,17 +168,17 @@ class Embedder:
         for call in self._calls():
             call.cancelled = True
 
-    def _calls(self) -> list[_Call]:
-        return [call for call in _owner.calls if call.of is self]
+    def _calls(self) -> list[Call]:
+        return calls_of(self)
 
     def _call(self, work: _Work) -> Result:
-        call = _Call(self)
+        call = Call(self)
         try:
-            return _owner.do(call, lambda: self._answer(call, work))
+            return do(call, lambda: self._answer(call, work))
         except RuntimeError as error:  # no thread can be started, as where the interpreter ends
             return self._result(call, None, _one_line(error), "internal")
 
-    def _answer(self, call: _Call, work: _Work) -> Result:
+    def _answer(self, call: Call, work: _Work) -> Result:
         try:
             vectors = work(call)
             error, kind = _of_skipped(call)
@@ -209,7 +189,7 @@ class Embedder:
             return self._result(call, None, _one_line(error), kind)
 
     def _result(
-        self, call: _Call, vectors: NDArray[np.float32] | None, error: str, kind: str
+        self, call: Call, vectors: NDArray[np.float32] | None, error: str, kind: str
     ) -> Result:
         vectors = np.zeros(0, np.float32) if vectors is None else vectors
         return {
@@ -222,7 +202,7 @@ class Embedder:
             "notes": call.notes,
         }
 
-    def _embed(self, call: _Call, images: list["ImageSource"]) -> NDArray[np.float32]:
+    def _embed(self, call: Call, images: list["ImageSource"]) -> NDArray[np.float32]:
         """Vectors (n, D) of the images; the rows of those that cannot be embedded are NaN."""
         from aim_mlx.encoder.encoder import EmbedOptions
 
@@ -249,11 +229,11 @@ class Embedder:
             )
         return vectors
 
-    def _embed_texts(self, call: _Call, texts: Any) -> NDArray[np.float32]:
+    def _embed_texts(self, call: Call, texts: Any) -> NDArray[np.float32]:
         from aim_mlx.models.pooling import normalized
         from aim_mlx.words.lit import as_lit
 
-        texts = [texts] if isinstance(texts, str) else _listed(texts, "texts")
+        texts = [texts] if isinstance(texts, str) else listed(texts, "texts")
         lit = as_lit(self._loaded(call))
         tokens = lit.tokenize(texts)
         if tokens.cut:
@@ -267,15 +247,15 @@ class Embedder:
             call.done = min(part.stop, len(texts))
         return vectors
 
-    def _head_for(self, call: _Call, labels: Any, templates: Any, single: bool) -> "ZeroShotHead":
+    def _head_for(self, call: Call, labels: Any, templates: Any, single: bool) -> "ZeroShotHead":
         """The vectors of the labels, those of the last call where they are the same."""
         from aim_mlx.words.lit import as_lit
         from aim_mlx.words.prompts import as_labels, as_templates
         from aim_mlx.words.zeroshot import ZeroShotHead
 
-        labels = as_labels(_listed(labels, "labels"), single)
+        labels = as_labels(listed(labels, "labels"), single)
         if not isinstance(templates, (str, os.PathLike)):
-            templates = _listed(templates, "templates")
+            templates = listed(templates, "templates")
         templates, lit = as_templates(templates), as_lit(self._loaded(call))
         head = self._head
         if head is None or (head.labels, head.templates) != (labels, templates):
@@ -289,23 +269,23 @@ class Embedder:
             call.notes.append(_cut(head.cut, lit.lit.config.text.context_length))
         return head
 
-    def _loaded(self, call: _Call) -> "Encoder":
+    def _loaded(self, call: Call) -> "Encoder":
         call.check()
         if self._encoder is None:
             self._load(call)
         assert self._encoder is not None
         return self._encoder
 
-    def _load(self, call: _Call) -> None:
+    def _load(self, call: Call) -> None:
         from aim_mlx.backend import dtype_named
         from aim_mlx.loading import encoder_of, locate
         from aim_mlx.weights.checkpoint import open_checkpoint
 
         dtype = dtype_named(self._dtype)
-        limit = _limit_bytes(self._memory_limit_mb)
+        limit = limit_bytes(self._memory_limit_mb)
         checkpoint = open_checkpoint(locate(self._model, offline=bool(self._offline)))
         if limit is not None and checkpoint.quantization is None:
-            _check_fits(limit, checkpoint.parameters * dtype.size)
+            check_fits(limit, checkpoint.parameters * dtype.size)
         encoder = encoder_of(checkpoint, self._model, dtype)
         call.notes.extend(map(str, checkpoint.remarks()))
         if limit is not None:
@@ -318,16 +298,16 @@ class Embedder:
         from aim_mlx.words.lit import LiT
 
         side = encoder.preprocessing.crop_size or _LARGEST_SIDE
-        fit = _how_many(limit, lambda: _embed_grey(encoder, side))
+        fit = how_many(limit, lambda: _embed_grey(encoder, side))
         self._images = max(1, fit // 2)  # on a GPU a batch starts while the one before it computes
         if isinstance(encoder, LiT):
             longest = encoder.lit.config.text
             ids = np.full((1, longest.context_length), longest.eos_token_id - 1, np.int32)
             ids[:, -1] = longest.eos_token_id
-            self._texts = min(_TEXTS, _how_many(limit, lambda: encoder.encode_text(ids)))
+            self._texts = min(_TEXTS, how_many(limit, lambda: encoder.encode_text(ids)))
         self._limit_before = mx.set_memory_limit(limit)
 
-    def _free(self, call: _Call) -> None:
+    def _free(self, call: Call) -> None:
         if self._encoder is None:
             return
         from aim_mlx.backend import mx, return_memory
@@ -347,65 +327,7 @@ class Embedder:
         self._limit_before: int | None = None
 
 
-class _Owner:
-    """The thread that does all of MLX's work; it waits, idle, until the process ends.
-
-    It never ends before, so none of the threads that MLX keeps for a thread that used it pile up.
-    And as MLX wants Python's lock when such a thread ends, its end could meet the interpreter's,
-    which aborts the process: so nothing joins it.
-    """
-
-    def __init__(self):
-        self.calls: list[_Call] = []  # those that run or wait, in their order
-        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._adding = threading.Lock()
-        self._started = False
-
-    def do(self, call: _Call, work: Callable[[], Result]) -> Result:
-        """The result of work, which raises nothing; others may run while the caller waits."""
-        answer: Future[Result] = Future()
-
-        def finish() -> None:
-            result = work()
-            self.calls.remove(call)
-            answer.set_result(result)
-
-        with self._adding:
-            if not self._started:
-                threading.Thread(target=self._serve, name="aim_mlx.bridge", daemon=True).start()
-                self._started = True
-            self.calls.append(call)
-            self._work.put(finish)
-        try:
-            return answer.result()
-        except BaseException:  # Ctrl-C in a host that is a Python program
-            call.cancelled = True
-            raise
-
-    def _serve(self) -> None:
-        while True:
-            self._work.get()()
-
-    def end(self) -> None:
-        """Ends all calls: a thread that is at work when the interpreter goes may crash it."""
-        if self.calls:
-            for call in list(self.calls):
-                call.cancelled = True
-            self.do(_Call(), lambda: cast(Result, {}))
-
-
-def _after_fork() -> None:
-    global _owner
-    _owner = _Owner()  # the thread of the other stayed in the parent
-
-
-_owner = _Owner()
-atexit.register(lambda: _owner.end())
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _of_skipped(call: _Call) -> tuple[str, str]:
+def _of_skipped(call: Call) -> tuple[str, str]:
     """The error and its kind for images that could not be embedded; both are empty for none."""
     if not call.skipped:
         return "", ""
@@ -428,78 +350,6 @@ def _one_line(error: object) -> str:
 
 def _cut(count: int, longest: int) -> str:
     return f"{count} text(s) of more than {longest} tokens cut to that length, the end token kept"
-
-
-def _listed(given: Any, what: str) -> list[Any]:
-    """A list, of a length that is known; raises UsageError for anything else."""
-    if not isinstance(given, (list, tuple)):
-        raise UsageError(f"expected a list of {what}, got {type(given).__name__}")
-    return list(given)
-
-
-def _is_path(given: Any) -> bool:
-    return isinstance(given, (str, os.PathLike))
-
-
-def _image(given: Any) -> "ImageSource":
-    """A path, the bytes of a file, or (buffer, height, width), as a source; raises UsageError."""
-    if isinstance(given, tuple):
-        if len(given) != 3:
-            raise UsageError(f"expected (buffer, height, width), got {len(given)} values")
-        return _pixels(*given)
-    return given if _is_path(given) else _view(given).tobytes()
-
-
-def _view(data: Any) -> memoryview:
-    try:
-        return memoryview(data)
-    except (TypeError, ValueError, BufferError) as error:  # no buffer, a released view
-        raise UsageError(f"expected bytes, got {type(data).__name__}: {error}") from error
-
-
-def _pixels(buffer: Any, height: Any, width: Any) -> NDArray[np.uint8]:
-    """The buffer as uint8 (H, W, 3), copied where it is not contiguous; raises UsageError."""
-    view = _view(buffer)
-    try:
-        height, width = operator.index(height), operator.index(width)
-    except TypeError as error:
-        raise UsageError(f"expected height and width as whole numbers: {error}") from error
-    fits = min(height, width) > 0 and view.nbytes == 3 * height * width
-    if not fits or view.itemsize != 1 or view.format[-1:] not in ("B", "c"):
-        raise UsageError(
-            f"expected {height} x {width} x 3 unsigned bytes of RGB, "
-            f"got {view.nbytes} bytes of format {view.format!r}"
-        )
-    data = view if view.c_contiguous else view.tobytes()
-    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
-
-
-def _limit_bytes(limit_mb: Any) -> int | None:
-    if limit_mb is None:
-        return None
-    if isinstance(limit_mb, bool) or not isinstance(limit_mb, (int, float)) or not limit_mb > 0:
-        raise UsageError(f"expected memory_limit_mb above 0, got {limit_mb!r:.80}")
-    return int(min(limit_mb, 1 << 40) * 2**20)
-
-
-def _check_fits(limit: int, needed: int, what: str = "the weights alone") -> None:
-    if needed > limit:
-        raise AimError(
-            f"memory_limit_mb of {limit / 2**20:.0f} is too small, {what} need "
-            f"{needed / 2**20:.0f}: raise it, or take a smaller model or dtype"
-        )
-
-
-def _how_many(limit: int, work: Callable[[], Any]) -> int:
-    """How often the memory that `work` takes fits beside what MLX holds; AimError for not once."""
-    from aim_mlx.backend import mx
-
-    held = mx.get_active_memory()
-    mx.reset_peak_memory()
-    work()
-    each = max(1, mx.get_peak_memory() - held)
-    _check_fits(limit, held + each, "the weights and one image or text")
-    return (limit - held) // each
 
 
 def _embed_grey(encoder: "Encoder", side: int) -> None:
