@@ -26,7 +26,7 @@ FLOORS = [
     ["embedding", "words"],
     ["search", "loading"],
     ["probe", "lit_training"],
-    ["pretrain", "finetune", "graphs"],
+    ["pretrain", "finetune", "graphs", "self_test"],
     ["bridge", "cli"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

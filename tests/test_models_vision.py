@@ -137,6 +137,7 @@ def test_half_precision_attends_with_a_softmax_in_float32(dtype, monkeypatch):
     """In half precision e itself is off by 2e-4; the outputs are too coarse to show that alone."""
     seen = []
     power = layers.power_on_cpu
+    monkeypatch.setattr(layers, "on_gpu", lambda: False)
     monkeypatch.setattr(
         layers, "power_on_cpu", lambda base, x: (seen.append(x.dtype), power(base, x))[1]
     )

@@ -2,15 +2,31 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
 
 _PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow", "safetensors", "huggingface-hub")
 
 
-def doctor() -> None:
+def doctor(
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test", help="Compare this machine's numbers with the reference's instead."
+        ),
+    ] = False,
+) -> None:
     """Report what this machine runs on.
 
-    Shows the device, BLAS and versions, and what would make it faster.
+    Shows the device, BLAS and versions, and what would make it faster. With
+    --self-test, small networks run for some seconds and one line says how far
+    their numbers are from the reference's: paste it when you report a problem.
+    It ends with 1 if they are too far.
     """
+    if self_test:
+        _test_itself()
+        return
     python = platform.python_version()
     print(f"system       {platform.system()} {platform.machine()}, Python {python}")
     for package in _PACKAGES:
@@ -21,6 +37,17 @@ def doctor() -> None:
     print(f"float32      {_float32(backend.TF32)}")
     print(f"BLAS         {_blas(backend.BLAS, backend.on_gpu())}")
     print(f"HEIF photos  {_heif()}")
+
+
+def _test_itself() -> None:
+    from safetensors.numpy import load_file
+
+    from aim_mlx import self_test
+
+    differences = self_test.run(load_file(self_test.EXPECTED))
+    print(self_test.line(differences))
+    if not all(each.passed for each in differences):
+        raise typer.Exit(1)
 
 
 def _blas(blas, on_gpu: bool) -> str:
