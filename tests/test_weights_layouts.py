@@ -7,12 +7,13 @@ from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.layouts import (
     LAYOUTS,
     Layout,
+    Rule,
     detect_layout,
     from_ours,
     layout_named,
+    parts_of,
     plan,
     shape_in_ours,
-    to_ours,
 )
 from aim_mlx.weights.safetensors_file import TensorInfo, check_file
 from tests.weights_files import DATA, Tensors, as_bfloat16, read_tensors, weight_file
@@ -42,9 +43,17 @@ def infos(tensors: Tensors) -> dict[str, TensorInfo]:
     }
 
 
+def as_ours(step: Rule, arrays: list[np.ndarray]) -> np.ndarray:
+    """The tensor that a layout's tensors make."""
+    made = np.empty(shape_in_ours(step, [array.shape for array in arrays]), arrays[0].dtype)
+    for part, array in zip(parts_of(step, made), arrays, strict=True):
+        part[...] = array
+    return made
+
+
 def in_ours(layout: Layout, tensors: Tensors) -> dict[str, np.ndarray]:
     steps = plan(layout, tensors)
-    return {s.ours: to_ours(s, [tensors[name][1] for name in s.sources]) for s in steps}
+    return {s.ours: as_ours(s, [tensors[name][1] for name in s.sources]) for s in steps}
 
 
 def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import CheckpointError
+from aim_mlx.weights import load
 from aim_mlx.weights.checkpoint import open_checkpoint
-from aim_mlx.weights.load import load_weights
+from aim_mlx.weights.load import iter_weights, load_weights
 from aim_mlx.weights.safetensors_file import all_finite
 from aim_mlx.weights.sizes import expected_shapes
 from tests.weights_files import (
@@ -58,6 +60,11 @@ def test_every_layout_loads_as_the_same_weights_bit_for_bit(layout: str):
 def test_shards_load_as_the_whole(folder: Path):
     shard(folder, 3)
     same(load_weights(open_checkpoint(folder)), reference())
+
+
+def test_memory_that_mlx_does_not_share_with_numpy_is_filled_alike(monkeypatch):
+    monkeypatch.setattr(load, "device_name", lambda: "cuda")
+    same(load_weights(open_checkpoint(DATA / "vision_absolute" / "transformers")), reference())
 
 
 def test_bfloat16_weights_stay_bit_for_bit_and_widen_exactly():
@@ -140,6 +147,33 @@ def test_a_file_that_shrinks_after_opening_is_refused(folder: Path):
     os.truncate(weight_file(folder), 100_000)
     with pytest.raises(CheckpointError, match="changed after it was checked"):
         load_weights(checkpoint)
+
+
+def test_a_file_that_is_cut_while_weights_are_read_is_refused_and_no_thread_stays(folder: Path):
+    threads, weights = threading.active_count(), iter_weights(open_checkpoint(folder))
+    next(weights)
+    os.truncate(weight_file(folder), 100_000)
+    with pytest.raises(CheckpointError, match="cut short while tensor"):
+        list(weights)
+    assert threading.active_count() == threads
+
+
+def test_weights_that_nobody_reads_on_leave_no_thread(folder: Path):
+    threads, weights = threading.active_count(), iter_weights(open_checkpoint(folder))
+    next(weights)
+    assert threading.active_count() > threads
+    weights.close()
+    assert threading.active_count() == threads
+
+
+def test_of_two_bad_tensors_the_first_in_the_file_is_named(folder: Path):
+    tensors = read_tensors(weight_file(folder))
+    first, second = list(tensors)[:2]
+    for name in (first, second):
+        tensors[name] = ("F32", np.full_like(tensors[name][1], np.nan))
+    write_tensors(weight_file(folder), tensors)
+    with pytest.raises(CheckpointError, match=f"'{first}'.*NaN"):
+        load_weights(open_checkpoint(folder))
 
 
 def test_a_file_that_vanishes_after_opening_is_refused(folder: Path):

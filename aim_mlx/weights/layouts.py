@@ -2,7 +2,7 @@
 
 Our names and shapes are those of the reference's MLX files. A row says which tensors of a layout
 make one of ours, and by which operation; `{i}` stands for a block's number. The operations are a
-closed set, each with its inverse:
+closed set, each undone by a view of our tensor:
 
 - keep   as it is
 - conv   (out, in, kh, kw) -> (out, kh, kw, in)
@@ -375,29 +375,22 @@ def shape_in_ours(step: Rule, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     )
 
 
-def to_ours(step: Rule, arrays: list[np.ndarray]) -> np.ndarray:
-    """Our tensor from its sources' arrays, of any dtype, bit for bit."""
+def parts_of(step: Rule, array: np.ndarray) -> list[np.ndarray]:
+    """Views of our tensor, one for each of its sources: filled with them, they make it."""
     if step.operation == CONV:
-        return np.ascontiguousarray(arrays[0].transpose(0, 2, 3, 1))
+        return [array.transpose(0, 3, 1, 2)]
     if step.operation == JOIN:
-        return np.concatenate(arrays)
-    return arrays[0][None] if step.operation == AXIS else arrays[0]
+        return np.split(array, len(step.sources))
+    return [array[0]] if step.operation == AXIS else [array]
 
 
 def from_ours(layout: Layout, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
-    """The inverse of `to_ours`: our tensor as the named tensors of a layout, bit for bit.
+    """Our tensor as the named tensors of a layout, bit for bit.
 
     Raises CheckpointError for a name that the layout's table does not have.
     """
     rule = layout.rule_of(name)
     if rule is None:
         raise CheckpointError(f"the {layout.name} layout ({layout.kind}) has no {show(name)}")
-    if rule.operation == CONV:
-        parts = [np.ascontiguousarray(array.transpose(0, 3, 1, 2))]
-    elif rule.operation == JOIN:
-        parts = np.split(array, len(rule.sources))
-    elif rule.operation == AXIS:
-        parts = [array[0]]
-    else:
-        parts = [array]
+    parts = [np.asarray(part, order="C") for part in parts_of(rule, array)]
     return dict(zip(rule.sources, parts, strict=True))

@@ -1,20 +1,26 @@
 """Tensors of a checked checkpoint as MLX arrays under our names."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from itertools import islice
 
 import numpy as np
 
-from aim_mlx.backend import mx, nn, on_gpu
+from aim_mlx.backend import device_name, mx, nn, on_gpu
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.checkpoint import DTYPE_NAMES, STORED, Checkpoint
-from aim_mlx.weights.layouts import Rule, to_ours
+from aim_mlx.weights.layouts import Rule, parts_of, shape_in_ours
 from aim_mlx.weights.quantize import Quantization, multiplies_packed, quantize_modules, unpack
-from aim_mlx.weights.safetensors_file import TensorReader, all_finite
+from aim_mlx.weights.safetensors_file import NUMPY_DTYPES, TensorReader, all_finite
 from aim_mlx.weights.sizes import expected_shapes
 from aim_mlx.weights.strict_json import at, show
 
 _KINDS = {dtype: kind for kind, dtype in STORED.items()}
+# What tensors are read as, the last two those of packed weights; bfloat16 as bits, as by NumPy.
+_AS_READ = STORED | {"BF16": mx.uint16, "U32": mx.uint32, "U8": mx.uint8}
+_AHEAD = 4  # tensors
 
 
 def load_weights(
@@ -61,46 +67,88 @@ def iter_weights(
     """
     how = checkpoint.quantization
     quantized = set(checkpoint.quantized)
+    steps = [step for step in checkpoint.steps() if step.ours.startswith(prefix)]
+    rules: list[Rule] = []
+    for step in steps:
+        parts = [Rule(name, (name,)) for name in step.sources]
+        rules += parts if step.ours in quantized else [step]
     with ExitStack() as stack:
         readers: dict[str, TensorReader] = {}
         for file in checkpoint.files:
             reader = stack.enter_context(TensorReader(file))
             readers |= dict.fromkeys(file.tensors, reader)
-        for step in checkpoint.steps():
-            if not step.ours.startswith(prefix):
-                continue
+        arrays = stack.enter_context(closing(_read_ahead(rules, readers)))
+        for step in steps:
             if how is not None and step.ours in quantized:
-                yield from _load_packed(step, readers, dtype, how, packed)
+                parts = [next(arrays) for _ in step.sources]
+                yield from _load_packed(step, parts, dtype, how, packed)
             else:
-                yield step.ours, _load_step(step, readers, dtype)
+                yield step.ours, _cast(step, next(arrays), dtype)
 
 
-def _load_step(step: Rule, readers: Mapping[str, TensorReader], dtype: mx.Dtype | None) -> mx.array:
-    """One of our tensors; whatever was read for it is released on return."""
-    kinds = {readers[name].checked.tensors[name].dtype for name in step.sources}
+def _read_ahead(
+    rules: Iterable[Rule], readers: Mapping[str, TensorReader]
+) -> Generator[mx.array, None, None]:
+    """The tensors that the rules make, as stored; the next few are read while one is used."""
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        started = (_start(rule, readers, pool) for rule in rules)
+        ahead = deque(islice(started, _AHEAD))
+        while ahead:
+            yield _finished(*ahead.popleft())
+            ahead.extend(islice(started, 1))
+
+
+def _start(
+    rule: Rule, readers: Mapping[str, TensorReader], pool: Executor
+) -> tuple[mx.array | np.ndarray, str, list[Future[None]]]:
+    """Memory for one tensor, its stored dtype, and the readings that fill it.
+
+    The threads that read never use MLX. Where MLX computes on the CPU or Metal the memory is its
+    own; on CUDA, NumPy's view would move an array out of the GPU's memory for good.
+    """
+    infos = [readers[name].checked.tensors[name] for name in rule.sources]
+    kinds = {info.dtype for info in infos}
     if len(kinds) > 1:
         raise CheckpointError(
-            f"tensors {', '.join(map(show, step.sources))} make one tensor: expected one dtype, "
+            f"tensors {', '.join(map(show, rule.sources))} make one tensor: expected one dtype, "
             f"got {', '.join(sorted(kinds))}"
         )
-    array = to_ours(step, [_read(readers[name], name) for name in step.sources])
-    exact = _as_mx(array, kinds.pop())
-    del array
-    return exact if dtype is None else _cast(step, exact, dtype)
+    kind = kinds.pop()
+    shape = shape_in_ours(rule, [info.shape for info in infos])
+    if device_name() == "cuda":
+        memory = view = np.empty(shape, NUMPY_DTYPES[kind])
+    else:
+        memory = mx.zeros(shape, _AS_READ[kind])
+        view = np.asarray(memory)
+    places = zip(rule.sources, parts_of(rule, view), strict=True)
+    return memory, kind, [pool.submit(_fill, readers[name], name, part) for name, part in places]
+
+
+def _finished(memory: mx.array | np.ndarray, kind: str, filled: list[Future[None]]) -> mx.array:
+    """A tensor that has been read, bfloat16 from its bits."""
+    for part in filled:
+        part.result()
+    exact = mx.asarray(memory)
+    exact = exact.view(mx.bfloat16) if kind == "BF16" else exact
+    mx.eval(exact)
+    return exact
+
+
+def _fill(reader: TensorReader, name: str, place: np.ndarray) -> None:
+    """Reads a tensor into its place; raises CheckpointError for weights that are not finite."""
+    reader.read_into(name, place)
+    kind = reader.checked.tensors[name].dtype
+    if kind in DTYPE_NAMES and not all_finite(place, kind):
+        raise CheckpointError(
+            f"tensor {show(name)} of {at(reader.checked.path)} holds NaN or infinity: expected "
+            f"finite {DTYPE_NAMES[kind]} weights; download it again"
+        )
 
 
 def _load_packed(
-    step: Rule,
-    readers: Mapping[str, TensorReader],
-    dtype: mx.Dtype | None,
-    how: Quantization,
-    packed: bool,
+    step: Rule, parts: list[mx.array], dtype: mx.Dtype | None, how: Quantization, packed: bool
 ) -> Iterator[tuple[str, mx.array]]:
     """One quantised weight: unpacked, or as its parts once it is known to unpack to numbers."""
-    parts = []
-    for name in step.sources:
-        reader = readers[name]
-        parts.append(_as_mx(_read(reader, name), reader.checked.tensors[name].dtype))
     scales = parts[1].dtype
     target = dtype or (mx.float32 if scales == mx.uint8 else scales)
     if packed and scales != mx.uint8:  # activations would take the dtype of wider scales
@@ -118,27 +166,10 @@ def _load_packed(
         yield step.ours, full
 
 
-def _read(reader: TensorReader, name: str) -> np.ndarray:
-    """A tensor as stored; raises CheckpointError for weights that are not finite."""
-    array, kind = reader.read(name), reader.checked.tensors[name].dtype
-    if kind in DTYPE_NAMES and not all_finite(array, kind):
-        raise CheckpointError(
-            f"tensor {show(name)} of {at(reader.checked.path)} holds NaN or infinity: expected "
-            f"finite {DTYPE_NAMES[kind]} weights; download it again"
-        )
-    return array
-
-
-def _as_mx(array: np.ndarray, kind: str) -> mx.array:
-    """A stored tensor as MLX has it, bfloat16 from its bits."""
-    exact = mx.array(array)
-    exact = exact.view(mx.bfloat16) if kind == "BF16" else exact
-    mx.eval(exact)
-    return exact
-
-
-def _cast(step: Rule, exact: mx.array, dtype: mx.Dtype) -> mx.array:
+def _cast(step: Rule, exact: mx.array, dtype: mx.Dtype | None) -> mx.array:
     """Raises CheckpointError for a value too large for the dtype that the user asked for."""
+    if dtype is None:
+        return exact
     cast = exact.astype(dtype)
     mx.eval(cast)
     may_overflow = dtype != mx.float32 and exact.dtype not in (dtype, mx.float16)

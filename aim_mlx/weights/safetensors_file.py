@@ -2,8 +2,8 @@
 
 - The header is checked here byte by byte, then by safetensors' own parser; both must agree. MLX's
   reader does not defend itself and is not used.
-- Tensors are read by position into memory of their own, never mapped: a mapped file that shrinks
-  kills the process, a read that ends early is an error.
+- Tensors are read by position into memory that is there before, never mapped: a mapped file that
+  shrinks kills the process, a read that ends early is an error.
 """
 
 import io
@@ -82,6 +82,7 @@ def all_finite(array: np.ndarray, dtype: str) -> bool:
 LARGEST_HEADER = 2 * 2**20  # bytes; the largest published one has 64 thousand
 LARGEST_DIM = 2**40
 LARGEST_RANK = 8
+_LARGEST_READ = 2**30  # bytes of one call, of which macOS takes less than 2**31
 
 # What numpy reads each stored type as. bfloat16 has no numpy type: its raw bits.
 NUMPY_DTYPES = {
@@ -160,12 +161,21 @@ class TensorReader:
         """The tensor as stored, bfloat16 as its uint16 bits; CheckpointError if it is cut short."""
         info = self.checked.tensors[name]
         array = np.empty(info.shape, dtype=NUMPY_DTYPES[info.dtype])
+        self.read_into(name, array)
+        return array
+
+    def read_into(self, name: str, array: np.ndarray) -> None:
+        """Fills an array of the tensor's shape and type; several threads may call this at once."""
+        if not array.flags.c_contiguous:
+            array[...] = self.read(name)
+            return
+        info = self.checked.tensors[name]
         view = array.reshape(-1).view(np.uint8).data
         done = 0
         try:
-            self._file.seek(info.offset)
             while done < info.nbytes:
-                count = self._file.readinto(view[done:])
+                target = view[done : done + _LARGEST_READ]
+                count = os.preadv(self._file.fileno(), [target], info.offset + done)
                 if not count:
                     raise CheckpointError(
                         f"{at(self.checked.path)} was cut short while tensor {show(name)} was "
@@ -176,7 +186,6 @@ class TensorReader:
             raise CheckpointError(
                 f"{at(self.checked.path)} cannot be read at tensor {show(name)}: {error.strerror}"
             ) from error
-        return array
 
 
 def read_tensor(checked: CheckedFile, name: str) -> np.ndarray:

@@ -19,9 +19,10 @@ from aim_mlx.images.pictures import Pictures
 from aim_mlx.models.adapters import adapter_shapes
 from aim_mlx.probe.heads import HeadConfig, new_head
 from aim_mlx.weights.adapters import Adapter, write_adapter
-from aim_mlx.weights.layouts import layout_named, to_ours
+from aim_mlx.weights.layouts import layout_named
 from tests.finetuning import digits_in
 from tests.parity.test_vision_parity import reference
+from tests.test_weights_layouts import as_ours
 
 pytestmark = [
     pytest.mark.parity,
@@ -156,7 +157,7 @@ class Pair:
             for name, _ in tree_flatten(self.encoder.model.parameters()):
                 rule = layout.rule_of(name)
                 assert rule is not None
-                found[f"encoder.{name}"] = to_ours(rule, [trunk[each] for each in rule.sources])
+                found[f"encoder.{name}"] = as_ours(rule, [trunk[each] for each in rule.sources])
         else:
             for name, value in tensors.items():
                 if "lora_" in name:
