@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
     from aim_mlx.errors import ImageError as ImageError
     from aim_mlx.errors import Interrupted as Interrupted
     from aim_mlx.errors import OutputError as OutputError
+    from aim_mlx.errors import OverflowWarning as OverflowWarning
     from aim_mlx.errors import TruncatedTextWarning as TruncatedTextWarning
     from aim_mlx.errors import UntrainedModelWarning as UntrainedModelWarning
     from aim_mlx.errors import UsageError as UsageError
@@ -56,7 +57,7 @@ _NAMES = {
     "encoder.encoder": ("EmbedOptions", "Embedded", "Encoder"),
     "errors": ("AimError", "AssumedHeadsWarning", "BackendError", "CheckpointError")
     + ("DarkImageWarning", "ImageError", "Interrupted", "OutputError")
-    + ("TruncatedTextWarning", "UntrainedModelWarning", "UsageError"),
+    + ("OverflowWarning", "TruncatedTextWarning", "UntrainedModelWarning", "UsageError"),
     "images": ("ImageSource",),
     "words.lit": ("LiT",),
     "words.tokenizer": ("Tokenizer",),

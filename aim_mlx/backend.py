@@ -54,6 +54,7 @@ __all__ = [
     "device_name",
     "dtype_named",
     "in_parallel",
+    "machine_bytes",
     "mx",
     "nn",
     "on_gpu",
@@ -62,9 +63,11 @@ __all__ = [
     "tree_flatten",
     "tree_map",
     "tree_unflatten",
+    "within_memory",
 ]
 
 T = TypeVar("T")
+_KEPT_OF_MEMORY = 16  # the part that MLX keeps of freed memory, for arrays of the same size
 TF32 = os.environ["MLX_ENABLE_TF32"] != "0"
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -107,6 +110,37 @@ def _trim(libc: ctypes.CDLL) -> None:
     libc.mallopt(threshold, 2**17)
     libc.free(ctypes.c_void_p(libc.malloc(2**16)))
     libc.mallopt(threshold, 2**26)  # the largest that malloc chooses by itself
+
+
+def machine_bytes() -> int:
+    """The memory of the device that computes; of a Mac the machine's, which its GPU shares."""
+    info = mx.device_info() if on_gpu() else {}
+    total = info.get("memory_size") or info.get("total_memory")
+    return int(total or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Bounds the freed memory that MLX keeps on a GPU inside the block, and wires a Mac's in use.
+
+    MLX would keep up to all there is: buffers of sizes that never come again, where the images
+    differ in size.
+    """
+    if not on_gpu():
+        yield
+        return
+    limit = machine_bytes() // _KEPT_OF_MEMORY
+    before = mx.set_cache_limit(limit)
+    mx.set_cache_limit(min(limit, before))
+    wired = None
+    if mx.metal.is_available():
+        wired = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(before)
+        if wired is not None:
+            mx.set_wired_limit(wired)
 
 
 def check_not_forked() -> None:

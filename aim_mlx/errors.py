@@ -76,5 +76,9 @@ class DarkImageWarning(UserWarning):
     """16-bit images use so little of their range that hardly anything of them is seen."""
 
 
+class OverflowWarning(UserWarning):
+    """Images overflow half precision, and are computed again in float32."""
+
+
 class TruncatedTextWarning(UserWarning):
     """A text was over the context length: it was cut, and keeps its end token."""

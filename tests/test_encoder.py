@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 
 from aim_mlx.backend import BLAS, mx
-from aim_mlx.encoder import encoder as embed_module
 from aim_mlx.encoder import pipeline
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.encoder.pipeline import Pipeline
-from aim_mlx.errors import AimError, CheckpointError, ImageError, Interrupted, UsageError
+from aim_mlx.errors import CheckpointError, ImageError, Interrupted, UsageError
 from aim_mlx.openblas import Blas
 from aim_mlx.registry import MODELS
 from tests.small import NATIVE, SMALL, encoder, photo
@@ -177,15 +176,6 @@ def test_one_image_without_a_finite_vector_is_a_failure_of_its_own(monkeypatch):
     assert rows[1].failure is not None and rows[1].failure.reason == "non_finite"
     vectors = [row.vector for row in rows if row.failure is None]
     np.testing.assert_allclose(np.stack(vectors), expected, atol=SAME)
-
-
-def test_out_of_memory_names_a_smaller_batch(monkeypatch):
-    def explode(*_):
-        raise RuntimeError("[malloc] Unable to allocate 99 bytes.")
-
-    monkeypatch.setattr(embed_module.mx, "async_eval", explode)
-    with pytest.raises(AimError, match="out of memory with 4 images at a time: try --batch-size 2"):
-        encoder().embed([photo(seed) for seed in range(4)], batch_size=4)
 
 
 def test_rows_that_are_stopped_end_with_those_of_all_batches_that_have_begun(monkeypatch):

@@ -42,6 +42,7 @@ from aim_mlx.errors import (
     AssumedHeadsWarning,
     BackendError,
     DarkImageWarning,
+    OverflowWarning,
     TruncatedTextWarning,
     UntrainedModelWarning,
 )
@@ -108,7 +109,8 @@ def main() -> None:
     """
     for kind in (UntrainedModelWarning, AssumedHeadsWarning, TruncatedTextWarning):
         warnings.simplefilter("always", kind)
-    warnings.simplefilter("once", DarkImageWarning)
+    for kind in (DarkImageWarning, OverflowWarning):
+        warnings.simplefilter("once", kind)
     warnings.showwarning = _show_warning
     _quieten_pillow()
     # The Hub's client reads these when it is imported: no lines of its own beside the bar and our

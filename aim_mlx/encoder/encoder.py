@@ -148,6 +148,7 @@ class Encoder:
             self.preprocessing,
             self.model.config.grid,
             options,
+            dtype=self.dtype,
             block=block,
             known=known,
             stop=stop,
@@ -173,9 +174,10 @@ class Encoder:
     def tokens(self, pixels: mx.array, layers: Sequence[int] = ()) -> mx.array:
         """Pixels (B, H, W, 3) -> the final tokens (B, N, D), or the mean of these blocks' outputs.
 
-        The mean is in float32, as it is pooled; not yet computed.
+        Computed, once they are read, in the wider dtype of pixels and weights; the mean is in
+        float32, as it is pooled.
         """
-        features = self.features(pixels, layers)
+        features = self.model(pixels, layers)
         outputs = [output.astype(mx.float32) for output in features.layers.values()]
         return mx.stack(outputs).mean(axis=0) if outputs else features.tokens
 

@@ -1,18 +1,21 @@
 """Sources to rows: decoded ahead, batched by grid, computed, and given out batch by batch.
 
 Batches compute while the next is being gathered; on a CPU as many at a time as there are cores.
+What fails in them is computed again: in float32 where half precision overflows, in smaller batches
+where memory or the GPU fails.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
 
 import numpy as np
+from numpy.typing import NDArray
 
-from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
+from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu, within_memory
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import (
     AimError,
@@ -20,11 +23,13 @@ from aim_mlx.errors import (
     DarkImageWarning,
     ImageError,
     Interrupted,
+    OverflowWarning,
     UsageError,
 )
 from aim_mlx.images import Contents, Embedded, ImageSource, stream
 from aim_mlx.models.pooling import ALL_POOLINGS, check_pooling
 from aim_mlx.models.vision import VisionEncoder
+from aim_mlx.wording import counted
 
 # Patches in a batch where no size is asked for: 32 images of 224 x 224 on a GPU, four on a CPU,
 # where every core has a batch of its own and larger ones gain little.
@@ -42,6 +47,10 @@ _GPU_RATE, _CORE_RATE, _SLOW_CORE_RATE = 2e12, 7.5e10, 5e9
 _BLOCK_SECONDS = 5.0
 _LARGEST_BLOCK = 1024
 _NATIVE_PATCHES = 1536  # of a photograph of 640 x 480
+
+_Array = NDArray[np.float32]
+_Outputs = mx.array | list[_Array]  # of a batch: at work, or computed
+_Begun = tuple[list[Embedded], _Outputs]
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,9 @@ def block_size(model: VisionEncoder, batch_size: int | None) -> int:
 class Pipeline:
     """One pass over images: `compute` takes pixels (B, H, W, 3) to lazy outputs, a row for each.
 
-    Only the images at `places` are computed, all if None. Batches end at every multiple of `block`
-    images of the whole list. `known` says of a digest that files with this content need not be
+    It gets them in `dtype`, and alone in float32 where the output is not finite. Only the images at
+    `places` are computed, all if None. Batches end at every multiple of `block` images of the whole
+    list. `known` says of a digest that files with this content need not be
     computed: those, and all but the first with a content, have rows that repeat. `grid` is that of
     a fixed-size model. `stop` is asked before each round of batches whether to end early.
     `in_host` is that of images.stream.
@@ -106,6 +116,7 @@ class Pipeline:
         grid: int | None,
         options: EmbedOptions,
         *,
+        dtype: mx.Dtype = mx.float32,
         block: int | None = None,
         places: Sequence[int] | None = None,
         known: Callable[[str], bool] | None = None,
@@ -114,7 +125,8 @@ class Pipeline:
     ):
         self._compute, self._images, self._preprocessing = compute, images, preprocessing
         self._options, self._grid, self._stop = options, grid, stop
-        self._in_host = in_host
+        self._in_host, self._dtype = in_host, dtype
+        self._at_once: int | None = None  # images computed together since the device failed
         self._block = block or max(1, len(images))
         self._places = range(len(images)) if places is None else places
         self._contents = None if known is None else Contents(known)
@@ -130,15 +142,16 @@ class Pipeline:
         return in_order(self._rows(), self._places)
 
     def _rows(self) -> Generator[Embedded, None, None]:
-        checked = warned = False
+        checked = dark = overflowed = False
         done = 0
         most = math.ceil(self._block / (self._options.batch_size or 1))  # batches there can be
-        with cpu_streams(most) as streams:
+        with within_memory(), cpu_streams(most) as streams:
             for samples in self._samples(len(streams)):
                 grouped = self._batches(samples, len(streams))
                 for rows in self._computed(grouped, streams):
                     checked = checked or _check_finite(rows)
-                    warned = warned or _warn_of_dark(rows)
+                    dark = dark or _warn_of_dark(rows)
+                    overflowed = overflowed or _warn_of_overflow(rows)
                     done += len(rows)
                     yield from rows
         if done < len(self._places):
@@ -202,30 +215,98 @@ class Pipeline:
         They are set going by one call: on the CPU it returns only when most of its work is done,
         so that a call for each would run them in turn. The next are gathered before any is read.
         """
-        running: list[tuple[list[Embedded], mx.array | None]] = []
-        while together := self._next(grouped, len(streams)):
-            started = [
-                (batch, self._start(batch, device_stream))
-                for batch, device_stream in zip(together, streams, strict=False)
-            ]
-            with explained(max(map(len, together))):
-                mx.async_eval([outputs for _, outputs in started if outputs is not None])
-            yield from (_finish(*each) for each in running)
-            running = started
-        yield from (_finish(*each) for each in running)
+        running: list[_Begun] = []
+        together = self._next(grouped, len(streams))
+        while together or running:
+            started: list[_Begun] = []
+            try:
+                for batch, device_stream in zip(together, streams, strict=False):
+                    started.append((batch, self._start(batch, device_stream)))
+                mx.async_eval([outputs for _, outputs in started if isinstance(outputs, mx.array)])
+                done = [(batch, _read(outputs)) for batch, outputs in running]
+            except (RuntimeError, MemoryError) as error:
+                # One error stands for all that was at work, so all of it is computed again.
+                work, before = [batch for batch, _ in running] + together, len(running)
+                running, started = [], []  # which would hold their memory
+                again = self._again(work, error)
+                done, started = again[:before], again[before:]
+            for batch, outputs in done:
+                yield self._finish(batch, outputs)
+            running, together = started, together and self._next(grouped, len(streams))
 
     def _next(self, grouped: Iterator[list[Embedded]], count: int) -> list[list[Embedded]]:
         """The batches to compute next, none if it is to stop, before or after waiting for them."""
         together = [] if self._stop() else list(islice(grouped, count))
         return [] if self._stop() else together
 
-    def _start(self, batch: list[Embedded], device_stream: mx.Stream) -> mx.array | None:
-        """The outputs of a batch, not yet computed; None where it has no pixels."""
-        pixels = [sample.pixels for sample in batch if sample.pixels is not None]
-        if not pixels:
-            return None
+    def _start(self, batch: list[Embedded], device_stream: mx.Stream) -> _Outputs:
+        """The outputs of a batch, not yet computed."""
+        pixels = _pixels(batch)
+        if not pixels or self._at_once is not None:
+            return self._in_parts(pixels, self._dtype)
         with mx.stream(device_stream):
-            return self._compute(mx.array(np.stack(pixels)))
+            return self._compute(mx.array(np.stack(pixels)).astype(self._dtype))
+
+    def _again(self, work: list[list[Embedded]], error: Exception) -> list[_Begun]:
+        """Batches with their outputs, after memory or the GPU failed in them.
+
+        Any other error is raised.
+        """
+        images = max(len(_pixels(batch)) for batch in work)
+        self._take_fewer(max(2, images), error)  # one image may have failed beside another's
+        return [(batch, self._in_parts(_pixels(batch), self._dtype)) for batch in work]
+
+    def _in_parts(self, pixels: list[_Array], dtype: mx.Dtype) -> list[_Array]:
+        """The outputs of images, computed part by part; AimError where a single image fails."""
+        outputs: list[_Array] = []
+        while len(outputs) < len(pixels):
+            part = pixels[len(outputs) :][: self._at_once]
+            try:
+                outputs.extend(np.array(self._compute(mx.array(np.stack(part)).astype(dtype))))
+            except (RuntimeError, MemoryError) as error:
+                self._take_fewer(len(part), error)
+        return outputs
+
+    def _take_fewer(self, images: int, error: Exception) -> None:
+        """From now on computes half as many at a time as failed; AimError if that was one."""
+        if not _is_of_device(error):
+            raise error
+        if images == 1:
+            raise failed(error, 1) from error
+        with suppress(RuntimeError):  # of what was still at work
+            mx.synchronize()
+        mx.clear_cache()
+        self._at_once = images // 2
+
+    def _finish(self, batch: list[Embedded], computed: list[_Array]) -> list[Embedded]:
+        """The rows of a batch: outputs in the place of pixels.
+
+        Those that overflowed half precision are computed again in float32.
+        """
+        outputs = iter(computed)
+        for sample in batch:
+            if sample.pixels is None:
+                continue
+            output = next(outputs)
+            if self._dtype != mx.float32 and not np.isfinite(output).all():
+                (output,) = self._in_parts([sample.pixels], mx.float32)
+                sample.overflowed = True
+            sample.pixels = None
+            if np.isfinite(output).all():
+                sample.output = output
+            else:
+                detail = "the embedding of this image is not finite"
+                sample.failure = ImageError("non_finite", detail)
+        return batch
+
+
+def _pixels(batch: list[Embedded]) -> list[_Array]:
+    return [sample.pixels for sample in batch if sample.pixels is not None]
+
+
+def _read(outputs: _Outputs) -> list[_Array]:
+    """Outputs, once they are computed."""
+    return list(np.array(outputs)) if isinstance(outputs, mx.array) else outputs
 
 
 def batches(
@@ -287,6 +368,19 @@ def in_order(
         raise RuntimeError(f"{len(places)} rows were expected in order, {position} came")
 
 
+def _warn_of_overflow(rows: list[Embedded]) -> bool:
+    """Whether any image had to be computed again in float32, with an OverflowWarning."""
+    if not any(row.overflowed for row in rows):
+        return False
+    warnings.warn(
+        "some images overflow half precision and are computed again in float32, one at a time; "
+        "where there are many, --dtype float32 (dtype=) or bfloat16 is faster",
+        OverflowWarning,
+        stacklevel=4,  # whoever takes the rows
+    )
+    return True
+
+
 def _warn_of_dark(rows: list[Embedded]) -> bool:
     """Whether any image is dark, with a DarkImageWarning.
 
@@ -303,49 +397,45 @@ def _warn_of_dark(rows: list[Embedded]) -> bool:
     return True
 
 
-def _finish(batch: list[Embedded], computing: mx.array | None) -> list[Embedded]:
-    """The rows of a batch, once it is computed: with outputs in the place of pixels."""
-    with explained(len(batch)):
-        outputs = iter([] if computing is None else np.array(computing))
-    for sample in batch:
-        if sample.pixels is not None:
-            sample.pixels, output = None, next(outputs)
-            if np.isfinite(output).all():
-                sample.output = output
-            else:
-                detail = "the embedding of this image is not finite"
-                sample.failure = ImageError("non_finite", detail)
-    return batch
-
-
 def _check_finite(rows: list[Embedded]) -> bool:
     """Whether any vector was computed; CheckpointError if some were and none is finite.
 
-    One image may overflow half precision; where none gives a number, the weights are at fault.
+    Where none gives a number, not even in float32, the weights are at fault.
     """
     good = sum(row.output is not None for row in rows)
     bad = sum(row.failure is not None and row.failure.reason == "non_finite" for row in rows)
     if bad and not good:
         raise CheckpointError(
-            f"no vector of the first {bad} images is finite: the weights or the dtype do not "
-            "serve; try --dtype float32"
+            f"no vector of the first {bad} images is finite, in float32 either: the weights do not "
+            "serve; download or convert them again"
         )
     return bool(good)
 
 
 @contextmanager
 def explained(batch: int) -> Iterator[None]:
-    """Turns MLX's out-of-memory error into one that says what to do."""
+    """Turns what MLX raises where memory or the GPU fails into an error that says what to do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not _is_of_device(error):
             raise
-        raise AimError(
-            f"out of memory with {batch} images at a time: try --batch-size {max(1, batch // 2)}"
-        ) from error
+        raise failed(error, batch) from error
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def failed(error: Exception, batch: int) -> AimError:
+    """What to do about memory or a GPU that failed with so many images at a time."""
+    what = "out of memory" if _is_of_memory(error) else "the GPU failed"
+    advice = f"try --batch-size {batch // 2}" if batch > 1 else "close other programs and try again"
+    said = "" if _is_of_memory(error) else f" ({error})"
+    return AimError(f"{what} with {counted(batch, 'image')} at a time{said}: {advice}")
+
+
+def _is_of_device(error: Exception) -> bool:
+    """Whether memory or the GPU failed, so that fewer images at a time may do."""
+    return _is_of_memory(error) or "command buffer execution failed" in str(error).lower()
+
+
+def _is_of_memory(error: Exception) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError) or "alloc" in text or "memory" in text

@@ -1,8 +1,5 @@
 """What a step takes in memory, said before the first one, and into how many parts it is cut."""
 
-import os
-
-from aim_mlx.backend import mx, on_gpu
 from aim_mlx.config import VisionConfig
 from aim_mlx.finetune.config import FinetuneConfig
 
@@ -48,10 +45,3 @@ def step_bytes(
     at_once = -(-config.batch_size // fitting_parts(vision, config, itemsize))
     copies = 4 * weights + (itemsize * weights if itemsize < 4 else 0) + 4 * 4 * trained
     return copies + at_once * bytes_per_image(vision, config, itemsize)
-
-
-def machine_bytes() -> int:
-    """The memory of the device that computes."""
-    if on_gpu() and not mx.metal.is_available():
-        return int(mx.device_info().get("memory_size", 0)) or 2**62
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

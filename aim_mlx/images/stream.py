@@ -39,8 +39,8 @@ class Embedded:
     for; then `repeats` is True where there is no need to compute it. `pixels`, float32 (H,W,3), are
     there from preprocessing to computing, which gives the `output`. `width` and `height` are those
     of the upright original, 0 where it was not decoded. `multi_frame` is True where further frames
-    or pages were left out, `dark` where a 16-bit image is nearly black. `failure` says why an image
-    has no pixels, or no output.
+    or pages were left out, `dark` where a 16-bit image is nearly black, `overflowed` where half
+    precision did not do for it. `failure` says why an image has no pixels, or no output.
     """
 
     index: int
@@ -52,6 +52,7 @@ class Embedded:
     height: int = 0
     multi_frame: bool = False
     dark: bool = False
+    overflowed: bool = False
     output: NDArray[Any] | None = None
     failure: ImageError | None = None
 

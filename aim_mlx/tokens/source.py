@@ -105,6 +105,7 @@ def frozen_tokens(
         encoder.preprocessing,
         encoder.model.config.grid,
         EmbedOptions(),
+        dtype=encoder.dtype,
         block=block,
         places=places,
     )
