@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.backend import dtype_named, mx, nn, on_gpu, tree_flatten
+from aim_mlx.backend import dtype_named, machine_bytes, mx, nn, on_gpu, tree_flatten
 from aim_mlx.config import to_dict
 from aim_mlx.data.labelled import Data
 from aim_mlx.data.labels import quoted
@@ -29,7 +29,7 @@ from aim_mlx.errors import UNTRAINED, AimError, Interrupted, OutputError, UsageE
 from aim_mlx.finetune.classifier import as_probe, measure, write_classifier
 from aim_mlx.finetune.config import FinetuneConfig
 from aim_mlx.finetune.data import FinetuneData
-from aim_mlx.finetune.memory import fitting_parts, machine_bytes, step_bytes
+from aim_mlx.finetune.memory import fitting_parts, step_bytes
 from aim_mlx.finetune.model import new_network
 from aim_mlx.finetune.page import Comparison, Outcome, compared, write_page
 from aim_mlx.finetune.trainer import FinetuneTrainer
