@@ -15,6 +15,10 @@ class UsageError(AimError):
     exit_code = 2
 
 
+class NotFinite(AimError):
+    """A training whose numbers grew beyond all bounds."""
+
+
 class CheckpointError(AimError):
     """A model, checkpoint or configuration that is rejected before any work is done."""
 

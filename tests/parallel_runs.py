@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 from aim_mlx.cli import start
+from aim_mlx.finetune.trainer import FinetuneTrainer
 from aim_mlx.pretrain.config import CONFIGS
 from aim_mlx.pretrain.trainer import PretrainTrainer
 from aim_mlx.training import loop
@@ -56,9 +57,10 @@ def run_all(folder: Path, *jobs: dict[str, Any]) -> list[subprocess.CompletedPro
 
 def _run(arguments: list[str], signals: dict[str, int]) -> None:
     """The command; `signals` says which of them this process sends itself before which step."""
-    step = PretrainTrainer.run_step
+    kind = FinetuneTrainer if arguments[0] == "finetune" else PretrainTrainer
+    step = kind.run_step
 
-    def signalled(trainer: PretrainTrainer) -> Any:
+    def signalled(trainer: Any) -> Any:
         for name, number in signals.items():
             if trainer.step == number:
                 os.kill(os.getpid(), signal.Signals[name])
@@ -67,7 +69,7 @@ def _run(arguments: list[str], signals: dict[str, int]) -> None:
     with (
         mock.patch.dict(CONFIGS, nano=TINY),
         mock.patch.object(loop, "CHECKPOINT_SECONDS", 0),
-        mock.patch.object(PretrainTrainer, "run_step", signalled),
+        mock.patch.object(kind, "run_step", signalled),
         mock.patch.object(sys, "argv", ["aim-mlx", *arguments]),
     ):
         start.main()

@@ -78,10 +78,12 @@ def finetune(
     from aim_mlx.finetune.run import finetune as run
     from aim_mlx.loading import load
     from aim_mlx.training.logs import logged
+    from aim_mlx.training.parallel import joined
 
     if not 0 <= memory_gb <= 1e6:
         raise UsageError(f"--memory-gb must be from 0 to 1000000, got {memory_gb}")
     columns = Columns(path_column, label_column, split_column)
+    group = joined()
     report = FinetuneReporter(as_json)
     with report, gently() as stop, logged(report, log, output) as log_report:
         done = run(
@@ -94,7 +96,10 @@ def finetune(
             memory=round(memory_gb * 1e9),
             dtype=dtype,
             stop=stop,
+            group=group,
         )
+    if done is None:
+        return 0
     report.summary(done)
     return done.exit_code
 

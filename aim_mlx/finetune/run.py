@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from aim_mlx.data.labelled import Data
 from aim_mlx.data.labels import quoted
 from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.encoder.encoder import Encoder
-from aim_mlx.errors import UNTRAINED, AimError, Interrupted, OutputError, UsageError
+from aim_mlx.errors import UNTRAINED, NotFinite, UsageError
 from aim_mlx.finetune.classifier import as_probe, measure, write_classifier
 from aim_mlx.finetune.config import FinetuneConfig
 from aim_mlx.finetune.data import FinetuneData
@@ -42,7 +43,9 @@ from aim_mlx.probe.run import SPLITS_FILE, split_lines
 from aim_mlx.tokens.source import token_shape
 from aim_mlx.training import loop
 from aim_mlx.training.folder import begin, check_output, working, write_lines
+from aim_mlx.training.parallel import ALONE, ProcessGroup
 from aim_mlx.training.report import Advanced, Report, Silent, advancing, never, pass_on
+from aim_mlx.weights.save import WORK_FOLDER
 from aim_mlx.wording import megabytes
 
 METRICS, PAGE = "metrics.jsonl", "report.html"
@@ -83,7 +86,8 @@ def finetune(
     memory: int = 4 * 10**9,
     dtype: str | None = None,
     stop: Callable[[], bool] = never,
-) -> Finetuned:
+    group: ProcessGroup = ALONE,
+) -> Finetuned | None:
     """Trains a classifier on the encoder that `load` gives, adapting that, and writes both.
 
     It begins with a new head, or with that of the folder `probe`. The best epoch is chosen on val;
@@ -91,11 +95,17 @@ def finetune(
     that are kept, in bytes. `dtype` None is float32 on a CPU and bfloat16 on a GPU. Interrupted,
     killed, or ended once `stop` returns True, the same call goes on. Raises UsageError for bad data
     or a model that cannot be trained, OutputError for a folder of another run or one in use, and
-    AimError where a loss is not finite; the best epoch until then is kept.
+    NotFinite where a loss is not; the best epoch until then is kept.
+
+    In a `group` every process calls it with the same arguments and computes its share of each
+    batch; the first alone reports, touches the folder and has an outcome. Raises UsageError where
+    they differ, AimError where one has ended.
     """
     started = time.monotonic()
-    report, folder = report or Silent(), Path(folder)
-    check_output(folder)
+    report = report if report and group.is_first else Silent()
+    folder = Path(folder)
+    if group.is_first:
+        check_output(folder)
     advanced = advancing(report, stop)
     dtype = dtype or ("bfloat16" if on_gpu() else "float32")
     precision = dtype_named(dtype)
@@ -103,16 +113,20 @@ def finetune(
     start = _start(load(), config, probe, images)
     parts = fitting_parts(start.encoder.model.config, config, precision.size)
     about = _about(config, images, start, dtype, parts)
-    with working(folder, about) as work:
-        begin(work, about)
+    with working(folder, about) if group.is_first else nullcontext(folder / WORK_FOLDER) as work:
+        if group.is_first:
+            begin(work, about)
         files = {p: c.at(p) for part in images.parts.values() for p, c in part.files()}
         pictures = Pictures(files, 2 * (start.encoder.preprocessing.crop_size or 0), memory)
         images = images.without(pictures.check(partial(advanced, "decoding images")))
         warnings = [*images.warnings, *_leaks(probe, images)]
         pass_on(report, images.skips, images.notes, warnings)
-        trainer = _trainer(start, images, pictures, config, parts, precision, report)
+        group.check_same({**about, "images that can be decoded": images.digest()})
+        trainer = _trainer(start, images, pictures, config, parts, precision, report, group)
         report.noted(_account(trainer, start.encoder, parts, precision))
-        made = _trained(trainer, start, images, folder, work, report, stop)
+        made = _trained(trainer, start, images, folder, work, report, stop, group)
+        if made is None:
+            return None
         outcome = _measured(made, start, images, advanced)
         pass_on(report, warnings=outcome.last.warnings)
         warnings += outcome.last.warnings
@@ -218,6 +232,7 @@ def _trainer(
     parts: int,
     precision: mx.Dtype,
     report: Report,
+    group: ProcessGroup,
 ) -> FinetuneTrainer:
     train, val = (
         FinetuneData(
@@ -225,8 +240,14 @@ def _trainer(
         )
         for name in ("train", "val")
     )
+    smallest = len(train) // train.steps_in_epoch
+    if smallest < group.size:
+        raise UsageError(
+            f"a batch has only {smallest} images for {group.size} processes: give a larger "
+            "--batch-size, or start fewer"
+        )
     network = partial(new_network, start.encoder.model, start.head, config)
-    return FinetuneTrainer(network, train, val, parts, precision, report.warned)
+    return FinetuneTrainer(network, train, val, parts, precision, report.warned, group)
 
 
 def _account(trainer: FinetuneTrainer, encoder: Encoder, parts: int, precision: mx.Dtype) -> str:
@@ -262,8 +283,9 @@ def _trained(
     work: Path,
     report: Report,
     stop: Callable[[], bool],
-) -> AttentiveProbe:
-    """Runs the training to its end; the classifier after the best epoch.
+    group: ProcessGroup,
+) -> AttentiveProbe | None:
+    """Runs the training to its end; the classifier after the best epoch, in the first process.
 
     Where a loss is not finite, that is written before the error is raised.
     """
@@ -276,21 +298,23 @@ def _trained(
         made.metrics["validation"] = asdict(trainer.best) if trainer.best else {}
         return made
 
+    writing = _Writing(report, trainer, work) if group.is_first else report
     try:
-        if start.probe is not None and not (work / loop.CHECKPOINT).exists():
+        resumes = group.is_first and (work / loop.CHECKPOINT).exists()
+        if start.probe is not None and not any(group.any(resumes)):
             score = trainer.evaluate_start()["metric"]  # kept where no epoch is better
             report.noted(f"the probe's score on val is {score:.3f}")
         report.noted(_pace(trainer))
-        loop.run(trainer, work, _Writing(report, trainer, work), stop=stop)
-    except AimError as error:
-        if isinstance(error, (Interrupted, OutputError)) or trainer.best is None:
+        loop.run(trainer, work, writing, stop=stop, group=group)
+    except NotFinite as error:
+        if trainer.best is None or not group.is_first:
             raise
         made().save(folder, overwrite=True)
         kept = f"the classifier after epoch {trainer.best.epoch} is kept"
-        raise AimError(f"{error}; {kept}") from error
+        raise NotFinite(f"{error}; {kept}") from error
     finally:
         trainer.close()
-    return made()
+    return made() if group.is_first else None
 
 
 def _measured(made: AttentiveProbe, start: _Start, images: DataSet, advanced: Advanced) -> Outcome:

@@ -21,7 +21,7 @@ from aim_mlx.backend import (
     tree_unflatten,
 )
 from aim_mlx.encoder.pipeline import explained
-from aim_mlx.errors import AimError
+from aim_mlx.errors import AimError, NotFinite
 from aim_mlx.finetune.data import FinetuneBatch, FinetuneData
 from aim_mlx.finetune.model import Classifier, decays, draw_dropout, rate_share
 from aim_mlx.probe.losses import Targets, loss_sum, total_weight
@@ -55,7 +55,7 @@ class FinetuneTrainer:
     `step` counts the steps done; `history` has a record for every epoch done. What is trained is
     float32; the forward and backward passes are in `dtype`. A step is computed in `parts`. In a
     group each process has its own trainer of the same arguments, which computes a share of every
-    batch.
+    batch, in a share of the parts.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class FinetuneTrainer:
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self._train, self._validation = train, validation
-        self._parts, self._dtype, self._group = parts, dtype, group
+        self._parts, self._dtype, self._group = -(-parts // group.size), dtype, group
         self._scale = _SCALES.get(dtype, 1.0)
         vision = self.network.encoder.config
         decay = self.config.layer_decay if self.config.full else 1.0
@@ -143,7 +143,7 @@ class FinetuneTrainer:
     def run_step(self) -> dict[str, Any] | None:
         """Does one step; after the last of an epoch evaluates, and returns the epoch's record.
 
-        Raises AimError, the weights as they were before, where loss or gradient is not finite.
+        Raises NotFinite, the weights as they were before, where loss or gradient is not finite.
         """
         batch = self._batches.batch(self.step)
         loss, gradient = self._batch_gradient(batch)
@@ -151,7 +151,7 @@ class FinetuneTrainer:
         mx.eval(norm, gradient)
         norm = float(norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise AimError(
+            raise NotFinite(
                 f"the loss of step {self.step + 1} is {loss:g}, the gradient's norm {norm:g}: "
                 "start again in another folder with a --learning-rate below "
                 f"{self.config.peak_rate:g}"
@@ -195,7 +195,7 @@ class FinetuneTrainer:
         """
         mine = np.arange(len(data))[self._group.rows(len(data))]
         found = np.zeros((len(data), self.network.head.config.classes), np.float32)
-        at_once = -(-self.config.batch_size // self._parts)
+        at_once = -(-self.config.batch_size // (self._group.size * self._parts))
         parts = self._division(len(mine), max(1, -(-len(mine) // at_once)))
         for network in self._networks:
             network.update(self._cast(self.network.trainable_parameters()))
@@ -231,7 +231,10 @@ class FinetuneTrainer:
 
     def _batch(self, step: int) -> FinetuneBatch:
         """This process's share of a step's batch."""
-        return self._train.batch(step, self._group.rows(len(self._train.images(step))))
+        return self._train.batch(step, self._rows(step))
+
+    def _rows(self, step: int) -> slice:
+        return self._group.rows(len(self._train.images(step)))
 
     def _division(self, count: int, parts: int) -> Division:
         return Division(count, parts, self._least, len(self._networks))
@@ -243,7 +246,8 @@ class FinetuneTrainer:
         weight = float(self._group.total(np.array(weight)))
         # The mean over the processes is then the gradient of the whole batch.
         scale = mx.array(self._scale * self._group.size / weight, mx.float32)
-        keys = mx.random.split(mx.random.key(self._dropout_seed()), len(batch.pixels))
+        mine = self._rows(self.step)
+        keys = mx.random.split(mx.random.key(self._dropout_seed()), mine.stop)[mine.start :]
         mx.eval(keys)
 
         def share(rows: slice, number: int) -> tuple[np.ndarray, Tree]:
@@ -266,8 +270,8 @@ class FinetuneTrainer:
         return float(total) / weight, tree_map(lambda value: value / self._scale, gradient)
 
     def _dropout_seed(self) -> int:
-        """Another for each step and process."""
-        seed = self.config.seed, 2, self.step, self._group.rank
+        """Another for each step."""
+        seed = self.config.seed, 2, self.step
         return int(np.random.default_rng(seed).integers(2**63))
 
     def _gradient_function(self, network: Classifier) -> Callable[..., Any]:
@@ -306,7 +310,7 @@ class FinetuneTrainer:
         wanted = replace(data.targets, smoothing=0.0)
         loss = float(loss_sum(mx.array(logits), wanted)) / total_weight(wanted)
         if not math.isfinite(loss):
-            raise AimError(
+            raise NotFinite(
                 f"the loss on val after step {self.step} is {loss:g}: start again in another "
                 f"folder with a --learning-rate below {self.config.peak_rate:g}"
             )

@@ -68,7 +68,7 @@ def train_lit(
     most; where they do not fit, they are computed again each time. A run ends early, with a
     checkpoint and Interrupted, once `stop` returns True. Interrupted or killed, the same call goes
     on from the last checkpoint, to the same bits. Raises UsageError for bad pairs, OutputError for
-    a folder of another run or one in use, AimError where the loss is not finite.
+    a folder of another run or one in use, NotFinite where the loss is not finite.
     """
     started = time.monotonic()
     report, folder = report or Silent(), Path(folder)

@@ -12,7 +12,7 @@ import numpy as np
 from aim_mlx.backend import cpu_streams, mx, nn, optim, tree_flatten, tree_unflatten
 from aim_mlx.data.pairs import epoch_batches
 from aim_mlx.encoder.pipeline import explained
-from aim_mlx.errors import AimError
+from aim_mlx.errors import NotFinite
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
 from aim_mlx.lit_training.evaluation import evaluate
 from aim_mlx.lit_training.features import Split
@@ -99,7 +99,7 @@ class LitTrainer:
     def run_step(self) -> dict[str, Any] | None:
         """Does one step; its record where one is due: that of `update`, and metrics now and then.
 
-        Raises AimError as `update`.
+        Raises NotFinite as `update`.
         """
         record = self.update()
         measures = self.done or self.step % math.ceil(self.steps / _EVALUATIONS) == 0
@@ -113,7 +113,7 @@ class LitTrainer:
     def update(self) -> dict[str, Any]:
         """Moves the weights once: number, loss, gradient norm, rate and scale.
 
-        Raises AimError, the model as it was before, where loss or gradient is not finite.
+        Raises NotFinite, the model as it was before, where loss or gradient is not finite.
         """
         rows = self._rows()
         tokens, ids = self.train.batch(rows)
@@ -124,7 +124,7 @@ class LitTrainer:
             mx.eval(loss, norm, gradient)
         found = {"loss": _number(loss), "grad_norm": _number(norm)}
         if not all(map(math.isfinite, found.values())):
-            raise AimError(
+            raise NotFinite(
                 f"the loss of step {self.step + 1} is {found['loss']:g}, its gradient's norm "
                 f"{found['grad_norm']:g}: the last checkpoint is kept; start again in another "
                 f"folder with a --learning-rate below {self.config.learning_rate:g}"

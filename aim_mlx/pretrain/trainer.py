@@ -17,7 +17,7 @@ from aim_mlx.backend import (
     tree_unflatten,
 )
 from aim_mlx.encoder.pipeline import explained
-from aim_mlx.errors import AimError
+from aim_mlx.errors import NotFinite
 from aim_mlx.models.decoder import PretrainingModel
 from aim_mlx.pretrain.data import PretrainingData
 from aim_mlx.pretrain.losses import Batch, counts, losses
@@ -86,7 +86,7 @@ class PretrainTrainer:
     def run_step(self) -> dict[str, Any] | None:
         """Does one step; returns the record that it added to `history`, if it did.
 
-        Raises AimError, the model as it was before, where loss or gradient is not finite.
+        Raises NotFinite, the model as it was before, where loss or gradient is not finite.
         """
         batch = self._batches.batch(self.step)
         found, gradient = self._batch_gradient(batch)
@@ -94,7 +94,7 @@ class PretrainTrainer:
         mx.eval(norm, gradient)
         norm = float(norm)
         if not (np.isfinite(found).all() and math.isfinite(norm)):
-            raise AimError(
+            raise NotFinite(
                 f"the losses of step {self.step + 1} are {found[0]:g} and {found[1]:g}, the "
                 f"gradient's norm is {norm:g}: the last checkpoint is kept; start again in another "
                 f"folder with a --learning-rate below {self.config.learning_rate:g}"

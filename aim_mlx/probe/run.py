@@ -22,7 +22,7 @@ from aim_mlx.config import to_dict
 from aim_mlx.data.labelled import Data
 from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
-from aim_mlx.errors import UNTRAINED, AimError, Interrupted, OutputError
+from aim_mlx.errors import UNTRAINED, NotFinite
 from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.probe.features import Augmentation, DataSetTokens
 from aim_mlx.probe.gradients import logits_of
@@ -84,7 +84,7 @@ def train_probe(
 
     Heads are chosen on val; test, where there is one, is looked at once, at the end. Interrupted,
     killed, or ended once `stop` returns True, the same call goes on. Raises UsageError for bad
-    data, OutputError for a folder of another run or one in use, and AimError where no head's loss
+    data, OutputError for a folder of another run or one in use, and NotFinite where no head's loss
     is finite; the best head until then is kept.
     """
     started = time.monotonic()
@@ -107,8 +107,8 @@ def train_probe(
         made = partial(trained_probe, trainer, encoder, images.classes, plan.layers)
         try:
             loop.run(trainer, work, report, stop=stop)
-        except AimError as error:
-            if not isinstance(error, (Interrupted, OutputError)) and trainer.best is not None:
+        except NotFinite:
+            if trainer.best is not None:
                 made().save(folder, overwrite=True)  # the best head until none was finite
             raise
         probe = made()

@@ -13,7 +13,7 @@ import numpy as np
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, optim, tree_unflatten
 from aim_mlx.config import HEAD_DIM
-from aim_mlx.errors import AimError, UsageError
+from aim_mlx.errors import AimError, NotFinite, UsageError
 from aim_mlx.probe.chunks import ImageMoments
 from aim_mlx.probe.config import FINAL_RATE, QUERIES, GridPoint, ProbeConfig
 from aim_mlx.probe.gradients import batch_gradients, logits_of
@@ -151,7 +151,7 @@ class GridTrainer:
     def run_step(self) -> dict[str, Any] | None:
         """Does one step; after the last of an epoch evaluates, and returns the epoch's record.
 
-        Raises AimError where no head is left whose numbers are finite.
+        Raises NotFinite where no head is left whose numbers are finite.
         """
         epoch, number = divmod(self.step, self.steps_in_epoch)
         rows = epoch_rows(len(self._targets), self.config, epoch)[number]
@@ -272,7 +272,7 @@ class GridTrainer:
         if not self._alive.any():
             best = self.best
             kept = f"the best head, of epoch {best.epoch}, is kept" if best else "none is kept"
-            raise AimError(
+            raise NotFinite(
                 f"after {self.step} steps the loss of no head is finite; {kept}: start again with "
                 f"learning rates below {min(self.config.learning_rates):g}"
             )
