@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_a_photo_of_the_store_is_found_without_the_model(capsys, made, monkeypat
     paths = EmbeddingStore(made / "store").paths
     assert paths[first["row"]] == first["path"] and (first["rank"], second["rank"]) == (1, 2)
     assert summary == {"event": "summary", "results": 2, "html": None, "exit_code": 0}
+
+
+def test_a_search_by_a_photo_of_the_store_does_not_wait_for_what_only_models_need(made):
+    code = (
+        "import sys, aim_mlx.cli.main as cli; code = cli._run(sys.argv[1:]);"
+        "models = {'aim_mlx.loading', 'aim_mlx.words', 'tqdm'} & set(sys.modules);"
+        "sys.exit(code or (str(models) if models else 0))"
+    )
+    query = ["search", str(made / "store"), "--image", str(made / "photos" / "2.png")]
+    done = subprocess.run([sys.executable, "-c", code, *query], capture_output=True, text=True)
+    assert (done.returncode, len(names(done.stdout))) == (0, 7), done.stderr
 
 
 def test_a_store_is_searched_with_its_own_pooling_layers_and_lengths(capsys, made, tmp_path):

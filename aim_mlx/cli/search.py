@@ -49,13 +49,9 @@ def search(
     A line has the cosine similarity and the path, with a tab between. The photos that you search
     with are left out.
     """
-    from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
-
     from aim_mlx.cli.targets import PAGES, check_target
     from aim_mlx.errors import UsageError
-    from aim_mlx.loading import load_encoder
     from aim_mlx.search import queries
-    from aim_mlx.search.pages import write_search_page
     from aim_mlx.store.reader import Photos, reading
 
     like = queries.Query(image or [], text or [])
@@ -71,10 +67,16 @@ def search(
         photos = Photos(rows, gone)
 
         def load() -> "Encoder":
+            from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
+
+            from aim_mlx.loading import load_encoder
+
             return load_encoder(rows, offline=offline, progress=tqdm)
 
         hits = queries.search(rows, like, unlike, k, photos, load, factors)
         if html is not None:
+            from aim_mlx.search.pages import write_search_page
+
             write_search_page(html, rows, like, unlike, hits)
         _print(rows, hits, as_json, html)
         for note in photos.notes([row for row, _ in hits]):

@@ -14,8 +14,6 @@ import numpy as np
 from aim_mlx.errors import AimError, UsageError
 from aim_mlx.search.nearest import combine, top_k
 from aim_mlx.store.reader import EmbeddingStore, Photos, file_of
-from aim_mlx.words.classify import check_words
-from aim_mlx.words.lit import as_lit
 
 if TYPE_CHECKING:
     from aim_mlx.encoder.encoder import Encoder
@@ -71,6 +69,10 @@ def _text_vectors(
 ) -> list[np.ndarray]:
     if not texts:
         return []
+    # What only words need would take a third of a search by a photo of the store.
+    from aim_mlx.words.classify import check_words
+    from aim_mlx.words.lit import as_lit
+
     check_words(store)
     if not all(text.strip() for text in texts):
         raise UsageError("expected words to search for, got an empty text")
