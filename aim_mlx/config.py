@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from aim_mlx.errors import CheckpointError
 
@@ -14,6 +14,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 QKV = ("q", "k", "v")
 TARGETS = (*QKV, "proj", "mlp")  # of adapters
+# The products of a block's feed-forward: AIMv2's are gate, down and up, AIMv1's up and down.
+MLP_PRODUCTS = {"aimv2": ("fc1", "fc2", "fc3"), "aimv1": ("fc1", "fc2")}
 CROP_ROUNDINGS = ("floor", "half_even")
 FITS = ("crop", "squash", "pad")
 
@@ -36,9 +38,11 @@ _OPTIONAL = {"image_size", "shortest_edge", "crop_size"}  # None for native reso
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of an AIMv2 vision encoder; `image_size` None means native resolution.
+    """Sizes of a vision encoder; `image_size` None means native resolution.
 
-    Raises CheckpointError for sizes that are not positive whole numbers or do not fit each other.
+    `family` "aimv1" has LayerNorm (whose epsilon `rms_norm_eps` then is), a GELU feed-forward and
+    always sin-cos positions. Raises CheckpointError for sizes that are not positive whole numbers
+    or do not fit each other.
     """
 
     embed_dim: int
@@ -48,11 +52,17 @@ class VisionConfig:
     patch_size: int = 14
     image_size: int | None = None
     rms_norm_eps: float = 1e-5
+    family: str = "aimv2"
 
     def __post_init__(self):
         _check_sizes(self)
         _check_trunk(self)
-        if self.embed_dim % 4 and self.image_size is None:
+        if self.family not in tuple(MLP_PRODUCTS):  # JSON may have a list there
+            raise CheckpointError(
+                f"family must be one of {', '.join(MLP_PRODUCTS)}, got {self.family!r:.80}: "
+                "correct config.json"
+            )
+        if self.embed_dim % 4 and self.sincos:
             raise CheckpointError(
                 f"embed_dim {self.embed_dim} is not a multiple of 4, which sin-cos positions need"
             )
@@ -69,6 +79,11 @@ class VisionConfig:
     @property
     def native(self) -> bool:
         return self.image_size is None
+
+    @property
+    def sincos(self) -> bool:
+        """Whether positions are computed; else they are learned, for one grid."""
+        return self.native or self.family == "aimv1"
 
     @property
     def mlp_ratio(self) -> float:
@@ -91,6 +106,7 @@ class TextConfig:
     mlp_hidden_dim: int
     num_blocks: int
     num_heads: int
+    family: ClassVar[str] = "aimv2"  # of the trunk's blocks
     vocab_size: int = 49_408
     context_length: int = 77
     eos_token_id: int = 49_407
@@ -195,6 +211,13 @@ class PreprocessConfig:
         return self.crop_size is None
 
     @classmethod
+    def published(cls, vision: VisionConfig) -> "PreprocessConfig":
+        """What the published models of this family and size take."""
+        if vision.family == "aimv1" and vision.image_size is not None:
+            return cls.imagenet(vision.image_size, vision.patch_size)
+        return cls.hub(vision.image_size, vision.patch_size)
+
+    @classmethod
     def hub(cls, image_size: int | None, patch_size: int = 14) -> "PreprocessConfig":
         """What the published preprocessor_config.json files say."""
         return cls(image_size, image_size, CLIP_MEAN, CLIP_STD, patch_size)
@@ -216,11 +239,13 @@ _NESTED = {"vision": VisionConfig, "text": TextConfig}  # the fields of LiTConfi
 
 
 def to_dict(config: AnyConfig) -> dict[str, Any]:
-    """Plain values for JSON."""
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    if values.get("fit") == "crop":  # what earlier versions wrote must compare equal
-        del values["fit"]
-    return values
+    """Plain values for JSON, without what earlier versions did not know, where it is as it was."""
+
+    def plain(values: list[tuple[str, Any]]) -> dict[str, Any]:
+        kept = [pair for pair in values if pair not in (("family", "aimv2"), ("fit", "crop"))]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in kept}
+
+    return asdict(config, dict_factory=plain)
 
 
 def from_dict(kind: type[Config], values: Any) -> Config:

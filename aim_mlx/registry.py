@@ -43,9 +43,25 @@ _LIT_TEXT = TextConfig(embed_dim=768, mlp_hidden_dim=2048, num_blocks=12, num_he
 _LIT_PROJECTION = 768
 
 
+# name after "aim-", (width, blocks, heads), IN-1k top-1 of a head on the last six blocks and of one
+# on the best six, which of them is the first, the file in apple/AIM (arXiv 2401.08541).
+_AIMV1 = [
+    ("600M-2B-imgs", (1536, 24, 12), 78.5, 79.4, 14, "aim_600m_2bimgs_attnprobe_backbone.pth"),
+    ("1B-5B-imgs", (2048, 24, 16), 80.6, 82.3, 12, "aim_1b_5bimgs_attnprobe_backbone.pth"),
+    ("3B-5B-imgs", (3072, 24, 24), 82.2, 83.3, 12, "aim_3b_5bimgs_attnprobe_backbone.pth"),
+    ("7B-5B-imgs", (4096, 32, 32), 82.4, 84.0, 14, "aim_7b_5bimgs_attnprobe_backbone.pth"),
+]
+_HUB_FILE = "https://huggingface.co/apple/AIM/resolve/main"
+
+
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model; `repo` and `revision` are None where no weights are published."""
+    """One model; `repo` and `revision` are None where no weights are published as safetensors.
+
+    `pickle` is where a .pth file of AIMv1 is published, `best_layers` are the blocks whose mean
+    serves a classifier best, and `best_top1` is what one reaches there; `top1` is that of the last
+    six.
+    """
 
     name: str
     config: VisionConfig | LiTConfig
@@ -54,6 +70,16 @@ class ModelSpec:
     revision: str | None
     licence: str
     top1: float | None
+    pickle: str | None = None
+    best_layers: tuple[int, ...] = ()
+    best_top1: float | None = None
+
+    @property
+    def family(self) -> str:
+        """ "AIMv2", "LiT" or "AIMv1"."""
+        if isinstance(self.config, LiTConfig):
+            return "LiT"
+        return "AIMv1" if self.config.family == "aimv1" else "AIMv2"
 
     @property
     def vision(self) -> VisionConfig:
@@ -67,10 +93,34 @@ def _spec(suffix: str, image_size: int | None, top1: float | None, revision: str
     if suffix.endswith("-lit"):
         config = LiTConfig(vision, _LIT_TEXT, _LIT_PROJECTION)
     repo = f"apple/{name}" if revision else None
-    return ModelSpec(name, config, PreprocessConfig.hub(image_size), repo, revision, LICENCE, top1)
+    preprocess = PreprocessConfig.published(vision)
+    return ModelSpec(name, config, preprocess, repo, revision, LICENCE, top1)
 
 
-_SPECS = [*(_spec(*row) for row in _PUBLISHED), _spec("base-patch14-224", 224, None, None)]
+def _aimv1(
+    suffix: str, sizes: tuple[int, int, int], top1: float, best: float, first: int, file: str
+) -> ModelSpec:
+    width, blocks, heads = sizes
+    config = VisionConfig(width, 4 * width, blocks, heads, 14, 224, 1e-6, "aimv1")
+    return ModelSpec(
+        f"aim-{suffix}",
+        config,
+        PreprocessConfig.published(config),
+        None,
+        None,
+        LICENCE,
+        top1,
+        f"{_HUB_FILE}/{file}",
+        tuple(range(first, first + 6)),
+        best,
+    )
+
+
+_SPECS = [
+    *(_spec(*row) for row in _PUBLISHED),
+    _spec("base-patch14-224", 224, None, None),
+    *(_aimv1(*row) for row in _AIMV1),
+]
 MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 DEFAULT_MODEL = "aimv2-large-patch14-224"
 DEFAULT_LIT = "aimv2-large-patch14-224-lit"  # for what words are needed for

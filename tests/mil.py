@@ -9,6 +9,7 @@ once, as on a GPU; with `narrow` also after every few summands, which is as bad 
 """
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -270,6 +271,13 @@ def sigmoid(given, narrow):
 def silu(given, narrow):
     x = given["x"].astype(np.float32)
     return (x / (1 + np.exp(-x))).astype(given["x"].dtype)
+
+
+@operation
+def gelu(given, narrow):
+    assert given["mode"] == "EXACT"
+    x = given["x"].astype(np.float64)
+    return (x * np.vectorize(math.erfc)(-x / math.sqrt(2)) / 2).astype(given["x"].dtype)
 
 
 @operation

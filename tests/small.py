@@ -15,6 +15,7 @@ from aim_mlx.weights.sizes import expected_shapes
 
 SMALL = VisionConfig(64, 176, 3, 2, 14, 56)
 NATIVE = VisionConfig(64, 176, 3, 2, 14, None)
+AIMV1 = VisionConfig(64, 256, 3, 2, 14, 56, 1e-6, "aimv1")
 # As large a vocabulary as the reference's small one, and room for short prompts only.
 SMALL_LIT = LiTConfig(SMALL, TextConfig(48, 128, 2, 3, 1385, 32, 1384), 32)
 TOKENIZER = Path(__file__).parent / "data" / "clip_tokenizer"
@@ -26,20 +27,21 @@ def noisy(config: VisionConfig, seed: int = 0) -> VisionEncoder:
     rng = np.random.default_rng(seed)
     noise = {}
     for name, value in dict(tree_flatten(model.parameters())).items():
-        values = rng.normal(0, 0.1, value.shape) + (1.0 if "norm" in name else 0.0)
+        gain = "norm" in name and name.endswith("weight")
+        values = rng.normal(0, 0.1, value.shape) + (1.0 if gain else 0.0)
         noise[name] = mx.array(values.astype(np.float32))
     model.load_weights(list(noise.items()), strict=True)
     return model
 
 
 def encoder(config: VisionConfig = SMALL, seed: int = 0) -> Encoder:
-    return Encoder(noisy(config, seed), PreprocessConfig.hub(config.image_size))
+    return Encoder(noisy(config, seed), PreprocessConfig.published(config))
 
 
 def save(folder: Path, config: VisionConfig = SMALL, trained: bool = True) -> Path:
     """A checkpoint folder of that network."""
     weights = dict(tree_flatten(noisy(config).parameters()))
-    preprocess = PreprocessConfig.hub(config.image_size)
+    preprocess = PreprocessConfig.published(config)
     return save_checkpoint(folder, weights, config, preprocess, provenance(trained=trained))
 
 

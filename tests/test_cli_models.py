@@ -18,18 +18,27 @@ def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def test_every_model_is_one_line_after_the_heading(capsys):
+def test_every_model_is_one_line_in_the_list_of_its_family(capsys):
     assert cli._run(["models"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:2] == ["name", "pixels"]
-    assert [line.split()[0] for line in lines[1:]] == list(MODELS)
-    assert all(line.endswith("no") for line in lines[1:])
+    lists = capsys.readouterr().out.strip().split("\n\n")
+    assert [each.split(":")[0] for each in lists] == ["AIMv2", "LiT", "AIMv1"]
+    for each in lists:
+        title, heading, *lines = each.splitlines()
+        assert heading.split()[:2] == ["name", "pixels"]
+        names = [line.split()[0] for line in lines]
+        assert names == [n for n, spec in MODELS.items() if spec.family == title.split(":")[0]]
+        assert all(line.endswith("no") for line in lines)
 
 
 def test_json_gives_one_object_a_model(capsys):
     assert cli._run(["models", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["name"] for row in rows] == list(MODELS)
+    assert sorted(row["name"] for row in rows) == sorted(MODELS)
+
+
+def test_aimv1_has_a_score_on_its_last_blocks_and_one_on_the_best():
+    row = described("aim-7B-5B-imgs")
+    assert (row["IN-1k"], row["best blocks"]) == (82.4, "84.0 (14-19)")
 
 
 def test_memory_is_that_of_the_published_files():

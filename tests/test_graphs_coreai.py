@@ -10,7 +10,7 @@ import pytest
 
 from aim_mlx.graphs.export import export_model
 from aim_mlx.graphs.graph import Graph
-from tests.small import encoder
+from tests.small import AIMV1, encoder
 
 authoring: Any = pytest.importorskip("coreai.authoring", reason="extra 'coreai' is not installed")
 from aim_mlx.graphs import coreai  # noqa: E402
@@ -44,6 +44,14 @@ def test_the_file_names_its_functions_their_shapes_and_what_it_is(tmp_path):
     assert name == "image" and "3 x 56 x 56 x 3" in kind.replace("×", "x")
     said = json.loads((tmp_path / "a.aimodel/metadata.json").read_text())
     assert said["creatorDefinedMetadata"]["weights"] == graph.encoder.weights_digest
+
+
+def test_aimv1_keeps_its_numbers(tmp_path):
+    graph = Graph(encoder(AIMV1), "tokens", dtype="float32")
+    coreai.write(graph, tmp_path / "a.aimodel")
+    inputs = {"main": graph.sample(1)}
+    found = coreai.run(graph, tmp_path / "a.aimodel", inputs)["main"]
+    np.testing.assert_allclose(found, graph.expected(inputs["main"]), atol=2e-5)
 
 
 def test_it_is_checked_inside_a_notebook_too(tmp_path):

@@ -18,7 +18,7 @@ from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.words.zeroshot import ZeroShotHead
 from tests.coreml_imports import coremltools
 from tests.mil import Package
-from tests.small import NATIVE, encoder, save_lit
+from tests.small import AIMV1, NATIVE, encoder, save_lit
 from tests.test_graphs_forward import probe
 
 # Ten times what was seen of all kinds with four of OpenBLAS's kernels, over three blocks.
@@ -39,6 +39,7 @@ def calm_probe(**options) -> AttentiveProbe:
 KINDS = {
     "embedding": lambda lit: (encoder(), {}),
     "tokens": lambda lit: (encoder(), {"head": "tokens"}),
+    "AIMv1": lambda lit: (encoder(AIMV1), {"head": "tokens"}),
     "native, one size": lambda lit: (encoder(NATIVE), {"size": (56, 56)}),
     "native, another": lambda lit: (encoder(NATIVE), {"head": "tokens", "size": (42, 98)}),
     "LiT image": lambda lit: (lit, {}),

@@ -13,7 +13,7 @@ from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.tokens.source import token_identity
 from aim_mlx.weights.quantize import Quantization, quantize_modules, quantized_names
 from aim_mlx.words.zeroshot import ZeroShotHead
-from tests.small import NATIVE, SMALL, encoder, save_lit
+from tests.small import AIMV1, NATIVE, SMALL, encoder, save_lit
 
 # float32 rounding over three blocks and a norm is 2e-6 with any of OpenBLAS's kernels.
 CLOSE = 2e-5
@@ -57,7 +57,8 @@ def test_the_embedding_is_the_encoders(batch):
 
 
 def test_the_tokens_are_the_encoders():
-    assert_as_expected(Graph(encoder(), "tokens", "float32"), 1)
+    for config in (SMALL, AIMV1):
+        assert_as_expected(Graph(encoder(config), "tokens", "float32"), 1)
 
 
 @pytest.mark.parametrize("size", [(56, 56), (42, 98)])

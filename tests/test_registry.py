@@ -22,7 +22,20 @@ def test_all_sixteen_published_models_are_there_under_their_own_names():
     assert len({spec.revision for spec in PUBLISHED.values()}) == 16
 
 
-@pytest.mark.parametrize("spec", MODELS.values(), ids=lambda spec: spec.name)
+def test_the_four_models_of_aimv1_are_there_under_their_own_names():
+    first = {name: spec for name, spec in MODELS.items() if spec.family == "AIMv1"}
+    assert list(first) == [f"aim-{n}-imgs" for n in ("600M-2B", "1B-5B", "3B-5B", "7B-5B")]
+    for spec in first.values():
+        assert spec.repo is None and str(spec.pickle).endswith("_attnprobe_backbone.pth")
+        assert spec.vision.head_dim == HEAD_DIM and spec.vision.mlp_ratio == 4
+        assert spec.preprocess.shortest_edge == 256 and spec.licence == "apple-amlr"
+        assert len(spec.best_layers) == 6 and spec.top1 and spec.best_top1
+        assert spec.top1 < spec.best_top1 and max(spec.best_layers) < spec.vision.num_blocks - 4
+
+
+@pytest.mark.parametrize(
+    "spec", [s for s in MODELS.values() if s.family != "AIMv1"], ids=lambda spec: spec.name
+)
 def test_sizes_are_those_that_the_name_says(spec):
     size, pixels = spec.name.split("-")[1], spec.name.split("-")[3]
     assert spec.vision.image_size == (None if pixels == "native" else int(pixels))

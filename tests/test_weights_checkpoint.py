@@ -680,6 +680,81 @@ def test_sizes_given_for_the_other_kind_are_refused(lit: Path, folder: Path):
     assert "config= states a LiT model" in rejected(folder, LIT)
 
 
+# AIMv1
+
+AIMV1 = VisionConfig(64, 256, 4, 2, 14, 56, 1e-6, "aimv1")
+# As the reference code states the sizes.
+ML_AIM = {"img_size": 56, "patch_size": 14, "embed_dim": 64, "num_blocks": 4, "num_heads": 2}
+
+
+@pytest.fixture
+def aimv1(tmp_path: Path) -> Path:
+    folder = copy_case(tmp_path, "aimv1_probe", "ml_aim_torch")
+    (folder / "config.json").write_text(json.dumps(ML_AIM | {"probe_layers": [1, 2]}))
+    return folder
+
+
+def test_an_aimv1_folder_opens_with_its_sizes_and_the_preprocessing_of_its_paper(aimv1: Path):
+    checkpoint = open_checkpoint(aimv1)
+    assert (checkpoint.kind, checkpoint.layout) == ("vision", "ml-aim-torch")
+    assert checkpoint.config == AIMV1 and not checkpoint.heads_assumed
+    assert checkpoint.preprocess == PreprocessConfig.imagenet(56)
+
+
+def test_a_bare_aimv1_file_is_for_224_pixels_and_heads_of_128_channels(tmp_path: Path):
+    config = VisionConfig(256, 24, 1, 2, 14, 224, 1e-6, "aimv1")
+    tensors = {n: ("F32", np.ones(s, np.float32)) for n, s in expected_shapes(config).items()}
+    write_tensors(tmp_path / "x.safetensors", tensors)
+    checkpoint = open_checkpoint(tmp_path / "x.safetensors")
+    assert checkpoint.config == config and checkpoint.heads_assumed
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["preprocessor.patchifier.norm.bias", "trunk.blocks.2.mlp.fc1.weight", "trunk.blocks.3.norm_2"],
+)
+def test_a_missing_tensor_of_aimv1_is_refused_by_name(aimv1: Path, name: str):
+    tensors = read_tensors(weight_file(aimv1))
+    write_tensors(weight_file(aimv1), {n: t for n, t in tensors.items() if name not in n})
+    assert f"missing tensor '{name}" in rejected(aimv1)
+
+
+@pytest.mark.parametrize("name", ["trunk.blocks.1.mlp.fc2.weight", "trunk.post_trunk_norm.bias"])
+def test_a_wrong_shape_in_aimv1_is_refused_by_name(aimv1: Path, name: str):
+    tensors = read_tensors(weight_file(aimv1))
+    tensors[name] = "F32", np.zeros((64, 64), np.float32)
+    write_tensors(weight_file(aimv1), tensors)
+    assert f"wrong shape of tensor '{name}'" in rejected(aimv1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"embed_dim": 128},
+        {"num_blocks": 5},
+        {"num_heads": 3},
+        {"mlp_ratio": 3},
+        {"img_size": 60},
+        {"img_size": "56"},
+        {"use_bias": True},
+    ],
+)
+def test_a_config_that_contradicts_aimv1s_weights_is_refused(aimv1: Path, changes):
+    edit_json(aimv1 / "config.json", **changes)
+    rejected(aimv1)
+
+
+def test_the_config_of_one_family_beside_weights_of_the_other_is_refused(aimv1: Path, folder: Path):
+    shutil.copy(folder / "config.json", aimv1)
+    rejected(aimv1)
+    sizes = ML_AIM | {"num_blocks": 3}
+    (folder / "config.json").write_text(json.dumps(sizes))
+    assert "states family 'aimv1', the weights have aimv2" in rejected(folder)
+    assert "states family 'aimv2', the weights have aimv1" in rejected(
+        aimv1, replace(AIMV1, family="aimv2")
+    )
+
+
 # Fuzzing: the outcome is a Checkpoint or a CheckpointError.
 
 fuzz = settings(

@@ -47,6 +47,9 @@ CASES = {
     ("ovis2", True): 500,
     ("ovis2-transformers", True): 500,
     ("sail-vl", False): 500,
+    ("aimv1", False): 500,
+    ("aimv1", True): 300,
+    ("aim-mlx aimv1", False): 300,
 }
 
 

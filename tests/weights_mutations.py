@@ -29,6 +29,7 @@ Mutation = tuple[str, int]
 
 CONFIG = VisionConfig(8, 8, 2, 2, 2, 4)
 NATIVE = VisionConfig(8, 8, 2, 2, 2, None)
+AIMV1 = VisionConfig(8, 8, 2, 2, 2, 4, 1e-6, "aimv1")
 INDEX = "model.safetensors.index.json"
 _JSON_FILES = ("config.json", "preprocessor_config.json", INDEX)
 
@@ -37,7 +38,10 @@ _JSON_FILES = ("config.json", "preprocessor_config.json", INDEX)
 
 
 def checkpoint(layout: str, sharded: bool = False) -> Files:
-    """A sound checkpoint: a `layout` of a table, "aim-mlx", "native", "quantised" or "lit"."""
+    """A sound checkpoint: a `layout` of a table, "aim-mlx", "native", "quantised" or "lit".
+
+    "aimv1" is as published, "aim-mlx aimv1" as we write it.
+    """
     if layout == "quantised":
         return _quantised()
     if layout == "lit":
@@ -75,9 +79,12 @@ def pack(tensors: Sequence[Packed], metadata: Mapping[str, str] | None = None) -
 
 
 def _vision(layout: str) -> tuple[dict[str, Stored], Files]:
-    config = NATIVE if layout == "native" else CONFIG
-    preprocess = PreprocessConfig.hub(config.image_size, config.patch_size)
-    named = layout_named({"aim-mlx": "ml-aim-mlx", "native": "ml-aim-mlx"}.get(layout, layout))
+    config = NATIVE if layout == "native" else AIMV1 if "aimv1" in layout else CONFIG
+    preprocess = PreprocessConfig.published(config)
+    ours = {"aimv1": "ml-aim-torch"} | dict.fromkeys(
+        ("aim-mlx", "native", "aim-mlx aimv1"), "ml-aim-mlx"
+    )
+    named = layout_named(ours.get(layout, layout), family=config.family)
     rng = np.random.default_rng(0)
     tensors: dict[str, Stored] = {}
     for ours, shape in expected_shapes(config).items():
@@ -90,13 +97,16 @@ def _vision(layout: str) -> tuple[dict[str, Stored], Files]:
             else:
                 tensors[name] = "F32", list(array.shape), array.tobytes()
     files = {"config.json": _config(layout, config, preprocess)}
-    if layout != "aim-mlx":
+    if not layout.startswith(("aim-mlx", "aimv1")):
         files["preprocessor_config.json"] = _preprocessor(preprocess)
     return tensors, {name: json.dumps(values).encode() for name, values in files.items()}
 
 
 def _config(layout: str, config: VisionConfig, preprocess: PreprocessConfig) -> dict[str, Any]:
-    if layout == "aim-mlx":
+    if layout == "aimv1":
+        sizes = {"embed_dim": 8, "num_blocks": 2, "num_heads": 2, "mlp_ratio": 1}
+        return sizes | {"img_size": 4, "patch_size": 2, "probe_layers": [0, 1]}
+    if layout.startswith("aim-mlx"):
         return {
             "format": "aim-mlx",
             "format_version": 1,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu, within_memory
-from aim_mlx.config import PreprocessConfig
+from aim_mlx.config import MLP_PRODUCTS, PreprocessConfig
 from aim_mlx.errors import (
     AimError,
     CheckpointError,
@@ -87,7 +87,8 @@ def block_size(model: VisionEncoder, batch_size: int | None) -> int:
     """
     config = model.config
     patches = config.grid**2 if config.grid else _NATIVE_PATCHES
-    block = config.embed_dim * (4 * config.embed_dim + 3 * config.mlp_hidden_dim)
+    products = len(MLP_PRODUCTS[config.family])
+    block = config.embed_dim * (4 * config.embed_dim + products * config.mlp_hidden_dim)
     operations = 2 * patches * config.num_blocks * block
     cores = 1 if on_gpu() else BLAS.threads
     rate = _SLOW_CORE_RATE if BLAS.state == "missing" else _CORE_RATE

@@ -82,6 +82,9 @@ class CoreAIOps:
     def sigmoid(self, x: Any) -> Any:
         return self._to.sigmoid(x)
 
+    def gelu(self, x: Any) -> Any:
+        return self._to.gelu(x)
+
     def equals(self, x: Any, number: int) -> Any:
         same = self._to.broadcasting_equal(self.cast(x, "int32"), np.array(number, np.int32))
         return self.cast(same, "float32")

@@ -84,6 +84,9 @@ class MilOps:
     def sigmoid(self, x: Any) -> Any:
         return self._mb.sigmoid(x=x)
 
+    def gelu(self, x: Any) -> Any:
+        return self._mb.gelu(x=x, mode="EXACT")
+
     def equals(self, x: Any, number: int) -> Any:
         kind = np.int32 if x.is_tensor_or_scalar_of("int32") else np.float32
         return self._mb.cast(x=self._mb.equal(x=x, y=kind(number)), dtype="fp32")

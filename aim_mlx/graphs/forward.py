@@ -129,7 +129,7 @@ class Forward(Generic[T]):
         return self.ops.add(scaled, self.ops.constant((-mean / std).astype(np.float32)))
 
     def _positions(self, config: VisionConfig, grid: tuple[int, int], start: str) -> T:
-        if config.native:
+        if config.sincos:
             return self._own("positions", sincos_positions(*grid, config.embed_dim))
         return self._constant(f"{start}pos_embed")
 
@@ -154,7 +154,8 @@ class Forward(Generic[T]):
             name = f"{prefix}trunk.blocks.{i}."
             normed = self._norm(x, f"{name}norm_1", config)
             x = self.ops.add(x, self._attention(normed, f"{name}attn.", config, N, mask))
-            x = self.ops.add(x, self._mlp(self._norm(x, f"{name}norm_2", config), f"{name}mlp."))
+            normed = self._norm(x, f"{name}norm_2", config)
+            x = self.ops.add(x, self._mlp(normed, f"{name}mlp.", config))
             outputs.append(x)
         return outputs
 
@@ -177,18 +178,24 @@ class Forward(Generic[T]):
         x = self.ops.transpose(self.ops.matmul(weights, v), (0, 2, 1, 3))
         return self._product(self.ops.reshape(x, (self.B, N, D)), f"{name}proj")
 
-    def _mlp(self, x: T, name: str) -> T:
+    def _mlp(self, x: T, name: str, config: TrunkConfig) -> T:
+        if config.family == "aimv1":
+            return self._product(self.ops.gelu(self._product(x, f"{name}fc1")), f"{name}fc2")
         gate, up = self._product(x, f"{name}fc1"), self._product(x, f"{name}fc3")
         silu = self.ops.multiply(gate, self.ops.sigmoid(gate))
         return self._product(self.ops.multiply(silu, up), f"{name}fc2")
 
     def _norm(self, x: T, name: str, config: TrunkConfig, dtype: str | None = None) -> T:
-        """RMSNorm over the last axis, in float32, then in the graph's dtype unless one is given."""
+        """The family's norm, in float32, then in the graph's dtype unless one is given."""
         x = self._cast(x, FLOAT32)
+        if config.family == "aimv1":
+            x = self.ops.add(x, self.scaled(self.ops.mean(x, -1), -1.0))
         squares = self.ops.mean(self.ops.multiply(x, x), -1)
         epsilon = self.ops.constant(np.array(config.rms_norm_eps, np.float32))
         x = self.ops.multiply(x, self.ops.rsqrt(self.ops.add(squares, epsilon)))
         x = self.ops.multiply(x, self._constant(f"{name}.weight", FLOAT32))
+        if config.family == "aimv1":
+            x = self.ops.add(x, self._constant(f"{name}.bias", FLOAT32))
         return self._cast(x, dtype or self.dtype)
 
     def _first_end(self, ids: T, config: TextConfig, L: int) -> T:

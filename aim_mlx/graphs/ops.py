@@ -5,7 +5,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from aim_mlx.backend import DTYPES, mx
+from aim_mlx.backend import DTYPES, mx, nn
 
 T = TypeVar("T")
 
@@ -58,6 +58,10 @@ class Ops(Protocol[T]):
         ...
 
     def sigmoid(self, x: T) -> T: ...
+
+    def gelu(self, x: T) -> T:
+        """The exact one."""
+        ...
 
     def equals(self, x: T, number: int) -> T:
         """1 where x has this value, 0 elsewhere, in float32; x may be of any dtype."""
@@ -120,6 +124,9 @@ class MlxOps:
 
     def sigmoid(self, x: mx.array) -> mx.array:
         return mx.sigmoid(x)
+
+    def gelu(self, x: mx.array) -> mx.array:
+        return nn.gelu(x)
 
     def equals(self, x: mx.array, number: int) -> mx.array:
         return (x == number).astype(mx.float32)

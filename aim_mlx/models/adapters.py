@@ -11,7 +11,7 @@ from functools import reduce
 import numpy as np
 
 from aim_mlx.backend import mx, nn, tree_unflatten
-from aim_mlx.config import QKV, LoRAConfig, VisionConfig
+from aim_mlx.config import MLP_PRODUCTS, QKV, LoRAConfig, VisionConfig
 from aim_mlx.models.vision import VisionEncoder
 
 
@@ -96,7 +96,7 @@ def adapted_products(config: VisionConfig, lora: LoRAConfig) -> Iterator[tuple[s
         if "proj" in lora.targets:
             yield f"{block}.attn.proj", [f"{block}.attn.proj"]
         if "mlp" in lora.targets:
-            for name in ("fc1", "fc2", "fc3"):
+            for name in MLP_PRODUCTS[config.family]:
                 yield f"{block}.mlp.{name}", [f"{block}.mlp.{name}"]
 
 
@@ -134,7 +134,7 @@ def adapt(encoder: VisionEncoder, lora: LoRAConfig, tensors: Mapping[str, mx.arr
         if "proj" in lora.targets:
             setattr(block.attn, "proj", LoRALinear(block.attn.proj, lora))  # noqa: B010
         if "mlp" in lora.targets:
-            for name in ("fc1", "fc2", "fc3"):
+            for name in MLP_PRODUCTS[encoder.config.family]:
                 setattr(block.mlp, name, LoRALinear(block.mlp[name], lora))
     encoder.update(tree_unflatten(list(tensors.items())))
 

@@ -1,8 +1,9 @@
-"""The transformer block of AIMv2 (arXiv 2411.14402, section 3.1).
+"""The transformer blocks of AIMv2 (arXiv 2411.14402, section 3.1) and AIMv1 (arXiv 2401.08541).
 
-- pre-norm with RMSNorm, whose sums run in float32 whatever the dtype
 - attention without biases, one fused projection for q, k and v; masks are bool, True = may attend
-- SwiGLU: silu(fc1 x) * fc3 x, then fc2
+- AIMv2: pre-norm with RMSNorm, and SwiGLU: silu(fc1 x) * fc3 x, then fc2
+- AIMv1: pre-norm with LayerNorm, and an MLP without biases: gelu(fc1 x), then fc2
+- the sums of norms and softmaxes run in float32 whatever the dtype
 """
 
 import math
@@ -80,15 +81,33 @@ class SwiGLU(nn.Module):
         return self.fc2(gated(self.fc1(x), self.fc3(x)))
 
 
+class MLP(nn.Module):
+    """AIMv1's feed-forward, with the exact GELU: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, config: TrunkConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.embed_dim, config.mlp_hidden_dim, bias=False)
+        self.fc2 = nn.Linear(config.mlp_hidden_dim, config.embed_dim, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(nn.gelu(self.fc1(x)))
+
+
+def norm_of(config: TrunkConfig) -> nn.Module:
+    """A norm over the channels, of the kind that the family has."""
+    kind = nn.LayerNorm if config.family == "aimv1" else nn.RMSNorm
+    return kind(config.embed_dim, eps=config.rms_norm_eps)
+
+
 class Block(nn.Module):
     """One pre-norm transformer block: (B, N, D) -> (B, N, D); mask and `seen` as for Attention."""
 
     def __init__(self, config: TrunkConfig):
         super().__init__()
-        self.norm_1 = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
+        self.norm_1 = norm_of(config)
         self.attn = Attention(config)
-        self.norm_2 = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
-        self.mlp = SwiGLU(config)
+        self.norm_2 = norm_of(config)
+        self.mlp = MLP(config) if config.family == "aimv1" else SwiGLU(config)
 
     def __call__(
         self, x: mx.array, mask: mx.array | None = None, seen: Seen | None = None
@@ -108,7 +127,7 @@ class Trunk(nn.Module):
     def __init__(self, config: TrunkConfig):
         super().__init__()
         self.blocks = [Block(config) for _ in range(config.num_blocks)]
-        self.post_trunk_norm = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
+        self.post_trunk_norm = norm_of(config)
 
     def __call__(
         self,

@@ -1,7 +1,8 @@
-"""The AIMv2 vision encoder (arXiv 2411.14402): patches, positions, a trunk of blocks, a final norm.
+"""The vision encoders, AIMv2 (arXiv 2411.14402) and AIMv1 (arXiv 2401.08541).
 
-- patches of 14 x 14 pixels, projected with a bias, RMS-normalised, then positions are added
-- learned positions for one fixed size, sin-cos positions for native resolution
+- patches of 14 x 14 pixels, projected with a bias, normalised, then positions are added
+- learned positions for one fixed size; sin-cos positions for native resolution and in AIMv1
+- a trunk of blocks and a final norm
 - no class token: every output token is a patch
 - parameters are named as in the reference's MLX files, so those load unchanged
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from aim_mlx.backend import check_not_forked, mx, nn
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import UsageError
-from aim_mlx.models.layers import Trunk
+from aim_mlx.models.layers import Trunk, norm_of
 from aim_mlx.models.positions import resize_positions, sincos_positions
 
 
@@ -51,7 +52,7 @@ class Patchifier(nn.Module):
         super().__init__()
         self._patch_size = config.patch_size
         self.proj = PatchProjection(config)
-        self.norm = nn.RMSNorm(config.embed_dim, eps=config.rms_norm_eps)
+        self.norm = norm_of(config)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         B, H, W, _ = pixels.shape
@@ -68,7 +69,7 @@ class Preprocessor(nn.Module):
         super().__init__()
         self._config = config
         self.patchifier = Patchifier(config)
-        if config.grid is not None:
+        if config.grid is not None and not config.sincos:
             self.pos_embed = mx.zeros((1, config.grid**2, config.embed_dim))
 
     def __call__(self, pixels: mx.array, grid: tuple[int, int]) -> mx.array:
@@ -76,16 +77,16 @@ class Preprocessor(nn.Module):
         return tokens + self._positions(grid).astype(tokens.dtype)
 
     def _positions(self, grid: tuple[int, int]) -> mx.array:
-        trained = self._config.grid
-        if trained is None:
+        if self._config.sincos:
             return mx.array(sincos_positions(*grid, self._config.embed_dim))
+        trained = self._config.grid
         if grid == (trained, trained):
             return self.pos_embed
         return resize_positions(self.pos_embed, *grid)
 
 
 class VisionEncoder(nn.Module):
-    """The AIMv2 vision encoder; source: apple/ml-aim, `AIMv2VisionEncoder`."""
+    """A vision encoder; source: apple/ml-aim, `AIMv2VisionEncoder` and, without its head, `AIM`."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()

@@ -107,7 +107,7 @@ class Checkpoint:
     @property
     def vision(self) -> VisionConfig:
         """The sizes of the vision encoder, which in a LiT model is the image tower."""
-        return self.config.vision if isinstance(self.config, LiTConfig) else self.config
+        return _vision_of(self.config)
 
     @property
     def folder(self) -> Path:
@@ -135,7 +135,8 @@ class Checkpoint:
         The sources of a quantised weight are the tensors that hold it.
         """
         if self.quantization is None:
-            return plan(layout_named(self.layout, self.kind), self.tensors)
+            layout = layout_named(self.layout, self.kind, self.vision.family)
+            return plan(layout, self.tensors)
         parts = {name: packed_names(name, self.quantization) for name in self.quantized}
         rest = {part for names in parts.values() for part in names[1:]}
         return [Rule(n, parts.get(n, (n,)), KEEP) for n in self.tensors if n not in rest]
@@ -163,7 +164,8 @@ def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = N
     files = found.files
     tensors = _tensors(files, tower)
     if stated.config is not None:
-        layout, sizes = layout_named("ml-aim-mlx", stated.kind or ""), stated.config
+        sizes = stated.config
+        layout = layout_named("ml-aim-mlx", stated.kind or "", _vision_of(sizes).family)
         _check_ours(stated, sizes, tensors)
     else:
         _check_dtypes(tensors)
@@ -207,6 +209,10 @@ def _tensors(files: Iterable[CheckedFile], tower: Tower | None) -> dict[str, Ten
         for name, info in file.tensors.items()
         if tower is None or tower.holds(name)
     }
+
+
+def _vision_of(config: ModelConfig) -> VisionConfig:
+    return config.vision if isinstance(config, LiTConfig) else config
 
 
 def _heads_are_silent(stated: Stated, sizes: ModelConfig) -> bool:
@@ -261,7 +267,7 @@ def _sizes(layout: Layout, tensors: Mapping[str, TensorInfo], stated: Stated) ->
     def names(ours: str) -> str:
         return ", ".join(map(show, layout.source_names(ours))) or show(ours)
 
-    config = config_from_tensors(shapes, stated, layout.kind, names)
+    config = config_from_tensors(shapes, stated, layout, names)
     check_shapes(shapes, expected_shapes(config), names)
     stated.check(config)
     return config
@@ -273,10 +279,10 @@ def _preprocess(
     """Our own config.json, else the image processor's, else timm's, else the Hub's values."""
     if stated.config is not None and stated.preprocess is not None:
         return stated.preprocess
-    vision = config.vision if isinstance(config, LiTConfig) else config
+    vision = _vision_of(config)
     if tower is not None:
         return tower.preprocessing(folder, vision)
-    published = PreprocessConfig.hub(vision.image_size, vision.patch_size)
+    published = PreprocessConfig.published(vision)
     preprocess = read_preprocessing(folder, vision.patch_size) or stated.preprocess or published
     if layout.name == "timm" and not preprocess.native:
         return replace(preprocess, crop_rounding="half_even")  # torchvision crops there

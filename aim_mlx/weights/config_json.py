@@ -36,7 +36,7 @@ FORMAT, FORMAT_VERSION = "aim-mlx", 1
 KINDS = {"vision": "a vision encoder", "lit": "a LiT model"}
 _KEYS = {"format", "format_version", "kind", "encoder", "preprocessing", "provenance"}
 
-# Our names -> those of transformers and of timm.
+# Our names -> those of transformers, of timm and of the reference code of AIMv1.
 _TRUNK = {
     "embed_dim": "hidden_size",
     "mlp_hidden_dim": "intermediate_size",
@@ -59,6 +59,7 @@ _TIMM = {
     "image_size": "img_size",
     "mlp_ratio": "mlp_ratio",
 }
+_AIMV1 = _TIMM | {"num_blocks": "num_blocks"}
 # What would change the network is stated with these values or not at all.
 _FIXED = {
     "hidden_act": ("silu", "swish"),
@@ -141,6 +142,8 @@ def read_config(path: Path) -> Stated:
         return _ours(path, values)
     if "architecture" in values and "model_type" not in values:
         return _timm(path, values)
+    if "num_blocks" in values and "model_type" not in values:
+        return _aimv1(path, values)
     return _transformers(path, values)
 
 
@@ -252,6 +255,11 @@ def _vision(path: Path, values: Values) -> Values:
     if stated.get("native") is True:  # without a size of its own, it may repeat a class default
         stated.pop("image_size", None)
     return stated
+
+
+def _aimv1(path: Path, values: Values) -> Stated:
+    """The arguments of apple/ml-aim's `AIMForImageClassification`, which has only AIMv1."""
+    return Stated(at(path), "vision", {**_stated(path, values, _AIMV1), "family": "aimv1"})
 
 
 def _timm(path: Path, values: Values) -> Stated:

@@ -17,7 +17,7 @@ import numpy as np
 from aim_mlx.backend import dtype_named, mx, nn
 from aim_mlx.config import PreprocessConfig, VisionConfig
 from aim_mlx.errors import UsageError
-from aim_mlx.models.layers import Block
+from aim_mlx.models.layers import Block, norm_of
 from aim_mlx.models.vision import Preprocessor
 from aim_mlx.weights.checkpoint import STORED, Checkpoint, open_checkpoint
 from aim_mlx.weights.config_json import ModelConfig
@@ -85,8 +85,7 @@ def _stages(checkpoint: Checkpoint) -> Iterator[nn.Module]:
     yield _filled(_Patches(config), checkpoint, f"{start}preprocessor.")
     for i in range(config.num_blocks):
         yield _filled(Block(config), checkpoint, f"{start}trunk.blocks.{i}.")
-    norm = nn.RMSNorm(config.embed_dim, config.rms_norm_eps)
-    yield _filled(norm, checkpoint, f"{start}trunk.post_trunk_norm.")
+    yield _filled(norm_of(config), checkpoint, f"{start}trunk.post_trunk_norm.")
 
 
 class _Patches(Preprocessor):

@@ -86,6 +86,12 @@ def fetch_model(
             model, revision, offline=offline, progress=progress, visual_tokens=visual_tokens
         )
     spec = find_model(model)
+    if spec.pickle is not None:
+        raise CheckpointError(
+            f"{model} is published as a pickle, which can run code: download {spec.pickle} and, in "
+            f"a clone of this package, run 'python -m convert {spec.pickle.rpartition('/')[2]} "
+            "FOLDER', which reads its weights alone"
+        )
     if spec.repo is None:
         raise CheckpointError(
             f"no weights of {model} are published: give a checkpoint's folder, or make an "

@@ -28,10 +28,10 @@ def initial_weights(
 
 def initial_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """What a tensor of this name starts from, float32."""
-    if "norm" in name:
-        return np.ones(shape, np.float32)
     if name.endswith(".bias"):
         return np.zeros(shape, np.float32)
+    if "norm" in name:
+        return np.ones(shape, np.float32)
     if name == "log_logit_scale":
         return np.array(math.log(1 / 0.07), np.float32)
     if name.endswith(("pos_embed", "embedding", "text_embedding.weight", "cls_token")):

@@ -1,4 +1,4 @@
-"""The layouts in which AIMv2 weights are published, as rows of data.
+"""The layouts in which the weights are published, as rows of data.
 
 Our names and shapes are those of the reference's MLX files. A row says which tensors of a layout
 make one of ours, and by which operation; `{i}` stands for a block's number. The operations are a
@@ -52,11 +52,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of model ("vision" or "lit") is laid out by one publisher."""
+    """How one kind of model ("vision" or "lit") of a family is laid out by one publisher."""
 
     name: str
     kind: str
     rules: tuple[Rule, ...]
+    family: str = "aimv2"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({'' if self.family == 'aimv2' else 'AIMv1, '}{self.kind})"
 
     def rule_for(self, key: str) -> Rule | None:
         """The one rule that a source key matches, for its block."""
@@ -96,7 +100,7 @@ def detect_layout(tensors: Mapping[str, TensorInfo]) -> Layout:
     leave open.
     """
     if not tensors:
-        raise CheckpointError("no tensors in the checkpoint: expected an AIMv2 encoder")
+        raise CheckpointError("no tensors in the checkpoint: expected an AIM encoder")
     # The two ml-aim layouts share their keys; the first stands for both until the shapes decide.
     candidates = [layout for layout in LAYOUTS if layout.name != "ml-aim-torch"]
     known = {id(c): {k for k in tensors if c.rule_for(k) is not None} for c in candidates}
@@ -104,7 +108,7 @@ def detect_layout(tensors: Mapping[str, TensorInfo]) -> Layout:
     rest = [key for key in tensors if key not in known[id(best)]]
     if len(rest) == len(tensors):
         raise CheckpointError(
-            f"no known layout has the tensor {show(rest[0])}{others(rest)}: expected an AIMv2 "
+            f"no known layout has the tensor {show(rest[0])}{others(rest)}: expected an AIM "
             f"encoder as published ({', '.join(dict.fromkeys(c.name for c in LAYOUTS))})"
         )
     for other in candidates:
@@ -112,9 +116,8 @@ def detect_layout(tensors: Mapping[str, TensorInfo]) -> Layout:
         if foreign:
             ours = next(iter(k for k in tensors if k in known[id(best)]))
             raise CheckpointError(
-                f"tensors of two layouts in one checkpoint: {show(ours)} is {best.name} "
-                f"({best.kind}), {show(foreign[0])}{others(foreign)} is {other.name} "
-                f"({other.kind}); expected one layout"
+                f"tensors of two layouts in one checkpoint: {show(ours)} is {best}, "
+                f"{show(foreign[0])}{others(foreign)} is {other}; expected one layout"
             )
     for key in _RELATIVES.keys() & set(rest):
         raise CheckpointError(
@@ -125,13 +128,13 @@ def detect_layout(tensors: Mapping[str, TensorInfo]) -> Layout:
     return _oriented(best, tensors)
 
 
-def layout_named(name: str, kind: str = "vision") -> Layout:
-    """A row of the tables by name and kind; raises CheckpointError naming the known ones."""
+def layout_named(name: str, kind: str = "vision", family: str = "aimv2") -> Layout:
+    """A row of the tables; raises CheckpointError naming the known ones."""
     for layout in (*LAYOUTS, *TOWER_LAYOUTS):
-        if (layout.name, layout.kind) == (name, kind):
+        if (layout.name, layout.kind, layout.family) == (name, kind, family):
             return layout
-    known = ", ".join(f"{layout.name} ({layout.kind})" for layout in LAYOUTS)
-    raise CheckpointError(f"layout must be one of {known}, got {name} ({kind})")
+    known, asked = ", ".join(map(str, LAYOUTS)), Layout(name, kind, (), family)
+    raise CheckpointError(f"layout must be one of {known}, got {asked}")
 
 
 def _oriented(layout: Layout, tensors: Mapping[str, TensorInfo]) -> Layout:
@@ -140,7 +143,7 @@ def _oriented(layout: Layout, tensors: Mapping[str, TensorInfo]) -> Layout:
         return layout
     key = PATCH_CONV if layout.kind == "vision" else f"image_encoder.{PATCH_CONV}"
     if key not in tensors:
-        raise CheckpointError(f"missing tensor {key}: expected in every AIMv2 encoder")
+        raise CheckpointError(f"missing tensor {key}: expected in every AIM encoder")
     shape = tensors[key].shape
     last = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3
     first = len(shape) == 4 and shape[2] == shape[3] and shape[1] == 3
@@ -153,15 +156,15 @@ def _oriented(layout: Layout, tensors: Mapping[str, TensorInfo]) -> Layout:
         raise CheckpointError(
             f"wrong shape of tensor {key}: expected (D, p, p, 3) or (D, 3, p, p), got {list(shape)}"
         )
-    return layout if last else layout_named("ml-aim-torch", layout.kind)
+    return layout if last else layout_named("ml-aim-torch", layout.kind, layout.family)
 
 
 def unexpected(layout: Layout, keys: list[str]) -> CheckpointError:
     """The error for keys that no rule of a layout knows."""
     owner = "head" if layout.kind == "head" else "encoder"
     return CheckpointError(
-        f"unexpected tensor {show(keys[0])}{others(keys)} in the {layout.name} layout "
-        f"({layout.kind}): expected only the {owner}'s tensors"
+        f"unexpected tensor {show(keys[0])}{others(keys)} in the layout {layout}: expected only "
+        f"the {owner}'s tensors"
     )
 
 
@@ -238,7 +241,7 @@ _TRANSFORMERS_TEXT = (
     Rule("preprocessor.positional_embedding", ("embeddings.position_embedding.weight",)),
     *_TRANSFORMERS_TRUNK,
 )
-_TRANSFORMERS_LIT = (
+_TRANSFORMERS_AROUND = (
     Rule("image_encoder.head.cls_token", ("vision_model.head.cls_token",)),
     Rule("image_encoder.head.k.weight", ("vision_model.head.k_proj.weight",)),
     Rule("image_encoder.head.v.weight", ("vision_model.head.v_proj.weight",)),
@@ -247,10 +250,30 @@ _TRANSFORMERS_LIT = (
     Rule("image_projector.weight", ("visual_projection.weight",)),
     Rule("text_projector.weight", ("text_projection.weight",)),
     Rule("log_logit_scale", ("logit_scale",)),
-    *_within("image_encoder.", "vision_model.", _TRANSFORMERS_VISION),
     *_within("text_encoder.", "text_model.", _TRANSFORMERS_TEXT),
 )
+_TRANSFORMERS_LIT = (
+    *_within("image_encoder.", "vision_model.", _TRANSFORMERS_VISION),
+    *_TRANSFORMERS_AROUND,
+)
 
+# AIMv1 is published under our names alone.
+_AIMV1_VISION = (
+    Rule("preprocessor.patchifier.proj.weight", (), CONV),
+    *(
+        Rule(name, ())
+        for name in (
+            "preprocessor.patchifier.proj.bias",
+            "preprocessor.patchifier.norm.weight", "preprocessor.patchifier.norm.bias",
+            "trunk.blocks.{i}.attn.qkv.weight", "trunk.blocks.{i}.attn.proj.weight",
+            "trunk.blocks.{i}.mlp.fc1.weight", "trunk.blocks.{i}.mlp.fc2.weight",
+            "trunk.blocks.{i}.norm_1.weight", "trunk.blocks.{i}.norm_1.bias",
+            "trunk.blocks.{i}.norm_2.weight", "trunk.blocks.{i}.norm_2.bias",
+            "trunk.post_trunk_norm.weight", "trunk.post_trunk_norm.bias",
+        )
+    ),
+)  # fmt: skip
+_AIMV1_LIT = (*_within("image_encoder.", "", _AIMV1_VISION), *_TRANSFORMERS_AROUND)
 
 LAYOUTS = (
     Layout("ml-aim-mlx", "vision", _ml_aim(_TRANSFORMERS_VISION, KEEP)),
@@ -268,6 +291,9 @@ LAYOUTS = (
     Layout("ml-aim-mlx", "lit", _ml_aim(_TRANSFORMERS_LIT, KEEP)),
     Layout("ml-aim-torch", "lit", _ml_aim(_TRANSFORMERS_LIT, CONV)),
     Layout("transformers", "lit", _TRANSFORMERS_LIT),
+    Layout("ml-aim-mlx", "vision", _ml_aim(_AIMV1_VISION, KEEP), "aimv1"),
+    Layout("ml-aim-torch", "vision", _ml_aim(_AIMV1_VISION, CONV), "aimv1"),
+    Layout("ml-aim-mlx", "lit", _ml_aim(_AIMV1_LIT, KEEP), "aimv1"),
 )
 
 _OVIS2_TRANSFORMERS = tuple(
@@ -351,7 +377,7 @@ def plan(layout: Layout, keys: Iterable[str]) -> list[Rule]:
         if missing := [name for name in rule.sources if name not in rules]:
             raise CheckpointError(
                 f"missing tensor {show(missing[0])}{others(missing)}: expected beside {show(key)} "
-                f"in the {layout.name} layout; download the checkpoint again"
+                f"in the layout {layout}; download the checkpoint again"
             )
         steps[rule.ours] = rule
     return list(steps.values())
@@ -391,6 +417,6 @@ def from_ours(layout: Layout, name: str, array: np.ndarray) -> dict[str, np.ndar
     """
     rule = layout.rule_of(name)
     if rule is None:
-        raise CheckpointError(f"the {layout.name} layout ({layout.kind}) has no {show(name)}")
+        raise CheckpointError(f"the layout {layout} has no {show(name)}")
     parts = [np.asarray(part, order="C") for part in parts_of(rule, array)]
     return dict(zip(rule.sources, parts, strict=True))

@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aim_mlx.config import HEAD_DIM, LiTConfig, TextConfig, VisionConfig
+from aim_mlx.config import HEAD_DIM, MLP_PRODUCTS, LiTConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.config_json import Stated
-from aim_mlx.weights.layouts import others
+from aim_mlx.weights.layouts import Layout, others
 from aim_mlx.weights.strict_json import show
 
 Shapes = Mapping[str, tuple[int, ...]]
 IMAGE, _TEXT = "image_encoder.", "text_encoder."  # what LiT puts before each tower's names
+_AIMV1 = {"image_size": 224, "rms_norm_eps": 1e-6}  # what no tensor of it says
 
 
 def expected_shapes(config: VisionConfig | LiTConfig) -> dict[str, tuple[int, ...]]:
@@ -42,19 +43,20 @@ def expected_shapes(config: VisionConfig | LiTConfig) -> dict[str, tuple[int, ..
 
 
 def config_from_tensors(
-    shapes: Shapes, stated: Stated, kind: str, names: Callable[[str], str] = show
+    shapes: Shapes, stated: Stated, layout: Layout, names: Callable[[str], str] = show
 ) -> VisionConfig | LiTConfig:
     """The sizes that tensors in our names state, and what is `stated` of what they cannot.
 
-    No position tensor means native resolution. Unless stated, a head has HEAD_DIM channels and the
-    last of the vocabulary ends a text. `names` says how messages call one of our tensors. Raises
-    CheckpointError when a tensor that states a size is missing or of an impossible shape.
+    No position tensor means native resolution, in AIMv1 224 pixels. Unless stated, a head has
+    HEAD_DIM channels and the last of the vocabulary ends a text. `names` says how messages call one
+    of our tensors. Raises CheckpointError when a tensor that states a size is missing or of an
+    impossible shape.
     """
     tensors = _Tensors(shapes, names)
-    if kind == "vision":
-        return _vision(tensors, "", stated.vision)
+    if layout.kind == "vision":
+        return _vision(tensors, "", stated.vision, layout.family)
     return LiTConfig(
-        _vision(tensors, IMAGE, stated.vision),
+        _vision(tensors, IMAGE, stated.vision, layout.family),
         _text(tensors, _TEXT, stated.text),
         tensors.shape("image_projector.weight", 2)[0],
         **_only(stated.lit, "max_logit_scale"),
@@ -88,7 +90,7 @@ class _Tensors:
         return max(numbers, default=-1) + 1
 
 
-def _vision(tensors: _Tensors, prefix: str, stated: Mapping[str, Any]) -> VisionConfig:
+def _vision(tensors: _Tensors, prefix: str, stated: Mapping[str, Any], family: str) -> VisionConfig:
     dim, patch = tensors.shape(f"{prefix}preprocessor.patchifier.proj.weight", 4)[:2]
     positions, image_size = f"{prefix}preprocessor.pos_embed", None
     if positions in tensors.shapes:
@@ -99,8 +101,11 @@ def _vision(tensors: _Tensors, prefix: str, stated: Mapping[str, Any]) -> Vision
                 f"tensor {tensors.names(positions)} has {count} positions, expected a square number"
             )
         image_size = side * patch
+    if family == "aimv1":
+        stated = _AIMV1 | dict(stated)
+        image_size = stated["image_size"]
     trunk = _trunk(tensors, prefix, dim, stated)
-    return VisionConfig(**trunk, patch_size=patch, image_size=image_size)
+    return VisionConfig(**trunk, patch_size=patch, image_size=image_size, family=family)
 
 
 def _text(tensors: _Tensors, prefix: str, stated: Mapping[str, Any]) -> TextConfig:
@@ -158,28 +163,32 @@ def _vision_shapes(prefix: str, config: VisionConfig) -> dict[str, tuple[int, ..
     shapes: dict[str, tuple[int, ...]] = {
         f"{prefix}preprocessor.patchifier.proj.weight": (dim, patch, patch, 3),
         f"{prefix}preprocessor.patchifier.proj.bias": (dim,),
-        f"{prefix}preprocessor.patchifier.norm.weight": (dim,),
+        **_norm_shapes(f"{prefix}preprocessor.patchifier.norm", config),
     }
-    if config.grid is not None:
+    if config.grid is not None and not config.sincos:
         shapes[f"{prefix}preprocessor.pos_embed"] = (1, config.grid**2, dim)
     return shapes | _trunk_shapes(prefix, config)
 
 
 def _trunk_shapes(prefix: str, config: VisionConfig | TextConfig) -> dict[str, tuple[int, ...]]:
     dim, hidden = config.embed_dim, config.mlp_hidden_dim
+    mlp = {"fc1": (hidden, dim), "fc2": (dim, hidden), "fc3": (hidden, dim)}
     shapes: dict[str, tuple[int, ...]] = {}
     for i in range(config.num_blocks):
         block = f"{prefix}trunk.blocks.{i}"
         shapes |= {
             f"{block}.attn.qkv.weight": (3 * dim, dim),
             f"{block}.attn.proj.weight": (dim, dim),
-            f"{block}.mlp.fc1.weight": (hidden, dim),
-            f"{block}.mlp.fc2.weight": (dim, hidden),
-            f"{block}.mlp.fc3.weight": (hidden, dim),
-            f"{block}.norm_1.weight": (dim,),
-            f"{block}.norm_2.weight": (dim,),
+            **{f"{block}.mlp.{name}.weight": mlp[name] for name in MLP_PRODUCTS[config.family]},
+            **_norm_shapes(f"{block}.norm_1", config),
+            **_norm_shapes(f"{block}.norm_2", config),
         }
-    return shapes | {f"{prefix}trunk.post_trunk_norm.weight": (dim,)}
+    return shapes | _norm_shapes(f"{prefix}trunk.post_trunk_norm", config)
+
+
+def _norm_shapes(name: str, config: VisionConfig | TextConfig) -> dict[str, tuple[int, ...]]:
+    parts = ("weight", "bias") if config.family == "aimv1" else ("weight",)
+    return {f"{name}.{part}": (config.embed_dim,) for part in parts}
 
 
 def _only(values: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -27,9 +27,11 @@ def save_for_transformers(
 ) -> Path:
     """Writes float32 weights under our names in transformers' layout, into a new or empty folder.
 
-    Raises OutputError where that cannot be done, UsageError for preprocessing that transformers
-    does not have.
+    Raises OutputError where that cannot be done, UsageError for what transformers does not have:
+    AIMv1, and some preprocessing.
     """
+    if config.family == "aimv1":
+        raise UsageError("transformers has no AIMv1: write the folder in our own layout")
     if preprocess.crop_rounding != "floor" and preprocess.crop_size != preprocess.shortest_edge:
         raise UsageError(
             "transformers crops an odd number of pixels on another side than this model's "
