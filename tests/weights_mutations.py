@@ -81,10 +81,10 @@ def pack(tensors: Sequence[Packed], metadata: Mapping[str, str] | None = None) -
 def _vision(layout: str) -> tuple[dict[str, Stored], Files]:
     config = NATIVE if layout == "native" else AIMV1 if "aimv1" in layout else CONFIG
     preprocess = PreprocessConfig.published(config)
-    ours = {"aimv1": "ml-aim-torch"} | dict.fromkeys(
+    layouts = {"aimv1": "ml-aim-torch"} | dict.fromkeys(
         ("aim-mlx", "native", "aim-mlx aimv1"), "ml-aim-mlx"
     )
-    named = layout_named(ours.get(layout, layout), family=config.family)
+    named = layout_named(layouts.get(layout, layout), family=config.family)
     rng = np.random.default_rng(0)
     tensors: dict[str, Stored] = {}
     for ours, shape in expected_shapes(config).items():
