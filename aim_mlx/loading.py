@@ -9,6 +9,7 @@ from aim_mlx.backend import check_not_forked, dtype_named, mx
 from aim_mlx.config import LiTConfig, TextConfig, VisionConfig, to_dict
 from aim_mlx.encoder.adapted import adapted
 from aim_mlx.encoder.encoder import Encoder
+from aim_mlx.encoder.ovis2 import Ovis2
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.vision import VisionEncoder
@@ -16,7 +17,7 @@ from aim_mlx.registry import DEFAULT_LIT, find_model
 from aim_mlx.store.lists import started_in
 from aim_mlx.weights.adapters import read_adapter
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
-from aim_mlx.weights.load import load_into
+from aim_mlx.weights.load import load_into, load_visual_tokens
 from aim_mlx.words.lit import LiT, as_lit
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def load(
     revision: str | None = None,
     config: VisionConfig | LiTConfig | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    visual_tokens: bool = False,
     offline: bool = False,
     progress: type[Any] | None = None,
 ) -> Encoder:
@@ -39,14 +41,17 @@ def load(
     A path that exists comes before a name. `dtype` is "float32" (default), "float16" or
     "bfloat16"; `revision` is a repo's commit, branch or tag, pinned for registry names; `config`
     gives the sizes of a bare weight file; `adapter` is a folder that fine-tuning wrote, whose
-    changes go into the weights; `progress` is a class of bars as tqdm's, for downloads.
+    changes go into the weights; `visual_tokens` loads what Ovis2 makes of its tower's features for
+    its language model, too; `progress` is a class of bars as tqdm's, for downloads.
     LiT checkpoints give a LiT, with the tokenizer beside the weights if there is one: `load_lit`
     says so to an editor. Raises CheckpointError for weights or a tokenizer that cannot be had or
     are not sound and complete, UsageError for an unknown name. Warns with UntrainedModelWarning
     for random weights, with AssumedHeadsWarning where no file states the width of the heads.
     """
     if adapter is None:
-        return _load(model, dtype, revision, config, offline, progress)
+        return _load(model, dtype, revision, config, offline, progress, visual_tokens)
+    if visual_tokens:
+        raise UsageError("a fine-tuned tower has no visual tokens: leave out one of the two")
     precision = dtype_named(dtype)
     base = _load(model, None, revision, config, offline, progress)  # as it was fine-tuned
     return adapted(base, read_adapter(adapter, base.model.config), precision)
@@ -121,12 +126,14 @@ def _load(
     config: VisionConfig | LiTConfig | None,
     offline: bool,
     progress: type[Any] | None,
+    visual_tokens: bool = False,
 ) -> Encoder:
     check_not_forked()
     precision = dtype_named(dtype)
     if config is not None and not isinstance(config, (VisionConfig, LiTConfig)):
         raise UsageError(f"expected config= a VisionConfig or LiTConfig, got {config!r:.80}")
-    checkpoint = open_checkpoint(locate(model, revision, offline, progress), config)
+    path = locate(model, revision, offline, progress, visual_tokens)
+    checkpoint = open_checkpoint(path, config, visual_tokens)
     encoder = encoder_of(checkpoint, model, precision)
     checkpoint.warn(stacklevel=3)
     return encoder
@@ -137,6 +144,7 @@ def locate(
     revision: str | None = None,
     offline: bool = False,
     progress: type[Any] | None = None,
+    visual_tokens: bool = False,
 ) -> Path:
     """The path of a model on disk, downloaded if it is a name or repo id not yet there."""
     if not isinstance(model, (str, os.PathLike)):
@@ -154,7 +162,9 @@ def locate(
         raise CheckpointError(f"no file or folder {text!r}: check the path")
     if not is_repo_id(text):
         find_model(text, "model, folder or file")
-    return fetch_model(text, revision, offline=offline, progress=progress)
+    return fetch_model(
+        text, revision, offline=offline, progress=progress, visual_tokens=visual_tokens
+    )
 
 
 def encoder_of(checkpoint: Checkpoint, model: str | os.PathLike[str], dtype: mx.Dtype) -> Encoder:
@@ -170,6 +180,9 @@ def encoder_of(checkpoint: Checkpoint, model: str | os.PathLike[str], dtype: mx.
         network = VisionEncoder(checkpoint.config)
         load_into(network, checkpoint, dtype)
         encoder = Encoder(network, checkpoint.preprocess)
+        if checkpoint.visual_tokens is not None:
+            visual = load_visual_tokens(checkpoint, checkpoint.visual_tokens, dtype)
+            encoder = Ovis2(network, checkpoint.preprocess, visual=visual)
     encoder.trained = checkpoint.trained
     encoder.identity = {"model": os.fspath(model), **_identity(checkpoint)}
     # Building the layers drew random numbers that were never computed; undone, they would pile up

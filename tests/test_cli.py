@@ -173,7 +173,7 @@ def test_retry_skipped_tries_again_what_failed_and_did_not_change(
 
 
 def test_a_revision_and_offline_reach_the_hub(capsys, monkeypatch, photos, tmp_path):
-    def fetch(repo: str, revision: str | None, *, offline: bool, progress: type | None) -> Path:
+    def fetch(repo: str, revision: str | None, *, offline: bool, **_: object) -> Path:
         raise CheckpointError(f"asked for {repo} {revision} {offline}")
 
     monkeypatch.setattr("aim_mlx.weights.hub.fetch_model", fetch)

@@ -24,11 +24,13 @@ class Features:
     tokens: (B, N, D) after the final norm, in the encoder's dtype
     grid:   (h, w) patches, N = h * w in raster order
     layers: index as asked for -> that block's output (B, N, D), before the final norm
+    visual_tokens: (B, M, width) for Ovis2's language model, where they were loaded
     """
 
     tokens: mx.array
     grid: tuple[int, int]
     layers: dict[int, mx.array] = field(default_factory=dict)
+    visual_tokens: mx.array | None = None
 
 
 class PatchProjection(nn.Module):

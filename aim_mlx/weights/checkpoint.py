@@ -19,6 +19,7 @@ from aim_mlx.errors import (
     CheckpointError,
     UntrainedModelWarning,
 )
+from aim_mlx.models.visual_tokens import VisualTokensConfig
 from aim_mlx.registry import MODELS
 from aim_mlx.weights.config_json import ModelConfig, Stated, read_config
 from aim_mlx.weights.files import WeightFiles, weight_files
@@ -37,6 +38,7 @@ from aim_mlx.weights.safetensors_file import CheckedFile, TensorInfo
 from aim_mlx.weights.sizes import check_shapes, config_from_tensors, expected_shapes
 from aim_mlx.weights.strict_json import at, show
 from aim_mlx.weights.towers import TOWERS, Tower, find_tower, groups_beside
+from aim_mlx.weights.visual_tokens import visual_config, visual_layout
 
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STORED = {kind: DTYPES[name] for kind, name in DTYPE_NAMES.items()}
@@ -69,6 +71,7 @@ class Checkpoint:
     trained: bool = True
     heads_assumed: bool = False
     tower: Tower | None = None
+    visual_tokens: VisualTokensConfig | None = None
     beside: Mapping[str, int] = field(default_factory=dict)
 
     def remarks(self) -> list[UserWarning]:
@@ -142,11 +145,14 @@ class Checkpoint:
         return [Rule(n, parts.get(n, (n,)), KEEP) for n in self.tensors if n not in rest]
 
 
-def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], config: ModelConfig | None = None, visual_tokens: bool = False
+) -> Checkpoint:
     """Checks a folder or a single .safetensors file; no tensor is read.
 
     A single file uses the JSON files beside it. `config` takes the place of config.json, which then
-    is not read. Raises CheckpointError.
+    is not read. `visual_tokens` opens Ovis2's head and embedding table too. Raises CheckpointError,
+    and UsageError for `visual_tokens` of another model.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -159,7 +165,10 @@ def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = N
     if not os.path.lexists(path):
         raise CheckpointError(f"{at(path)} does not exist: expected a folder or a file")
     ours = stated.config is not None
-    found = weight_files(folder, ours) if path.is_dir() else WeightFiles.single(path)
+    if path.is_dir():
+        found = weight_files(folder, ours, visual_tokens)
+    else:
+        found = WeightFiles.single(path)
     tower = None if ours else _find_tower(found, stated)
     files = found.files
     tensors = _tensors(files, tower)
@@ -185,8 +194,21 @@ def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = N
         trained=_is_trained(stated.provenance, files),
         heads_assumed=not ours and _heads_are_silent(stated, sizes),
         tower=tower,
+        visual_tokens=_visual_tokens(files, tower, sizes, stated) if visual_tokens else None,
         beside={} if tower is None else groups_beside(tower, found.names),
     )
+
+
+def _visual_tokens(
+    files: Iterable[CheckedFile], tower: Tower | None, sizes: ModelConfig, stated: Stated
+) -> VisualTokensConfig:
+    """The sizes of Ovis2's head and table, whose tensors fit them."""
+    layout = visual_layout(tower)
+    names = {name for rule in layout.rules for name in rule.sources}
+    tensors = {n: info for n, info in _tensors(files, None).items() if n in names}
+    _check_dtypes(tensors)
+    vision = sizes.vision if isinstance(sizes, LiTConfig) else sizes
+    return visual_config(layout, tensors, vision.embed_dim, stated.visual_tokens)
 
 
 def _find_tower(found: WeightFiles, stated: Stated) -> Tower | None:

@@ -10,12 +10,14 @@ import numpy as np
 
 from aim_mlx.backend import device_name, mx, nn, on_gpu
 from aim_mlx.errors import CheckpointError
+from aim_mlx.models.visual_tokens import VisualTokenizer, VisualTokensConfig
 from aim_mlx.weights.checkpoint import DTYPE_NAMES, STORED, Checkpoint
 from aim_mlx.weights.layouts import Rule, parts_of, shape_in_ours
 from aim_mlx.weights.quantize import Quantization, multiplies_packed, quantize_modules, unpack
 from aim_mlx.weights.safetensors_file import NUMPY_DTYPES, TensorReader, all_finite
 from aim_mlx.weights.sizes import expected_shapes
 from aim_mlx.weights.strict_json import at, show
+from aim_mlx.weights.visual_tokens import visual_layout
 
 _KINDS = {dtype: kind for kind, dtype in STORED.items()}
 # What tensors are read as, the last two those of packed weights; bfloat16 as bits, as by NumPy.
@@ -72,12 +74,7 @@ def iter_weights(
     for step in steps:
         parts = [Rule(name, (name,)) for name in step.sources]
         rules += parts if step.ours in quantized else [step]
-    with ExitStack() as stack:
-        readers: dict[str, TensorReader] = {}
-        for file in checkpoint.files:
-            reader = stack.enter_context(TensorReader(file))
-            readers |= dict.fromkeys(file.tensors, reader)
-        arrays = stack.enter_context(closing(_read_ahead(rules, readers)))
+    with closing(_read_ahead(rules, checkpoint)) as arrays:
         for step in steps:
             if how is not None and step.ours in quantized:
                 parts = [next(arrays) for _ in step.sources]
@@ -86,11 +83,26 @@ def iter_weights(
                 yield step.ours, _cast(step, next(arrays), dtype)
 
 
-def _read_ahead(
-    rules: Iterable[Rule], readers: Mapping[str, TensorReader]
-) -> Generator[mx.array, None, None]:
+def load_visual_tokens(
+    checkpoint: Checkpoint, config: VisualTokensConfig, dtype: mx.Dtype
+) -> VisualTokenizer:
+    """Ovis2's head and embedding table, in `dtype`; raises as load_weights."""
+    tokenizer, rules = VisualTokenizer(config), visual_layout(checkpoint.tower).rules
+    with closing(_read_ahead(rules, checkpoint)) as arrays:
+        weights = [(rule.ours, _cast(rule, next(arrays), dtype)) for rule in rules]
+    tokenizer.load_weights(weights, strict=True)
+    tokenizer.eval()
+    return tokenizer
+
+
+def _read_ahead(rules: Iterable[Rule], checkpoint: Checkpoint) -> Generator[mx.array, None, None]:
     """The tensors that the rules make, as stored; the next few are read while one is used."""
-    with ThreadPoolExecutor(_AHEAD) as pool:
+    with ExitStack() as stack:
+        readers: dict[str, TensorReader] = {}
+        for file in checkpoint.files:
+            reader = stack.enter_context(TensorReader(file))
+            readers |= dict.fromkeys(file.tensors, reader)
+        pool = stack.enter_context(ThreadPoolExecutor(_AHEAD))
         started = (_start(rule, readers, pool) for rule in rules)
         ahead = deque(islice(started, _AHEAD))
         while ahead:
