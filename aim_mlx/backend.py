@@ -47,14 +47,17 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 __all__ = [
     "BLAS",
     "DTYPES",
+    "FAST_DTYPES",
     "TF32",
     "check_not_forked",
     "concurrency",
     "cpu_streams",
     "device_name",
+    "dtype_name",
     "dtype_named",
     "in_parallel",
     "machine_bytes",
+    "memory_used",
     "mx",
     "nn",
     "on_gpu",
@@ -70,6 +73,8 @@ T = TypeVar("T")
 _KEPT_OF_MEMORY = 16  # the part that MLX keeps of freed memory, for arrays of the same size
 TF32 = os.environ["MLX_ENABLE_TF32"] != "0"
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+# By device: M1 and M2 have no bfloat16 of their own, and a CPU neither of the two.
+FAST_DTYPES = {"metal": "float16", "cuda": "bfloat16", "cpu": "float32"}
 
 
 # Whether MLX had been used before the last fork, as its memory shows; and whether this process is
@@ -117,6 +122,11 @@ def machine_bytes() -> int:
     info = mx.device_info() if on_gpu() else {}
     total = info.get("memory_size") or info.get("total_memory")
     return int(total or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def memory_used() -> dict[str, int]:
+    """What MLX held at most until now, and what it keeps of freed memory, in bytes."""
+    return {"peak_memory": mx.get_peak_memory(), "cache_memory": mx.get_cache_memory()}
 
 
 @contextmanager
@@ -168,14 +178,19 @@ def device_name() -> str:
 
 
 def dtype_named(name: str | None) -> mx.Dtype:
-    """The MLX dtype for a name; None is float32, the one dtype whose numbers are the reference's.
+    """The MLX dtype for a name; None is the device's fast one.
 
     Raises UsageError for other names.
     """
     try:
-        return DTYPES[name or "float32"]
+        return DTYPES[name or FAST_DTYPES[device_name()]]
     except (KeyError, TypeError):  # what cannot be a key is no name either
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}") from None
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """The name that `dtype_named` takes."""
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def concurrency(most: int) -> int:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aim_mlx.backend import check_not_forked, dtype_named, mx
+from aim_mlx.backend import check_not_forked, dtype_name, dtype_named, mx
 from aim_mlx.config import LiTConfig, TextConfig, VisionConfig, to_dict
 from aim_mlx.encoder.adapted import adapted
 from aim_mlx.encoder.encoder import Encoder
@@ -32,28 +32,35 @@ def load(
     revision: str | None = None,
     config: VisionConfig | LiTConfig | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    packed: bool | None = None,
     visual_tokens: bool = False,
     offline: bool = False,
     progress: type[Any] | None = None,
 ) -> Encoder:
     """An encoder from a registry name, a Hub repo id, a folder or a .safetensors file.
 
-    A path that exists comes before a name. `dtype` is "float32" (default), "float16" or
-    "bfloat16"; `revision` is a repo's commit, branch or tag, pinned for registry names; `config`
-    gives the sizes of a bare weight file; `adapter` is a folder that fine-tuning wrote, whose
-    changes go into the weights; `visual_tokens` loads what Ovis2 makes of its tower's features for
-    its language model, too; `progress` is a class of bars as tqdm's, for downloads.
+    A path that exists comes before a name. `dtype` is "float32", whose numbers are the reference's,
+    "float16" or "bfloat16"; None is the fast one: float16 on Metal, bfloat16 on CUDA, float32 on a
+    CPU. `revision` is a repo's commit, branch or tag, pinned for registry names; `config` gives the
+    sizes of a bare weight file; `adapter` is a folder that fine-tuning wrote, whose changes go into
+    the weights; `packed` keeps quantised weights as they are stored, in less memory but slower, by
+    default only where they would not fit otherwise; `visual_tokens` loads what Ovis2 makes of its
+    tower's features for its language model, too; `progress` is a class of bars as tqdm's, for
+    downloads.
     LiT checkpoints give a LiT, with the tokenizer beside the weights if there is one: `load_lit`
     says so to an editor. Raises CheckpointError for weights or a tokenizer that cannot be had or
     are not sound and complete, UsageError for an unknown name. Warns with UntrainedModelWarning
     for random weights, with AssumedHeadsWarning where no file states the width of the heads.
     """
     if adapter is None:
-        return _load(model, dtype, revision, config, offline, progress, visual_tokens)
+        return _load(model, dtype, revision, config, packed, offline, progress, visual_tokens)
     if visual_tokens:
         raise UsageError("a fine-tuned tower has no visual tokens: leave out one of the two")
+    if packed:
+        raise UsageError("an adapter goes into weights that are not packed: leave out packed=")
     precision = dtype_named(dtype)
-    base = _load(model, None, revision, config, offline, progress)  # as it was fine-tuned
+    # As it was fine-tuned, unpacked.
+    base = _load(model, "float32", revision, config, False, offline, progress)
     return adapted(base, read_adapter(adapter, base.model.config), precision)
 
 
@@ -63,11 +70,12 @@ def load_lit(
     dtype: str | None = None,
     revision: str | None = None,
     config: LiTConfig | None = None,
+    packed: bool | None = None,
     offline: bool = False,
     progress: type[Any] | None = None,
 ) -> LiT:
     """A LiT, as `load` gives it; raises UsageError, too, for a model without a text tower."""
-    return as_lit(_load(model, dtype, revision, config, offline, progress))
+    return as_lit(_load(model, dtype, revision, config, packed, offline, progress))
 
 
 def load_encoder(
@@ -85,6 +93,7 @@ def load_encoder(
             dtype=store.manifest["dtype"],
             revision=None if place else made_by.get("revision"),
             adapter=adapter and (_placed(store, adapter) or adapter),
+            packed=made_by.get("packed"),
             offline=offline,
             progress=progress,
         )
@@ -124,6 +133,7 @@ def _load(
     dtype: str | None,
     revision: str | None,
     config: VisionConfig | LiTConfig | None,
+    packed: bool | None,
     offline: bool,
     progress: type[Any] | None,
     visual_tokens: bool = False,
@@ -134,7 +144,7 @@ def _load(
         raise UsageError(f"expected config= a VisionConfig or LiTConfig, got {config!r:.80}")
     path = locate(model, revision, offline, progress, visual_tokens)
     checkpoint = open_checkpoint(path, config, visual_tokens)
-    encoder = encoder_of(checkpoint, model, precision)
+    encoder = encoder_of(checkpoint, model, precision, packed)
     checkpoint.warn(stacklevel=3)
     return encoder
 
@@ -167,24 +177,30 @@ def locate(
     )
 
 
-def encoder_of(checkpoint: Checkpoint, model: str | os.PathLike[str], dtype: mx.Dtype) -> Encoder:
+def encoder_of(
+    checkpoint: Checkpoint,
+    model: str | os.PathLike[str],
+    dtype: mx.Dtype,
+    packed: bool | None = None,
+) -> Encoder:
     """The encoder around the network of a checkpoint, which was asked for as `model`."""
     if isinstance(checkpoint.config, LiTConfig):
         tokenizer = _tokenizer(checkpoint.folder, checkpoint.config.text)
         lit = LiTModel(checkpoint.config)
-        load_into(lit, checkpoint, dtype)
+        packed = load_into(lit, checkpoint, dtype, packed)
         encoder: Encoder = LiT(
             lit.image_encoder, checkpoint.preprocess, lit=lit, tokenizer=tokenizer
         )
     else:
         network = VisionEncoder(checkpoint.config)
-        load_into(network, checkpoint, dtype)
+        packed = load_into(network, checkpoint, dtype, packed)
         encoder = Encoder(network, checkpoint.preprocess)
         if checkpoint.visual_tokens is not None:
             visual = load_visual_tokens(checkpoint, checkpoint.visual_tokens, dtype)
             encoder = Ovis2(network, checkpoint.preprocess, visual=visual)
     encoder.trained = checkpoint.trained
-    encoder.identity = {"model": os.fspath(model), **_identity(checkpoint)}
+    loaded = {"dtype": dtype_name(dtype), "packed": packed}
+    encoder.identity = {"model": os.fspath(model), **_identity(checkpoint), **loaded}
     # Building the layers drew random numbers that were never computed; undone, they would pile up
     # in the generator's state with each model loaded.
     mx.eval(mx.random.state)

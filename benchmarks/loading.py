@@ -14,7 +14,7 @@ def load_ours(model: str) -> dict[str, Any]:
     from aim_mlx.backend import mx, tree_flatten
 
     def load() -> float:
-        parameters = dict(tree_flatten(aim_mlx.load(model).model.parameters()))
+        parameters = dict(tree_flatten(aim_mlx.load(model, dtype="float32").model.parameters()))
         return sum(float(mx.sum(value)) for value in parameters.values())
 
     return _measured(load)

@@ -4,6 +4,11 @@ import signal
 
 import pytest
 
+from aim_mlx import backend
+
+# The tolerances are those of float32, which a GPU does not take by itself.
+backend.FAST_DTYPES.update(metal="float32", cuda="float32")
+
 # A shell that runs them in the background has them ignore Ctrl-C, and with them every process that
 # they start in order to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -88,6 +88,8 @@ def test_json_gives_a_record_for_each_skip_and_a_summary_that_adds_up(
     assert skipped["reason"] == "not_image" and skipped["path"].endswith("broken.jpg")
     assert summary["embedded"] + summary["skipped"] + summary["ignored"] == summary["listed"] == 5
     assert code == summary["exit_code"] == 3
+    # The model's 189,760 float32 numbers at least; freed memory may all have been given back.
+    assert summary["peak_memory"] > 4 * 189_760 and summary["cache_memory"] >= 0
 
 
 def test_images_that_were_there_already_are_called_unchanged(capsys, model, photos, tmp_path):

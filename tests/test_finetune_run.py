@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from aim_mlx.backend import mx
+from aim_mlx.backend import FAST_DTYPES, mx
 from aim_mlx.cli import main as cli
 from aim_mlx.data.labelled import Data
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
@@ -134,7 +134,7 @@ def test_a_probe_of_other_classes_is_refused(scene, tmp_path):
         finetune(other, tmp_path / "out", lambda: load(model), config(), probe=probe)
 
 
-def test_an_encoder_loads_with_its_adapter_and_is_fused(scene, tmp_path):
+def test_an_encoder_loads_with_its_adapter_and_is_fused(scene, tmp_path, monkeypatch):
     data, model, _ = scene
     out = tmp_path / "out"
     finetune(data, out, lambda: load(model), config(epochs=1))
@@ -154,7 +154,10 @@ def test_an_encoder_loads_with_its_adapter_and_is_fused(scene, tmp_path):
     assert halves.dtype == mx.float16 and halves.weights_digest != encoder.weights_digest
     # Ten times the largest difference seen: float16 through three blocks.
     assert np.abs(halves.embed(photos) - ours).max() < 0.02
-    tuned = AttentiveProbe.load(out)
+    with monkeypatch.context() as on_a_mac:
+        on_a_mac.setitem(FAST_DTYPES, "cpu", "float16")
+        assert load(model, adapter=out).weights_digest == halves.weights_digest
+        tuned = AttentiveProbe.load(out)
     for name in ("fused", "theirs"):
         classifier = AttentiveProbe.load(tmp_path / name)
         assert "adapter" not in classifier.encoder.identity

@@ -1,6 +1,8 @@
 """load(): checkpoints to encoders."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,22 @@ def test_all_parameters_take_the_dtype_asked_for(tmp_path, name):
     encoder = aim_mlx.load(save(tmp_path / "m"), dtype=name)
     parameters = dict(tree_flatten(encoder.model.parameters()))
     assert {value.dtype for value in parameters.values()} == {getattr(mx, name)}
+
+
+def test_by_default_a_gpu_computes_in_the_half_precision_that_suits_it(tmp_path):
+    code = """
+import sys
+import aim_mlx
+from aim_mlx import backend
+for device in ("metal", "cuda", "cpu"):
+    backend.device_name = lambda: device
+    encoder = aim_mlx.load(sys.argv[1])
+    print(encoder.identity["dtype"], encoder.dtype)
+"""
+    command = [sys.executable, "-c", code, str(save(tmp_path / "model"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    names = ["float16", "bfloat16", "float32"]
+    assert done.stdout.splitlines() == [f"{name} mlx.core.{name}" for name in names], done.stderr
 
 
 def test_an_unknown_dtype_is_refused(tmp_path):

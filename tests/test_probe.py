@@ -144,6 +144,12 @@ def test_another_encoder_is_refused(kept, change):
         AttentiveProbe.load(kept, other)
 
 
+def test_a_probe_loads_its_encoder_in_the_dtype_that_it_was_trained_in(model, tmp_path):
+    folder = train(aim_mlx.load(model, dtype="float16")).save(tmp_path / "probe")
+    for given in (None, model):
+        assert AttentiveProbe.load(folder, given).encoder.dtype == mx.float16
+
+
 @pytest.mark.parametrize("name", ["gone", "some/folder/that/is/gone", "x" * 5000])
 def test_an_encoder_that_is_not_where_it_was_is_asked_for(trained, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)  # as in another folder than that of the training

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import aim_mlx
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.config import PreprocessConfig, VisionConfig
 from aim_mlx.errors import CheckpointError, UsageError
@@ -19,6 +20,7 @@ from aim_mlx.weights.load import load_into, load_weights
 from aim_mlx.weights.quantize import MODES, Quantization, pack, quantized_names, unpack
 from aim_mlx.weights.save import save_checkpoint
 from aim_mlx.weights.sizes import expected_shapes
+from tests import small
 from tests.weights_files import Tensors, edit_json, read_tensors, weight_file, write_tensors
 
 CONFIG = VisionConfig(64, 128, 2, 2, 14, 56)
@@ -147,18 +149,59 @@ def test_a_network_computes_the_same_packed_and_unpacked(
 def test_on_the_cpu_a_network_is_filled_unpacked(packed: Path):
     model = VisionEncoder(CONFIG)
     load_into(model, open_checkpoint(packed), mx.float32)
-    assert "trunk.blocks.0.mlp.fc1.scales" not in dict(tree_flatten(model.parameters()))
+    assert not is_packed(model)
 
 
-def test_on_a_gpu_a_network_stays_packed_where_its_products_have_kernels(packed: Path, monkeypatch):
+def test_on_a_gpu_too_small_for_it_a_network_stays_packed_where_there_are_kernels(
+    packed: Path, monkeypatch
+):
     monkeypatch.setattr(load, "on_gpu", lambda: True)
+    monkeypatch.setattr(load, "machine_bytes", lambda: 1000)
     for kernels in (True, False):
         if not kernels:
             monkeypatch.setattr(mx, "quantized_matmul", no_kernel)
         model = VisionEncoder(CONFIG)
-        load_into(model, open_checkpoint(packed), mx.float16)
-        names = dict(tree_flatten(model.parameters()))
-        assert ("trunk.blocks.0.mlp.fc1.scales" in names) == kernels
+        assert load_into(model, open_checkpoint(packed), mx.float16) == kernels
+        assert is_packed(model) == kernels
+
+
+def test_on_a_gpu_with_room_for_it_a_network_is_unpacked(packed: Path, monkeypatch):
+    monkeypatch.setattr(load, "on_gpu", lambda: True)
+    model = VisionEncoder(CONFIG)
+    assert not load_into(model, open_checkpoint(packed), mx.float16) and not is_packed(model)
+
+
+def test_packed_weights_can_be_asked_for_and_are_recorded(packed: Path):
+    encoder = aim_mlx.load(packed, packed=True)
+    assert is_packed(encoder.model) and encoder.identity["packed"] is True
+    assert aim_mlx.load(packed).identity["packed"] is False
+
+
+def test_weights_that_are_not_quantised_cannot_be_kept_packed(tmp_path: Path):
+    with pytest.raises(UsageError, match="these weights are not quantised"):
+        aim_mlx.load(small.save(tmp_path / "m"), packed=True)
+
+
+def test_packed_weights_that_the_device_cannot_multiply_are_refused(packed: Path, monkeypatch):
+    monkeypatch.setattr(mx, "quantized_matmul", no_kernel)
+    with pytest.raises(UsageError, match="this device cannot multiply them"):
+        aim_mlx.load(packed, packed=True)
+
+
+def test_a_packed_network_in_half_precision_computes_float32_pixels_in_float32(packed: Path):
+    """What an image that overflows is computed again with."""
+    half, exact = VisionEncoder(CONFIG), VisionEncoder(CONFIG)
+    load_into(half, open_checkpoint(packed), mx.float16, packed=True)
+    load_into(exact, open_checkpoint(packed), mx.float32)
+    pixels = mx.array(np.random.default_rng(1).normal(size=(1, 56, 56, 3)).astype(np.float32))
+    tokens = half(pixels).tokens
+    assert tokens.dtype == mx.float32
+    # Weights and scales rounded to float16, 5e-4 of each.
+    assert difference(tokens, exact(pixels).tokens) < 0.02
+
+
+def is_packed(model: VisionEncoder) -> bool:
+    return "trunk.blocks.0.mlp.fc1.scales" in dict(tree_flatten(model.parameters()))
 
 
 def no_kernel(*_: object, **__: object) -> None:

@@ -280,13 +280,15 @@ class Embedder:
         from aim_mlx.backend import dtype_named
         from aim_mlx.loading import encoder_of, locate
         from aim_mlx.weights.checkpoint import open_checkpoint
+        from aim_mlx.weights.load import too_large_unpacked
 
         dtype = dtype_named(self._dtype)
         limit = limit_bytes(self._memory_limit_mb)
         checkpoint = open_checkpoint(locate(self._model, offline=bool(self._offline)))
         if limit is not None and checkpoint.quantization is None:
             check_fits(limit, checkpoint.parameters * dtype.size)
-        encoder = encoder_of(checkpoint, self._model, dtype)
+        packed = None if limit is None else too_large_unpacked(checkpoint, dtype, limit // 2)
+        encoder = encoder_of(checkpoint, self._model, dtype, packed)
         call.notes.extend(map(str, checkpoint.remarks()))
         if limit is not None:
             self._keep_to(limit, encoder)

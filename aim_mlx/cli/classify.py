@@ -17,6 +17,7 @@ from aim_mlx.cli.options import (
     LitModel,
     Offline,
     Overwrite,
+    Packed,
     Revision,
     Table,
     Templates,
@@ -51,6 +52,7 @@ def classify(
     model: LitModel = None,
     revision: Revision = None,
     dtype: Dtype = None,
+    packed: Packed = False,
     batch_size: BatchSize = None,
     output: Table = None,
     html: Html = None,
@@ -111,13 +113,16 @@ def classify(
         if gone:
             raise UsageError("--gone is for the rows of a store: leave it out for photos")
         paths = report.find(sources, follow, hidden)
-        loading = {"revision": revision, "dtype": dtype, "offline": offline}
-        load = cache(partial(load_lit, model or DEFAULT_LIT, progress=tqdm, **loading))
+        if head is not None:
+            dtype = dtype or saved.model.get("dtype")  # in another, the weights are others
+        loading = {"revision": revision, "dtype": dtype, "packed": packed or None}
+        loading |= {"offline": offline, "progress": tqdm}
+        load = cache(partial(load_lit, model or DEFAULT_LIT, **loading))
     else:
-        if any([model, revision, dtype, batch_size, follow, hidden, allow_truncated]):
+        if any([model, revision, dtype, packed, batch_size, follow, hidden, allow_truncated]):
             raise UsageError(
                 "the photos of a store are embedded already: leave out --model, --revision, "
-                "--dtype, --batch-size, --follow, --hidden and --allow-truncated"
+                "--dtype, --packed, --batch-size, --follow, --hidden and --allow-truncated"
             )
         numbers = report.find_rows(store, gone)
         load = cache(lambda: as_lit(load_encoder(store, offline=offline, progress=tqdm)))

@@ -18,6 +18,7 @@ from aim_mlx.cli.options import (
     MeanLayers,
     Offline,
     Overwrite,
+    Packed,
     Pooling,
     Revision,
     numbers,
@@ -47,6 +48,7 @@ def embed(
     normalize: Annotated[bool, typer.Option(help="Scale vectors to length 1.")] = True,
     batch_size: BatchSize = None,
     dtype: Dtype = None,
+    packed: Packed = False,
     offline: Offline = False,
     include: Annotated[
         list[str] | None,
@@ -128,6 +130,7 @@ def embed(
                 dtype=dtype,
                 revision=revision,
                 adapter=adapter,
+                packed=packed or None,
                 offline=offline,
                 progress=tqdm,
             )

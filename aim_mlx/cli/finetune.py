@@ -89,7 +89,7 @@ def finetune(
         done = run(
             Data(source, columns, multi_label, allow_empty, follow, val, test),
             output,
-            lambda: load(model, revision=revision, offline=offline, progress=tqdm),
+            lambda: load(model, dtype="float32", revision=revision, offline=offline, progress=tqdm),
             FinetuneConfig(**options),
             log_report,
             probe=from_probe,
@@ -125,6 +125,6 @@ def fuse(
     from aim_mlx.finetune.fuse import fuse as write
     from aim_mlx.loading import load
 
-    encoder = load(model, revision=revision, offline=offline, progress=tqdm)
+    encoder = load(model, dtype="float32", revision=revision, offline=offline, progress=tqdm)
     write(encoder, adapter, folder, layout, overwrite)
     print(f"{folder}: {model} with {adapter} in its weights", file=sys.stderr)

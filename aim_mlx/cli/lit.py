@@ -65,7 +65,7 @@ def train(
         done = train_lit(
             pairs,
             output,
-            lambda: load(model, revision=revision, offline=offline, progress=tqdm),
+            lambda: load(model, dtype="float32", revision=revision, offline=offline, progress=tqdm),
             TrainConfig(**options),
             log_report,
             columns=(path_column, caption_column),

@@ -23,7 +23,17 @@ LitModel = Annotated[
     str | None, typer.Option(help=f"A LiT model's name, repo or folder.  [default: {DEFAULT_LIT}]")
 ]
 Revision = Annotated[str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, float16 or bfloat16.  [default: float16 on Metal, bfloat16 on CUDA, float32 "
+        "on a CPU]"
+    ),
+]
+Packed = Annotated[
+    bool,
+    typer.Option("--packed", help="Keep quantised weights packed: less memory, more time."),
+]
 BatchSize = Annotated[
     int | None, typer.Option(help="Images at a time.  [default: fitted to the device]")
 ]

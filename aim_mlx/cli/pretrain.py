@@ -76,7 +76,7 @@ def pretrain(
             raise UsageError(f"{name} is empty: give a name, or leave it out")
 
     def encoder():
-        return load(init or "", revision=revision, offline=offline, progress=tqdm)
+        return load(init or "", dtype="float32", revision=revision, offline=offline, progress=tqdm)
 
     group = joined()
     report = PretrainReporter(as_json)

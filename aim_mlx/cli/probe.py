@@ -227,8 +227,6 @@ def _load(folder: Path, model: str | None, offline: bool):
     """The probe with its encoder."""
     from huggingface_hub.utils import tqdm  # on stderr, and only on a terminal
 
-    from aim_mlx.loading import load
     from aim_mlx.probe.probe import AttentiveProbe
 
-    encoder = load(model, offline=offline, progress=tqdm) if model else None
-    return AttentiveProbe.load(folder, encoder, offline=offline, progress=tqdm)
+    return AttentiveProbe.load(folder, model or None, offline=offline, progress=tqdm)

@@ -95,9 +95,11 @@ class Reporter(Report):
             print(json.dumps({"event": event, **record}), flush=True)
 
     def finished(self, line: str, summary: Any) -> None:
-        """The account at the end, a dataclass with an exit code."""
+        """The account at the end, a dataclass with an exit code, and MLX's memory in bytes."""
+        from aim_mlx.backend import memory_used  # imports MLX
+
         self.say(line)
-        self.emit("summary", {**asdict(summary), "exit_code": summary.exit_code})
+        self.emit("summary", {**asdict(summary), **memory_used(), "exit_code": summary.exit_code})
 
 
 class Progress(Reporter):

@@ -14,6 +14,7 @@ from aim_mlx.cli.options import (
     LabelledImages,
     LitModel,
     Offline,
+    Packed,
     PathColumn,
     Revision,
     Templates,
@@ -39,6 +40,7 @@ def zeroshot_eval(
     model: LitModel = None,
     revision: Revision = None,
     dtype: Dtype = None,
+    packed: Packed = False,
     batch_size: BatchSize = None,
     offline: Offline = False,
     allow_empty: AllowEmpty = False,
@@ -73,7 +75,14 @@ def zeroshot_eval(
     for skip in images.skips:
         report.skipped(skip)
     name = model or DEFAULT_LIT
-    lit = load_lit(name, revision=revision, dtype=dtype, offline=offline, progress=tqdm)
+    lit = load_lit(
+        name,
+        revision=revision,
+        dtype=dtype,
+        packed=packed or None,
+        offline=offline,
+        progress=tqdm,
+    )
     head = build_head(lit, labels, sentences, single=False)
     with report:
         result = evaluate(

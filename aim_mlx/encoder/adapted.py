@@ -2,7 +2,7 @@
 
 import hashlib
 
-from aim_mlx.backend import mx, tree_flatten
+from aim_mlx.backend import dtype_name, mx, tree_flatten
 from aim_mlx.encoder.encoder import Encoder
 from aim_mlx.errors import CheckpointError
 from aim_mlx.models.adapters import merged
@@ -33,7 +33,7 @@ def adapted(encoder: Encoder, adapter: Adapter, dtype: mx.Dtype = mx.float32) ->
     model.eval()
     mx.eval(model.parameters())
     mx.eval(mx.random.state)  # making the layers drew numbers that were never computed
-    identity = {**encoder.identity, "adapter": adapter.folder}
+    identity = {**encoder.identity, "adapter": adapter.folder, "dtype": dtype_name(dtype)}
     result = Encoder(model, encoder.preprocessing, encoder.trained, identity)
     result.weights_digest = hashlib.sha256(
         f"{adapter.weights} {adapter.digest} {adapter.lora} {dtype}".encode()

@@ -44,7 +44,7 @@ def fuse(
         history = provenance("aim-mlx fuse", trained=encoder.trained, encoder=encoder.identity)
         written = save_checkpoint(folder, weights, config, preprocess, history, overwrite=overwrite)
     if (Path(tuned) / RECORD).exists():
-        classifier, merged = AttentiveProbe.load(tuned, base), load(folder)
+        classifier, merged = AttentiveProbe.load(tuned, base), load(folder, dtype="float32")
         classifier.identity, classifier.model = token_identity(merged), merged.identity
         classifier.save(folder, overwrite=True)
     return written

@@ -103,7 +103,7 @@ def export_model(
     start, target = time.monotonic(), Path(target)
     form = _format_of(target)
     _check_target(target, form, overwrite)
-    encoder = load(model, revision=revision, offline=offline, progress=progress)
+    encoder = load(model, dtype="float32", revision=revision, offline=offline, progress=progress)
     graph = Graph(encoder, _head(head, encoder), dtype, batches, size)
     writer = importlib.import_module(form.module)
     if target.suffix == ".mlpackage":

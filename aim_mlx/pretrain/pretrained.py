@@ -101,7 +101,7 @@ def load_pretrained(folder: str | os.PathLike[str]) -> Pretrained:
             f"{os.fspath(folder)!r} has no {WORK_FOLDER}/{DECODER}: expected a folder that "
             "aim-mlx pretrain finished"
         )
-    encoder = load(folder)
+    encoder = load(folder, dtype="float32")
     checked = check_file(path)
     values = parse_object(
         checked.metadata.get(_CONFIG, "").encode(), f"'decoder' in the metadata of {path.name}"

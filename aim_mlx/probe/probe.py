@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aim_mlx.backend import mx
+from aim_mlx.backend import dtype_named, mx
 from aim_mlx.data.labels import as_labels, classes_of, held_out, paired
 from aim_mlx.encoder.adapted import adapted
 from aim_mlx.encoder.encoder import Embedded, Encoder, listed, named, vector_of
@@ -133,39 +133,49 @@ class AttentiveProbe:
     def load(
         cls,
         folder: str | os.PathLike[str],
-        encoder: Encoder | None = None,
+        encoder: Encoder | str | os.PathLike[str] | None = None,
         *,
         offline: bool = False,
         progress: type | None = None,
     ) -> "AttentiveProbe":
         """A probe from its folder, with the encoder given or else the one it was trained on.
 
-        That is loaded by the name, or from the path, that it had; what fine-tuning changed of it is
-        in the folder and comes with it. Raises UsageError for a folder
+        That is loaded by the name or path given as `encoder`, or that it had; what fine-tuning
+        changed of it is in the folder and comes with it. Raises UsageError for a folder
         without a probe, CheckpointError for a damaged one and for an encoder, preprocessing or
         layers that are not those it was trained on.
         """
         probe = cls(**read_probe(Path(folder)))
-        if encoder is None:
+        beside = (Path(folder) / ADAPTER_CONFIG).exists()
+        adapter = folder if beside else probe.model.get("adapter")
+        dtype = probe.model.get("dtype", "float32")
+        if not isinstance(encoder, Encoder):
             from aim_mlx.loading import load
 
-            named = probe.model.get("model")
-            if not isinstance(named, str):
+            named = probe.model.get("model") if encoder is None else encoder
+            if not isinstance(named, (str, os.PathLike)):
                 raise CheckpointError(
                     f"{os.fspath(folder)!r} does not say which model it belongs to: load that, and "
                     "give it as encoder="
                 )
             try:
-                encoder = load(named, offline=offline, progress=progress)
+                encoder = load(
+                    named,
+                    dtype="float32" if adapter else dtype,
+                    packed=probe.model.get("packed"),
+                    offline=offline,
+                    progress=progress,
+                )
             except (UsageError, CheckpointError) as error:
+                if encoder is not None:
+                    raise
                 raise CheckpointError(
                     f"the encoder of this probe cannot be loaded ({error}): say where it is now by "
                     "--model, or give it as encoder="
                 ) from error
-        beside = (Path(folder) / ADAPTER_CONFIG).exists()
-        adapter = folder if beside else probe.model.get("adapter")
         if adapter is not None and "adapter" not in encoder.identity:
-            encoder = adapted(encoder, read_adapter(adapter, encoder.model.config))
+            changes = read_adapter(adapter, encoder.model.config)
+            encoder = adapted(encoder, changes, dtype_named(dtype))
         probe.check(encoder)
         probe._encoder = encoder
         return probe

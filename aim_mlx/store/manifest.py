@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aim_mlx.backend import device_name
+from aim_mlx.backend import device_name, dtype_name
 from aim_mlx.config import to_dict
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.errors import OutputError
@@ -23,7 +23,13 @@ _PACKAGES = ("aim-mlx", "mlx", "mlx-data", "numpy", "pillow", "pyarrow")
 _LARGEST = 4 << 20  # bytes; one has some 2,000
 _SCHEMA = {"schema": whole(1)}
 _FORM = {
-    "model": {"model": TEXT, "path": PATH, "revision?": maybe(TEXT), "adapter?": PATH},
+    "model": {
+        "model": TEXT,
+        "path": PATH,
+        "revision?": maybe(TEXT),
+        "adapter?": PATH,
+        "packed?": FLAG,
+    },
     "weights": TEXT,
     "encoder": {},
     "preprocessing": {},
@@ -37,13 +43,13 @@ _FORM = {
 
 # What two runs must share to write into one store, in words for the message.
 _DECISIVE = {
+    "dtype": "dtype",  # before the weights, which are others in another
     "weights": "weights",
     "encoder": "encoder",
     "preprocessing": "preprocessing",
     "pooling": "pooling",
     "layers": "layers",
     "normalized": "normalisation",
-    "dtype": "dtype",
     "dim": "vector length",
 }
 
@@ -60,7 +66,7 @@ def describe(encoder: Encoder, options: EmbedOptions) -> dict[str, Any]:
         "pooling": encoder.pooling(options),
         "layers": list(options.layers),
         "normalized": options.normalize,
-        "dtype": str(encoder.dtype).removeprefix("mlx.core."),
+        "dtype": dtype_name(encoder.dtype),
         "dim": encoder.dim(options),
         "device": device_name(),
         "versions": {package: version(package) for package in _PACKAGES},

@@ -8,8 +8,8 @@ from itertools import islice
 
 import numpy as np
 
-from aim_mlx.backend import device_name, mx, nn, on_gpu
-from aim_mlx.errors import CheckpointError
+from aim_mlx.backend import device_name, machine_bytes, mx, nn, on_gpu
+from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.visual_tokens import VisualTokenizer, VisualTokensConfig
 from aim_mlx.weights.checkpoint import DTYPE_NAMES, STORED, Checkpoint
 from aim_mlx.weights.layouts import Rule, parts_of, shape_in_ours
@@ -40,21 +40,41 @@ def load_weights(
 
 def load_into(
     model: nn.Module, checkpoint: Checkpoint, dtype: mx.Dtype, packed: bool | None = None
-) -> None:
+) -> bool:
     """Replaces every parameter of a network, none is left as it was made; raises as load_weights.
 
-    Quantised weights stay packed on a GPU that multiplies them so. On the CPU, where a packed
-    product takes 38 times as long, they are unpacked once. `packed` overrides this.
+    Quantised weights are unpacked, as the products of an encoder take longer with packed ones, on
+    the CPU 38 times as long. `packed` keeps them as they are; None does where they are too large.
+    Returns whether they are packed; raises UsageError where weights or device cannot be.
     """
     how, names = checkpoint.quantization, checkpoint.quantized
-    if how is not None and packed is None:
-        shapes = expected_shapes(checkpoint.config)
-        packed = on_gpu() and multiplies_packed([shapes[n] for n in names], how, dtype)
+    if packed is None:
+        packed = too_large_unpacked(checkpoint, dtype, machine_bytes() * 2 // 5)
+    elif packed and (how is None or not _multiplies_packed(checkpoint, dtype)):
+        why = (
+            "these weights are not quantised" if how is None else "this device cannot multiply them"
+        )
+        raise UsageError(f"packed= (--packed) is for quantised weights, and {why}: leave it out")
     if how is not None and packed:
         quantize_modules(model, names, how)
-    weights = iter_weights(checkpoint, dtype, packed=bool(packed))
+    weights = iter_weights(checkpoint, dtype, packed=packed)
     model.load_weights(list(weights), strict=True)
     model.eval()
+    return packed
+
+
+def too_large_unpacked(checkpoint: Checkpoint, dtype: mx.Dtype, room: int) -> bool:
+    """Whether quantised weights are to stay packed on this device, to fit into so many bytes."""
+    unpacked = checkpoint.parameters * dtype.size
+    return unpacked > room and on_gpu() and _multiplies_packed(checkpoint, dtype)
+
+
+def _multiplies_packed(checkpoint: Checkpoint, dtype: mx.Dtype) -> bool:
+    if checkpoint.quantization is None:
+        return False
+    shapes = expected_shapes(checkpoint.config)
+    products = [shapes[name] for name in checkpoint.quantized]
+    return multiplies_packed(products, checkpoint.quantization, dtype)
 
 
 def iter_weights(
