@@ -6,6 +6,7 @@ import pytest
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.layouts import (
     LAYOUTS,
+    TOWER_LAYOUTS,
     Layout,
     Rule,
     detect_layout,
@@ -18,6 +19,7 @@ from aim_mlx.weights.layouts import (
 from aim_mlx.weights.safetensors_file import TensorInfo, check_file
 from tests.weights_files import DATA, Tensors, as_bfloat16, read_tensors, weight_file
 
+ALL = (*LAYOUTS, *TOWER_LAYOUTS)
 CASES = [
     (case, folder, name, "lit" if case == "lit" else "vision")
     for case in ("vision_absolute", "vision_native_5x3", "lit")
@@ -103,12 +105,12 @@ def test_bfloat16_bits_pass_through_the_table():
     same_bits(in_ours(layout, cut), expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: f"{x.name}-{x.kind}")
+@pytest.mark.parametrize("layout", ALL, ids=lambda x: f"{x.name}-{x.kind}")
 def test_a_layout_names_each_source_and_each_tensor_of_ours_once(layout: Layout):
     sources = [name for rule in layout.rules for name in rule.sources]
     ours = [rule.ours for rule in layout.rules]
     assert len(set(sources)) == len(sources) and len(set(ours)) == len(ours)
-    alike = [x for x in LAYOUTS if (x.kind, x.family) == (layout.kind, layout.family)]
+    alike = [x for x in ALL if (x.kind, x.family) == (layout.kind, layout.family)]
     first = alike[0]
     assert set(ours) == {rule.ours for rule in first.rules}
 

@@ -19,13 +19,21 @@ from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.convert import convert_checkpoint
 from aim_mlx.weights.hub import fetch
 from aim_mlx.weights.inspect import describe
+from aim_mlx.weights.layouts import Layout, layout_named
 from aim_mlx.weights.load import load_weights
 from aim_mlx.weights.strict_json import read_object
 from aim_mlx.weights.towers import TOWERS, described
 from tests.hub_server import serving
 from tests.small import photo
 from tests.towers import LAYOUTS, TOWER, config_json, save, tower_weights
-from tests.weights_files import copy_case, edit_json, read_tensors, weight_file, write_tensors
+from tests.weights_files import (
+    copy_case,
+    edit_json,
+    read_tensors,
+    weight_file,
+    write_index,
+    write_tensors,
+)
 
 INDEX = "model.safetensors.index.json"
 PREFIX = {tower.layout: tower.prefix for tower in TOWERS}
@@ -165,6 +173,120 @@ def test_what_the_image_processor_states_decides(tmp_path: Path, layout, size, f
 
 
 # What is refused
+
+
+@pytest.fixture
+def damaged(published, tmp_path: Path) -> tuple[Layout, Path]:
+    """The names of a layout, and a checkpoint in shards for tests that damage it."""
+    layout, folder = published
+    return layout_named(layout), Path(shutil.copytree(folder, tmp_path / "damaged"))
+
+
+def put(folder: Path, name: str, tensor: tuple[str, np.ndarray] | None) -> str:
+    """Replaces a tensor in its shard, or takes it away; the name of the shard."""
+    weight_map = read_object(folder / INDEX)["weight_map"]
+    shard = folder / weight_map[name]
+    changed = read_tensors(shard) | ({} if tensor is None else {name: tensor})
+    if tensor is None:
+        del changed[name], weight_map[name]
+        write_index(folder, weight_map)
+    write_tensors(shard, changed)
+    return shard.name
+
+
+WRONG = [
+    ("trunk.post_trunk_norm.weight", "F16", (65,)),
+    ("trunk.post_trunk_norm.weight", "F16", (64, 1)),
+    ("trunk.blocks.1.mlp.fc1.weight", "F16", (175, 64)),
+    ("trunk.blocks.1.mlp.fc2.weight", "F16", (176, 64)),
+    ("trunk.blocks.2.attn.qkv.weight", "F16", (191, 64)),
+    ("preprocessor.pos_embed", "F16", (24, 64)),
+    ("preprocessor.pos_embed", "F16", (1, 25, 65)),
+    ("preprocessor.patchifier.proj.weight", "F16", (64, 14, 14, 3)),
+    ("preprocessor.patchifier.proj.weight", "F16", (64, 588)),
+    ("trunk.blocks.0.norm_1.weight", "F64", (64,)),
+    ("trunk.blocks.0.norm_1.weight", "I32", (64,)),
+    ("trunk.blocks.0.norm_1.weight", "F8_E4M3", (64,)),
+]
+
+
+@pytest.mark.parametrize(("ours", "dtype", "shape"), WRONG)
+def test_a_wrong_shape_or_dtype_is_refused_by_name(damaged, ours, dtype, shape):
+    layout, folder = damaged
+    name = layout.source_names(ours)[0]
+    put(folder, name, (dtype, np.ones(shape)))
+    text = rejected(folder)
+    assert name in text and any(word in text for word in ("shape", "positions", dtype))
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        "preprocessor.patchifier.proj.weight",
+        "preprocessor.patchifier.norm.weight",
+        "trunk.blocks.0.attn.qkv.weight",
+        "trunk.blocks.1.norm_2.weight",
+        "trunk.blocks.2.mlp.fc3.weight",
+        "trunk.post_trunk_norm.weight",
+    ],
+)
+def test_a_missing_tensor_is_refused_by_its_name_in_the_file(damaged, ours):
+    layout, folder = damaged
+    name = layout.source_names(ours)[-1]
+    put(folder, name, None)
+    assert f"missing tensor '{name}'" in rejected(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_value_that_is_not_finite_is_refused_when_it_is_read(damaged, value):
+    layout, folder = damaged
+    name = layout.source_names("trunk.blocks.1.norm_1.weight")[0]
+    put(folder, name, ("F16", np.full(64, value)))
+    with pytest.raises(CheckpointError, match="NaN or infinity") as error:
+        load_weights(open_checkpoint(folder))
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["../x.safetensors", "/x.safetensors", "x.bin", "", 7, None])
+def test_an_index_that_leaves_the_folder_is_refused(damaged, place):
+    _, folder = damaged
+    weight_map = read_object(folder / INDEX)["weight_map"]
+    name = next(iter(weight_map))  # of the language model: its shard is not needed
+    write_index(folder, weight_map | {name: place})
+    assert f"'{name}'" in rejected(folder)
+
+
+def test_the_index_must_agree_with_the_shards_that_are_read(damaged):
+    layout, folder = damaged
+    weight_map = read_object(folder / INDEX)["weight_map"]
+    name = layout.source_names("trunk.post_trunk_norm.weight")[0]
+    write_index(folder, weight_map | {"ghost": weight_map[name]})
+    assert "'ghost'" in rejected(folder)
+    other = next(s for n, s in weight_map.items() if n.startswith(PREFIX[layout.name]))
+    assert other != weight_map[name]
+    write_index(folder, weight_map | {name: other})
+    assert f"'{name}'" in rejected(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"<html></html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git-LFS pointer"),
+        (b"\x80\x02}q\x00.", "pickle"),
+        ((2**62).to_bytes(8, "little") + b"{}", "not a safetensors file"),
+    ],
+)
+def test_a_shard_with_a_part_of_the_tower_that_is_no_safetensors_file_is_refused(
+    damaged, content, words
+):
+    layout, folder = damaged
+    weight_map = read_object(folder / INDEX)["weight_map"]
+    shard = weight_map[layout.source_names("trunk.post_trunk_norm.weight")[0]]
+    (folder / shard).write_bytes(content)
+    text = rejected(folder)
+    assert words in text and shard in text
 
 
 @pytest.mark.parametrize("name", ["trunk.blocks.0.attn.qkv.bias", "trunk.blocks.0.norm_3.weight"])

@@ -18,13 +18,13 @@ _MOST_GROUPS = 8
 
 @dataclass(frozen=True)
 class Tower:
-    """Where the models of a family keep their AIMv2 tower, and how they prepare images for it.
+    """Where the models of a series keep their AIMv2 tower, and how they prepare images for it.
 
     All tensors of the tower, and no others, have names that begin with `prefix`. `fit` and
     `imagenet` (ImageNet's mean and standard deviation, not CLIP's) count where no file says more.
     """
 
-    family: str
+    series: str
     layout: str
     prefix: str
     fit: str
@@ -36,12 +36,12 @@ class Tower:
 
     @property
     def visual_tokens(self) -> Layout | None:
-        """Where Ovis2's head and embedding table are; None for other families."""
+        """Where Ovis2's head and embedding table are; None for other series."""
         kinds = {each.kind: each for each in TOWER_LAYOUTS if each.name == self.layout}
         return kinds.get(VISUAL_TOKENS)
 
     def preprocessing(self, folder: Path, config: VisionConfig) -> PreprocessConfig:
-        """What the files in its folder state, else what the family's own code does.
+        """What the files in its folder state, else what the series' own code does.
 
         Raises CheckpointError for what cannot be done here.
         """
@@ -141,5 +141,5 @@ def described(tower: Tower, config: VisionConfig) -> str:
         if replace(spec.vision, image_size=config.image_size) == config:
             size = f"AIMv2-{spec.name.split('-')[1]}"
     pixels = "native resolution" if config.native else f"{config.image_size} pixels"
-    article = "an" if tower.family[0] in "AEIO" else "a"
-    return f"{article} {tower.family} checkpoint: its tower is {size} at {pixels}"
+    article = "an" if tower.series[0] in "AEIO" else "a"
+    return f"{article} {tower.series} checkpoint: its tower is {size} at {pixels}"

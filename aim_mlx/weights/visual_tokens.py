@@ -26,7 +26,7 @@ def visual_layout(tower: Tower | None) -> Layout:
     """Where a tower's model keeps its head and table; raises UsageError for models without."""
     layout = None if tower is None else tower.visual_tokens
     if layout is None:
-        what = "an encoder by itself" if tower is None else tower.family
+        what = "an encoder by itself" if tower is None else tower.series
         raise UsageError(f"only Ovis2 has visual tokens, this is {what}: leave out visual_tokens")
     return layout
 
