@@ -1,13 +1,16 @@
 """The benchmarks measure what they say, or fail."""
 
+import io
 import shutil
 import sys
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from aim_mlx.backend import tree_flatten
 from benchmarks import __main__ as benchmarks
-from benchmarks import report, workers
+from benchmarks import report, soak, workers
 from benchmarks.material import make_photos
 from tests import small
 
@@ -49,3 +52,17 @@ def test_a_folder_can_reach_less_of_the_encoder_where_both_share_the_cores():
     summary = {"encoder_alone_images_per_second": spread, "decode_core_seconds": spread}
     assert report.possible(summary, {"on_gpu": False, "cores": 3}) == pytest.approx(3 / 4)
     assert report.possible(summary, {"on_gpu": True, "cores": 3}) == 1
+
+
+def test_memory_is_measured_over_photos_of_as_many_sizes():
+    photos = soak.photos(4)
+    assert len({Image.open(io.BytesIO(photo)).size for photo in photos}) == 4
+    encoder = small.encoder(small.NATIVE)
+    encoder.embed(photos[:1])
+    weights = sum(value.nbytes for _, value in tree_flatten(encoder.model.parameters()))
+    assert soak.largest(encoder, photos) > weights
+
+
+def test_a_photo_without_a_vector_ends_the_measurement():
+    with pytest.raises(SystemExit, match="photo 1 has no vector"):
+        soak.largest(small.encoder(small.NATIVE), [*soak.photos(1), b"no photo"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aim_mlx.backend import BLAS, mx
+from aim_mlx.backend import BLAS, mx, on_gpu
 from aim_mlx.encoder import pipeline
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
 from aim_mlx.encoder.pipeline import Pipeline
@@ -49,7 +49,9 @@ def test_rows_stay_in_order_when_native_sizes_are_mixed(batch_size):
     np.testing.assert_allclose(model.embed(images, batch_size=batch_size), expected, atol=SAME)
 
 
-@pytest.mark.skipif(BLAS.threads < 2 or BLAS.library is None, reason="one core, or no OpenBLAS")
+@pytest.mark.skipif(
+    BLAS.threads < 2 or BLAS.library is None or on_gpu(), reason="one core, no OpenBLAS, or a GPU"
+)
 @pytest.mark.parametrize(("block", "threads"), [(1, BLAS.threads), (BLAS.threads, 1)])
 def test_products_have_their_threads_whatever_the_decoders_do(monkeypatch, block, threads):
     """mlx-data takes OpenBLAS's threads while it decodes, and gives back what it found."""
@@ -241,7 +243,8 @@ def test_half_precision_points_the_same_way(name):
 def test_the_samples_of_the_next_batches_are_decoded_ahead_within_bounds(monkeypatch):
     def ahead(block: int, streams: int, grid: int | None, patches: int | None = None) -> int | None:
         options = EmbedOptions() if patches else EmbedOptions(batch_size=block)
-        monkeypatch.setattr("aim_mlx.encoder.pipeline._CPU_PATCHES", patches)
+        monkeypatch.setattr(pipeline, "on_gpu", lambda: False)
+        monkeypatch.setattr(pipeline, "_CPU_PATCHES", patches)
         preprocessing = encoder().preprocessing
         return Pipeline(abs, [], preprocessing, grid, options, block=block)._ahead(streams)
 

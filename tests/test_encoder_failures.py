@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from aim_mlx import backend
-from aim_mlx.backend import mx
+from aim_mlx.backend import mx, on_gpu
 from aim_mlx.embedding import job
 from aim_mlx.encoder import pipeline
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
@@ -63,7 +63,8 @@ def test_after_a_failure_all_at_work_is_computed_again_in_smaller_batches(
     vectors = encoder().embed(IMAGES, batch_size=4)
     np.testing.assert_allclose(vectors, expected, atol=SAME)
     begun = sizes.index(2)  # with the first smaller one all begins again that was begun before
-    assert max(sizes[begun:]) == 2 and sum(sizes[begun:]) == len(IMAGES)
+    read = 4 if on_gpu() and place == "_read" else 0  # a GPU has one batch at work at a time
+    assert max(sizes[begun:]) == 2 and sum(sizes[begun:]) == len(IMAGES) - read
 
 
 def test_a_batch_that_is_still_too_large_is_halved_again(monkeypatch):
