@@ -13,7 +13,7 @@ import pytest
 from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import CheckpointError
-from aim_mlx.weights import load
+from aim_mlx.weights import reading
 from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.load import iter_weights, load_weights
 from aim_mlx.weights.safetensors_file import all_finite
@@ -63,7 +63,7 @@ def test_shards_load_as_the_whole(folder: Path):
 
 
 def test_memory_that_mlx_does_not_share_with_numpy_is_filled_alike(monkeypatch):
-    monkeypatch.setattr(load, "device_name", lambda: "cuda")
+    monkeypatch.setattr(reading, "device_name", lambda: "cuda")
     same(load_weights(open_checkpoint(DATA / "vision_absolute" / "transformers")), reference())
 
 
@@ -131,6 +131,39 @@ def test_a_cast_that_overflows_is_refused_and_says_what_to_do(folder: Path, valu
     with pytest.raises(CheckpointError, match="'rms_norm.weight' overflows in float16.*bfloat16"):
         load_weights(checkpoint, mx.float16)
     assert load_weights(checkpoint, mx.bfloat16).keys() == reference().keys()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "target", "last"),
+    [
+        ("F32", mx.float16, 0x477FEFFF),
+        ("F32", mx.bfloat16, 0x7F7F7FFF),
+        ("BF16", mx.float16, 0x477F),
+        ("F16", mx.bfloat16, 0x7BFF),
+    ],
+)
+@pytest.mark.parametrize("sign", [0, 1])
+def test_the_last_value_that_a_cast_keeps_finite_is_taken_and_no_other(
+    folder: Path, dtype: str, target: mx.Dtype, last: int, sign: int
+):
+    """Checked against MLX's own cast, of the bits of that value and of the next."""
+    kind, wide, narrow = {
+        "F32": (mx.float32, np.uint32, np.float32),
+        "F16": (mx.float16, np.uint16, np.float16),
+        "BF16": (mx.bfloat16, np.uint16, np.uint16),
+    }[dtype]
+    shapes = {name: values.shape for name, (_, values) in read_tensors(weight_file(folder)).items()}
+    tensors = {name: (dtype, np.zeros(shape, narrow)) for name, shape in shapes.items()}
+    for bits in (last, last + 1):
+        raw = np.full(64, bits | sign << (8 * np.dtype(wide).itemsize - 1), wide)
+        finite = mx.isfinite(mx.array(raw).view(kind).astype(target)).all().item()
+        assert finite == (bits == last)
+        write_tensors(weight_file(folder), tensors | {"rms_norm.weight": (dtype, raw.view(narrow))})
+        if finite:
+            assert load_weights(open_checkpoint(folder), target)
+        else:
+            with pytest.raises(CheckpointError, match="'rms_norm.weight' (overflows|.*infinity)"):
+                load_weights(open_checkpoint(folder), target)
 
 
 def test_parts_of_two_dtypes_are_not_joined(folder: Path):

@@ -65,18 +65,21 @@ _BITS = {
 
 
 def all_finite(array: np.ndarray, dtype: str) -> bool:
-    """Whether no value is NaN or infinite; `dtype` as in safetensors, bfloat16 as its raw bits.
+    """Whether no value is NaN or infinite; `dtype` as in safetensors, bfloat16 as its raw bits."""
+    return all_below(array, dtype, _BITS[dtype][2])
+
+
+def all_below(array: np.ndarray, dtype: str, bits: int) -> bool:
+    """Whether every value is nearer to zero than the positive number of these bits, and no NaN.
 
     Two passes without a temporary: read as signed integers the largest value is the largest
     positive one, read as unsigned integers it is the largest negative one.
     """
-    signed, unsigned, infinity = _BITS[dtype]
+    signed, unsigned, _ = _BITS[dtype]
     if not array.size:
         return True
-    negative_infinity = infinity | 1 << (8 * array.itemsize - 1)
-    return bool(
-        array.view(signed).max() < infinity and array.view(unsigned).max() < negative_infinity
-    )
+    negative = bits | 1 << (8 * array.itemsize - 1)
+    return bool(array.view(signed).max() < bits and array.view(unsigned).max() < negative)
 
 
 LARGEST_HEADER = 2 * 2**20  # bytes; the largest published one has 64 thousand
