@@ -40,12 +40,12 @@ class Decoder(nn.Module):
         """Token ids (B, L) -> BOS and the tokens, with positions (B, 1 + L, D)."""
         B, L = ids.shape
         bos = mx.broadcast_to(self.bos, (B, *self.bos.shape[1:]))
-        tokens = mx.concatenate([bos, self.text_embedding.weight[ids]], axis=1)
+        tokens = mx.concatenate([bos, self.text_embedding(ids)], axis=1)
         return tokens + self.positional_embedding[: L + 1]
 
     def embed_one(self, ids: mx.array, place: int) -> mx.array:
         """Token `place` of each text, ids (B,) -> (B, 1, D)."""
-        return (self.text_embedding.weight[ids] + self.positional_embedding[place + 1])[:, None]
+        return (self.text_embedding(ids) + self.positional_embedding[place + 1])[:, None]
 
 
 class PretrainingModel(nn.Module):

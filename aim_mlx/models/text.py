@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from aim_mlx.backend import check_not_forked, mx, nn
+from aim_mlx.backend import check_not_forked, mx, nn, on_gpu
 from aim_mlx.config import TextConfig
 from aim_mlx.errors import UsageError
 from aim_mlx.models.layers import Seen, Trunk
@@ -31,11 +31,43 @@ class TextFeatures:
 
 
 class TokenEmbedding(nn.Module):
-    """The table of token vectors: weight (vocabulary, D)."""
+    """The table of token vectors, weight (vocabulary, D): token ids of any shape -> (..., D)."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
         self.weight = mx.zeros((config.vocab_size, config.embed_dim))
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        return _rows_on_gpu(self.weight, ids) if on_gpu() else self.weight[ids]
+
+
+@mx.custom_function
+def _rows_on_gpu(table: mx.array, ids: mx.array) -> mx.array:
+    """The rows of a table, with a gradient that has the same bits each time.
+
+    MLX's own adds the gradients of a row as they come, in any order.
+    """
+    return table[ids]
+
+
+@_rows_on_gpu.vjp
+def _summed_in_order(
+    inputs: tuple[mx.array, mx.array], of_rows: mx.array, _: mx.array
+) -> tuple[mx.array, mx.array]:
+    table, ids = inputs
+    order = mx.argsort(ids.reshape(-1))
+    ordered, count = ids.reshape(-1)[order], ids.size
+    sums = of_rows.reshape(count, -1)[order].astype(mx.float32)
+    reach = 1  # each place has the sum of so many from it on, of those with its id
+    while reach < count:
+        same = ordered[reach:] == ordered[:-reach]
+        more = mx.where(same[:, None], sums[reach:], 0)
+        sums = mx.concatenate([sums[:-reach] + more, sums[-reach:]])
+        reach *= 2
+    # The first place of an id has its sum; the others add zero, in whatever order.
+    first = mx.concatenate([mx.array([True]), ordered[1:] != ordered[:-1]])
+    whole = mx.where(first[:, None], sums, 0).astype(table.dtype)
+    return mx.zeros_like(table).at[ordered].add(whole), mx.zeros_like(ids)
 
 
 class TextPreprocessor(nn.Module):
@@ -47,7 +79,7 @@ class TextPreprocessor(nn.Module):
         self.positional_embedding = mx.zeros((config.context_length, config.embed_dim))
 
     def __call__(self, ids: mx.array) -> mx.array:
-        return self.text_embedding.weight[ids] + self.positional_embedding[: ids.shape[1]]
+        return self.text_embedding(ids) + self.positional_embedding[: ids.shape[1]]
 
 
 class TextEncoder(nn.Module):
