@@ -67,8 +67,8 @@ def train_lit(
     `cache` is where the image tokens go (default: inside the folder), of `cache_limit` bytes at
     most; where they do not fit, they are computed again each time. A run ends early, with a
     checkpoint and Interrupted, once `stop` returns True. Interrupted or killed, the same call goes
-    on from the last checkpoint, to the same bits. Raises UsageError for bad pairs, OutputError for
-    a folder of another run or one in use, NotFinite where the loss is not finite.
+    on from the last checkpoint, on a CPU to the same bits. Raises UsageError for bad pairs,
+    OutputError for a folder of another run or one in use, NotFinite where the loss is not finite.
     """
     started = time.monotonic()
     report, folder = report or Silent(), Path(folder)

@@ -89,9 +89,9 @@ def pretrain(
     With `labelled` the encoder's features are measured as it goes. `memory` bounds the decoded
     pictures that are kept, in bytes. `dtype` None is float32 on a CPU and bfloat16 on a GPU. A run
     ends early, with a checkpoint and Interrupted, once `stop` returns True. Interrupted or killed,
-    the same call goes on from the last checkpoint, to the same bits. Raises UsageError for bad
-    pairs or options, OutputError for a folder of another run or one in use, NotFinite where a loss
-    is not finite.
+    the same call goes on from the last checkpoint, on a CPU to the same bits. Raises UsageError for
+    bad pairs or options, OutputError for a folder of another run or one in use, NotFinite where a
+    loss is not finite.
 
     In a `group` every process calls it with the same arguments and computes its share of each
     batch; the first alone reports, measures and touches the folder. Raises UsageError where they
