@@ -200,7 +200,7 @@ def encoder_of(
             encoder = Ovis2(network, checkpoint.preprocess, visual=visual)
     encoder.trained = checkpoint.trained
     loaded = {"dtype": dtype_name(dtype), "packed": packed}
-    encoder.identity = {"model": os.fspath(model), **_identity(checkpoint), **loaded}
+    encoder.identity = {"model": os.fspath(model), **identity_of(checkpoint), **loaded}
     # Building the layers drew random numbers that were never computed; undone, they would pile up
     # in the generator's state with each model loaded.
     mx.eval(mx.random.state)
@@ -216,7 +216,7 @@ def _tokenizer(folder: Path, config: TextConfig) -> "Tokenizer | None":
     return Tokenizer.load(folder, config)
 
 
-def _identity(checkpoint: Checkpoint) -> dict[str, object]:
+def identity_of(checkpoint: Checkpoint) -> dict[str, object]:
     """What records say of the weights: where, in which layout, stored how, with what history."""
     return {
         "path": str(checkpoint.path),  # of a downloaded one, it ends with the commit

@@ -20,9 +20,12 @@ app = typer.Typer(
 
 @app.command()
 def convert(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="SRC", help="A .pth, .pt, .bin or .safetensors file, or a folder."),
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SRC [HEAD]",
+            help="A .pth, .pt, .bin or .safetensors file, or a folder; and the head of a probe.",
+        ),
     ],
     folder: Annotated[
         Path,
@@ -33,6 +36,14 @@ def convert(
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, float16 or bfloat16; as it is stored unless given."),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Blocks that HEAD takes the mean of: best, last, or 14,15,16."),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Names of HEAD's classes, one a line in order; numbers unless given."),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare with PyTorch, block by block.")
@@ -46,20 +57,26 @@ def convert(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Convert PyTorch weights of AIMv2 to the format of aim-mlx, and verify them.
+    """Convert PyTorch weights of AIMv2 and AIMv1 to the format of aim-mlx, and verify them.
 
-    Heads of probes, such as AIMv1's, are converted too. PyTorch files are read as weights only:
-    nothing in them is run.
+    With its HEAD an encoder becomes a probe, for `aim-mlx probe`; a head is converted by itself
+    too. PyTorch files are read as weights only: nothing in them is run.
     """
     # Before MLX is imported, which reads it: TF32 would round the inputs of float32 products.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
+    from convert.classifier import read_classifier, write_classifier
     from convert.conversion import check_request, write
     from convert.report import report_paths
     from convert.source import open_source
 
     if report is not None and not verify:
         raise UsageError("--report is for --verify: give both or neither")
+    if len(sources) > 2:
+        raise UsageError(f"expected an encoder and a head at most, got {len(sources)} sources")
+    source, head = sources[0], sources[1] if len(sources) == 2 else None
     if folder.suffix == ".safetensors":
+        if head is not None:
+            raise UsageError("an encoder and its head become a folder: name one as DST")
         if dtype is not None or verify:
             raise UsageError(
                 "--dtype and --verify are for encoders: to convert one, name a folder as DST"
@@ -70,9 +87,23 @@ def convert(
     if verify:
         _check_reports(paths, overwrite)
     with open_source(source, folder.absolute().parent) as opened:
+        head = head or opened.head
+        if head is None and (layers is not None or classes is not None):
+            raise UsageError("--layers and --classes are for the head of a probe: give its file")
+        probe = None
+        if head is not None:
+            workplace = folder.absolute().parent
+            probe = read_classifier(head, source, opened.checkpoint, layers, classes, workplace)
         write(source, opened, folder, dtype, overwrite)
         layout = f"{opened.checkpoint.kind}, from the {opened.checkpoint.layout} layout"
         typer.echo(f"{folder}: {opened.checkpoint.parameters:,} parameters, {layout}", err=True)
+        if probe is not None:
+            write_classifier(probe, folder, dtype or "float32")
+            blocks = ", ".join(map(str, probe.layers))
+            typer.echo(
+                f"{folder}: a probe of {len(probe.classes)} classes on the mean of blocks {blocks}",
+                err=True,
+            )
         if verify:
             _verify(opened, folder, paths)
 

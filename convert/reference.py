@@ -1,4 +1,4 @@
-"""The PyTorch reference: transformers' AIMv2 vision encoder with the weights of a source."""
+"""The PyTorch reference with the weights of a source: transformers' AIMv2, or AIMv1's formulas."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,10 +9,11 @@ from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import AimError, CheckpointError
 from aim_mlx.weights.checkpoint import Checkpoint
-from aim_mlx.weights.layouts import from_ours, layout_named
+from aim_mlx.weights.layouts import Layout, from_ours, layout_named
 from aim_mlx.weights.safetensors_file import TensorReader
 from aim_mlx.weights.strict_json import show
 from convert.conversion import load_one
+from convert.reference_aimv1 import aimv1_outputs
 from convert.tensors import require_torch
 
 # The image tower of a LiT model: (prefix of the tower, prefix of what pools its tokens).
@@ -40,9 +41,12 @@ def reference_outputs(
 
     The weights are those of the source, by way of no other network.
     """
+    weights = _weights(checkpoint)
+    if config.family == "aimv1":
+        return [aimv1_outputs(config, weights, pixels) for pixels in images]
     import torch
 
-    model = _model(config, _weights(checkpoint))
+    model = _model(config, weights)
     outputs: list[Outputs] = []
     for i, layer in enumerate(model.encoder.layers):
         layer.register_forward_hook(_keep(outputs, f"block {i}"))
@@ -56,14 +60,22 @@ def reference_outputs(
 
 def weights_are_direct(checkpoint: Checkpoint) -> bool:
     """Whether the reference gets the source's tensors under their own names, mapped by nothing."""
-    return checkpoint.layout == "transformers"
+    return checkpoint.layout == _layout_of(checkpoint).name
+
+
+def _layout_of(checkpoint: Checkpoint) -> Layout:
+    """The layout in which the reference takes its tensors."""
+    first = checkpoint.vision.family == "aimv1"
+    return layout_named(
+        "ml-aim-torch" if first else "transformers", family=checkpoint.vision.family
+    )
 
 
 def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The encoder's tensors under transformers' names, as torch float32.
+    """The encoder's tensors under the reference's names, as torch float32.
 
     A source in that layout is read as it is, so that a fault in the layout table shows as a
-    difference; of others, our tensors are mapped to transformers' names by the table's inverse.
+    difference; of others, our tensors are mapped to these names by the table's inverse.
     """
     import torch
 
@@ -84,7 +96,7 @@ def _direct(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _mapped(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-    theirs = layout_named("transformers", "vision")
+    theirs = _layout_of(checkpoint)
     for step in checkpoint.steps():
         inside = _inside(step.ours, checkpoint.kind, OUR_TOWER)
         if inside is not None:

@@ -45,10 +45,17 @@ _BESIDE = ("config.json", *PROCESSOR_FILES, *TOKENIZER_FILES)
 
 @dataclass(frozen=True)
 class Source:
-    """An opened source: `history` says for the record which files it was read from, and by what."""
+    """An opened source: `history` says for the record which files it was read from, and by what.
+
+    `head` is the file with the head of a probe that is saved with the encoder, if there is one.
+    """
 
     checkpoint: Checkpoint
     history: dict[str, Any]
+
+    @property
+    def head(self) -> Path | None:
+        return self.checkpoint.files[0].path if "head" in self.checkpoint.beside else None
 
 
 @contextmanager

@@ -147,13 +147,15 @@ def _facts(source: Source, written: Checkpoint, images: list[np.ndarray]) -> dic
             "the image tower without its attention pool; not covered: pool, projections, text tower"
         )
     )
+    reference = f"transformers {version('transformers')}, eager attention"
+    if written.vision.family == "aimv1":
+        reference = "the formulas of AIMv1"
     sizes = ", ".join(f"{each.shape[1]} x {each.shape[2]}" for each in images)
     return {
         "source": f"{names} ({source.checkpoint.layout} layout, {source.checkpoint.dtype})",
         "compared": covered,
         "pictures": f"{len(images)} seeded, preprocessed to (height x width) {sizes}",
-        "reference": f"transformers {version('transformers')}, torch {version('torch')}, "
-        f"eager attention, float32, with {direct}",
+        "reference": f"{reference}, torch {version('torch')}, float32, with {direct}",
         "ours": f"aim-mlx {aim_mlx.__version__}, mlx {version('mlx')}, on {device_name()}, "
         f"{platform.system()} {platform.machine()}",
     }

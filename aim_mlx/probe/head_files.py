@@ -17,7 +17,7 @@ from aim_mlx.backend import check_not_forked, mx
 from aim_mlx.config import HEAD_DIM
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.probe.heads import Head, HeadConfig, flat
-from aim_mlx.weights.layouts import HEAD, others, plan
+from aim_mlx.weights.layouts import AIMV1_ONLY, HEAD, others, plan
 from aim_mlx.weights.safetensors_file import (
     CheckedFile,
     TensorReader,
@@ -145,8 +145,14 @@ def _check_values(record: dict[str, Any], config: HeadConfig) -> None:
 
 
 def _names(checked: CheckedFile) -> dict[str, str]:
-    """Our names of a head's tensors to those in the file; raises CheckpointError for any other."""
-    steps = plan(HEAD, checked.tensors)
+    """Our names of a head's tensors to those in the file; raises CheckpointError for any other.
+
+    AIMv1's encoder may be in the same file.
+    """
+    tensors = list(checked.tensors)
+    if AIMV1_ONLY in tensors:
+        tensors = [name for name in tensors if name.startswith("head.")]
+    steps = plan(HEAD, tensors)
     return {step.ours: step.sources[0] for step in steps if step.ours != _COUNTER}
 
 

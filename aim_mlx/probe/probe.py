@@ -140,10 +140,10 @@ class AttentiveProbe:
     ) -> "AttentiveProbe":
         """A probe from its folder, with the encoder given or else the one it was trained on.
 
-        That is loaded by the name or path given as `encoder`, or that it had; what fine-tuning
-        changed of it is in the folder and comes with it. Raises UsageError for a folder
-        without a probe, CheckpointError for a damaged one and for an encoder, preprocessing or
-        layers that are not those it was trained on.
+        That is loaded by the name or path given as `encoder`, from the folder itself, or by the
+        name or path that it had; what fine-tuning changed of it is in the folder and comes with it.
+        Raises UsageError for a folder without a probe, CheckpointError for a damaged one and for an
+        encoder, preprocessing or layers that are not those it was trained on.
         """
         probe = cls(**read_probe(Path(folder)))
         beside = (Path(folder) / ADAPTER_CONFIG).exists()
@@ -153,6 +153,8 @@ class AttentiveProbe:
             from aim_mlx.loading import load
 
             named = probe.model.get("model") if encoder is None else encoder
+            if encoder is None and (Path(folder) / "config.json").exists():
+                named = folder
             if not isinstance(named, (str, os.PathLike)):
                 raise CheckpointError(
                     f"{os.fspath(folder)!r} does not say which model it belongs to: load that, and "

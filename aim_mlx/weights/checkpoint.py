@@ -24,6 +24,8 @@ from aim_mlx.registry import MODELS
 from aim_mlx.weights.config_json import ModelConfig, Stated, read_config
 from aim_mlx.weights.files import WeightFiles, weight_files
 from aim_mlx.weights.layouts import (
+    AIMV1_ONLY,
+    HEAD,
     KEEP,
     Layout,
     Rule,
@@ -55,7 +57,8 @@ class Checkpoint:
     `kind` is "vision" or "lit", and `config` of that kind. `dtype` is the stored one, or "mixed";
     `parameters` counts them unpacked. `trained` is False only for weights that were made untrained,
     as for tests. `heads_assumed` says that HEAD_DIM gave the heads of a model of unknown sizes.
-    Of a multimodal model only its `tower` counts; `beside` counts its other tensors by their names.
+    Of a multimodal model only its `tower` counts, of AIMv1 with its classifier only the encoder;
+    `beside` counts the other tensors by their names.
     """
 
     path: Path
@@ -170,7 +173,11 @@ def open_checkpoint(
     else:
         found = WeightFiles.single(path)
     tower = None if ours else _find_tower(found, stated)
-    files = found.files
+    files, beside = found.files, {}
+    if tower is not None:
+        beside = groups_beside(tower, found.names)
+    elif not ours:
+        files, beside = _without_head(files)
     tensors = _tensors(files, tower)
     if stated.config is not None:
         sizes = stated.config
@@ -195,7 +202,7 @@ def open_checkpoint(
         heads_assumed=not ours and _heads_are_silent(stated, sizes),
         tower=tower,
         visual_tokens=_visual_tokens(files, tower, sizes, stated) if visual_tokens else None,
-        beside={} if tower is None else groups_beside(tower, found.names),
+        beside=beside,
     )
 
 
@@ -231,6 +238,19 @@ def _tensors(files: Iterable[CheckedFile], tower: Tower | None) -> dict[str, Ten
         for name, info in file.tensors.items()
         if tower is None or tower.holds(name)
     }
+
+
+def _without_head(
+    files: tuple[CheckedFile, ...],
+) -> tuple[tuple[CheckedFile, ...], dict[str, int]]:
+    """The files of AIMv1 without the head that may be saved with it, and its number of tensors."""
+    names = {name for file in files for name in file.tensors}
+    head = {name for name in names if HEAD.rule_for(name) is not None}
+    if AIMV1_ONLY not in names or not head:
+        return files, {}
+    parts = [{n: info for n, info in file.tensors.items() if n not in head} for file in files]
+    kept = (replace(file, tensors=part) for file, part in zip(files, parts, strict=True))
+    return tuple(kept), {"head": len(head)}
 
 
 def _vision_of(config: ModelConfig) -> VisionConfig:

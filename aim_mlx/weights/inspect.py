@@ -45,11 +45,11 @@ def describe(path: str | os.PathLike[str], config: ModelConfig | None = None) ->
 
 
 def _tower(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a multimodal model's checkpoint is, and how many tensors it has beside its tower."""
+    """What a multimodal model's checkpoint is, and how many tensors there are beside its tower."""
+    beside = {"beside": dict(checkpoint.beside)} if checkpoint.beside else {}
     if checkpoint.tower is None:
-        return {}
-    tower = described(checkpoint.tower, checkpoint.vision)
-    return {"tower": tower, "beside": dict(checkpoint.beside)}
+        return beside
+    return {"tower": described(checkpoint.tower, checkpoint.vision), "beside": {}} | beside
 
 
 def _fits(checkpoint: Checkpoint) -> list[str]:

@@ -26,6 +26,8 @@ KEEP, CONV, JOIN, AXIS = "keep", "conv", "join", "axis"
 _BLOCK = re.compile(r"(.*\b(?:blocks|layers))\.(0|[1-9][0-9]{0,3})\.(.+)", re.ASCII)
 PATCH_CONV = "preprocessor.patchifier.proj.weight"
 
+AIMV1_ONLY = "trunk.post_trunk_norm.bias"  # in every checkpoint of AIMv1, in no other
+
 # A tensor that gives away what else a file of a known layout is, and what to do about it.
 _RELATIVES = {
     "head.output_proj.weight": "transformers' Aimv2VisionModel with its pooling head: save it "
