@@ -23,8 +23,8 @@ def convert(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SRC [HEAD]",
-            help="A .pth, .pt, .bin or .safetensors file, or a folder; and the head of a probe.",
+            metavar="SRC",
+            help="A .pth, .pt, .bin or .safetensors file, or a folder; then a probe's head, if any.",
         ),
     ],
     folder: Annotated[
@@ -39,11 +39,13 @@ def convert(
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Blocks that HEAD takes the mean of: best, last, or 14,15,16."),
+        typer.Option(help="Blocks whose mean the head takes: best, last, or 14,15,16."),
     ] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(help="Names of HEAD's classes, one a line in order; numbers unless given."),
+        typer.Option(
+            help="A file with the head's classes, one a line in order; else they are numbers."
+        ),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare with PyTorch, block by block.")
@@ -59,7 +61,7 @@ def convert(
 ) -> None:
     """Convert PyTorch weights of AIMv2 and AIMv1 to the format of aim-mlx, and verify them.
 
-    With its HEAD an encoder becomes a probe, for `aim-mlx probe`; a head is converted by itself
+    With its head an encoder becomes a probe, for `aim-mlx probe`; a head is converted by itself
     too. PyTorch files are read as weights only: nothing in them is run.
     """
     # Before MLX is imported, which reads it: TF32 would round the inputs of float32 products.

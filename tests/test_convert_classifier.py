@@ -66,6 +66,13 @@ def test_it_predicts_wherever_it_is_moved_to(backbone, tmp_path, capsys):
     assert code == 0 and lines.split("\t")[1] in "0123456"
 
 
+def test_the_dtype_that_was_asked_for_is_what_the_probe_computes_in(backbone, tmp_path):
+    out = tmp_path / "out"
+    given = [backbone, HEAD, out, "--layers", "1,2", "--dtype", "bfloat16"]
+    assert converted(*given) == 0
+    assert AttentiveProbe.load(out).encoder.dtype == mx.bfloat16
+
+
 def test_an_encoder_and_head_in_one_file_are_taken_apart(backbone, tmp_path):
     file = backbone / "model.safetensors"
     write_tensors(file, read_tensors(file) | read_tensors(HEAD))
