@@ -24,7 +24,7 @@ def convert(
         list[Path],
         typer.Argument(
             metavar="SRC",
-            help="A .pth, .pt, .bin or .safetensors file, or a folder; then a probe's head, if any.",
+            help="A .pth, .pt, .bin or .safetensors file, or a folder; then a probe's head",
         ),
     ],
     folder: Annotated[
