@@ -52,7 +52,10 @@ def test_tensors_come_in_the_order_of_their_bytes(file: Path):
     assert list(check_file(file).tensors) == ["a", "b"]
 
 
-def test_every_reference_file_is_read_bit_for_bit():
+@pytest.mark.parametrize("preadv", [True, False])
+def test_every_reference_file_is_read_bit_for_bit(monkeypatch, preadv: bool):
+    if not preadv:
+        monkeypatch.delattr(os, "preadv")
     for path in sorted(DATA.rglob("*.safetensors")):
         checked = check_file(path)
         with TensorReader(checked) as reader:

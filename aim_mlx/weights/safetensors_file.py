@@ -85,7 +85,7 @@ def all_below(array: np.ndarray, dtype: str, bits: int) -> bool:
 LARGEST_HEADER = 2 * 2**20  # bytes; the largest published one has 64 thousand
 LARGEST_DIM = 2**40
 LARGEST_RANK = 8
-_LARGEST_READ = 2**30  # bytes of one call, of which macOS takes less than 2**31
+_LARGEST_READ = 2**30  # bytes; macOS refuses calls from 2**31
 
 # What numpy reads each stored type as. bfloat16 has no numpy type: its raw bits.
 NUMPY_DTYPES = {
@@ -177,8 +177,7 @@ class TensorReader:
         done = 0
         try:
             while done < info.nbytes:
-                target = view[done : done + _LARGEST_READ]
-                count = os.preadv(self._file.fileno(), [target], info.offset + done)
+                count = _read_at(self._file, view[done:], info.offset + done)
                 if not count:
                     raise CheckpointError(
                         f"{at(self.checked.path)} was cut short while tensor {show(name)} was "
@@ -189,6 +188,15 @@ class TensorReader:
             raise CheckpointError(
                 f"{at(self.checked.path)} cannot be read at tensor {show(name)}: {error.strerror}"
             ) from error
+
+
+def _read_at(file: io.FileIO, view: memoryview, offset: int) -> int:
+    """How many bytes were read; no thread moves another's place in the file."""
+    if hasattr(os, "preadv"):  # some builds of Python for Apple's systems lack it
+        return os.preadv(file.fileno(), [view[:_LARGEST_READ]], offset)
+    data = os.pread(file.fileno(), min(len(view), 2**20), offset)
+    view[: len(data)] = data
+    return len(data)
 
 
 def read_tensor(checked: CheckedFile, name: str) -> np.ndarray:
