@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import aim_mlx
+from aim_mlx.backend import mx
 from aim_mlx.cli import main as cli
 from aim_mlx.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, PreprocessConfig
-from aim_mlx.errors import CheckpointError
+from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.registry import MODELS
 from aim_mlx.weights import safetensors_file
 from aim_mlx.weights.checkpoint import open_checkpoint
@@ -23,6 +24,7 @@ from aim_mlx.weights.layouts import Layout, layout_named
 from aim_mlx.weights.load import load_weights
 from aim_mlx.weights.strict_json import read_object
 from aim_mlx.weights.towers import TOWERS, described
+from aim_mlx.weights.transformers_folder import save_for_transformers
 from tests.hub_server import serving
 from tests.small import photo
 from tests.towers import LAYOUTS, TOWER, config_json, save, tower_weights
@@ -381,6 +383,16 @@ def test_the_converted_tower_is_an_ordinary_folder(published, tmp_path: Path):
     assert {path.name for path in (tmp_path / "tower").iterdir()} == {
         "model.safetensors", "config.json",
     }  # fmt: skip
+
+
+def test_a_folder_for_transformers_states_that_images_are_squashed(tmp_path: Path):
+    weights = {name: mx.array(values) for name, values in tower_weights(TOWER).items()}
+    squash = replace(PreprocessConfig.hub(70), fit="squash")
+    save_for_transformers(tmp_path / "m", weights, TOWER, squash)
+    assert open_checkpoint(tmp_path / "m").preprocess == squash
+    with pytest.raises(UsageError, match="does not pad"):
+        save_for_transformers(tmp_path / "n", weights, TOWER, replace(squash, fit="pad"))
+    assert not (tmp_path / "n").exists()
 
 
 def test_inspect_says_what_the_checkpoint_and_its_tower_are(published, capsys):
