@@ -170,7 +170,7 @@ def test_what_the_image_processor_states_decides(tmp_path: Path, layout, size, f
     values |= {"crop_size": {"height": 84, "width": 84}, "image_processor_type": kind} | size
     folder = save(tmp_path / "m", layout)
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
-    wanted = PreprocessConfig(84, 84, (0.5,) * 3, (0.25,) * 3, fit=fit)
+    wanted = PreprocessConfig(84, 84, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), fit=fit)
     assert open_checkpoint(folder).preprocess == wanted
 
 

@@ -265,7 +265,8 @@ def _remote_file(entry: dict[str, Any]) -> RemoteFile:
 
 def _download(listing: RepoListing, progress: type | None, visual_tokens: bool) -> Path:
     """Gets what is missing, small files first, and records that everything is there."""
-    names, weights = list(SMALL_FILES), [_choose_weights(listing)]
+    names: list[str] = list(SMALL_FILES)
+    weights = [_choose_weights(listing)]
     if weights == [INDEX_FILE]:
         weight_map = read_index(_get(listing, INDEX_FILE, progress))
         weights = sorted(tower_shards(weight_map, visual_tokens))
