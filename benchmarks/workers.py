@@ -95,7 +95,7 @@ def embed_folder(model: str, folder: str, side: int) -> dict[str, Any]:
         job = Job(Selection((folder,)), target, EmbedOptions())
         summary = embed_files(job, lambda: encoder, Silent())
         seconds = time.perf_counter() - started
-    _check_computed(summary.computed, folder)
+    check_computed(summary.computed, folder)
     return _rate(summary.computed, seconds)
 
 
@@ -123,7 +123,7 @@ def peak_memory(model: str, folder: str) -> dict[str, Any]:
         target = Path(output) / "out.npz"
         job = Job(Selection((folder,)), target, EmbedOptions())
         summary = embed_files(job, lambda: _encoder(model), Silent())
-    _check_computed(summary.computed, folder)
+    check_computed(summary.computed, folder)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"count": summary.computed, "peak_bytes": peak, "mlx_peak_bytes": mx.get_peak_memory()}
@@ -162,7 +162,7 @@ def _torch_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _check_computed(computed: int, folder: str) -> None:
+def check_computed(computed: int, folder: str) -> None:
     """Ends where not every file went through the encoder: equal files are computed once."""
     count = len(os.listdir(folder))
     if computed != count:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import aim_mlx
 from aim_mlx.backend import tree_flatten
 from benchmarks import __main__ as benchmarks
-from benchmarks import report, soak, workers
+from benchmarks import report, soak, store_cost, workers
 from benchmarks.material import make_photos
 from tests import small
 
@@ -32,6 +33,19 @@ def test_a_folder_with_copies_is_not_measured(tmp_path, measure):
     shutil.copy(photos / "0000.jpg", photos / "copy.jpg")
     with pytest.raises(SystemExit, match="2 of 3 files were computed"):
         measure(**asked)
+
+
+def test_what_a_store_costs_is_not_measured_on_copies_or_damaged_photos(tmp_path):
+    photos, encoder = tmp_path / "photos", aim_mlx.load(small.save(tmp_path / "model"))
+    make_photos(str(photos), 2, (64, 48))
+    store_cost.alone(encoder, str(photos))
+    store_cost.store(encoder, str(photos))
+    shutil.copy(photos / "0000.jpg", photos / "copy.jpg")
+    with pytest.raises(SystemExit, match="2 of 3 files were computed"):
+        store_cost.store(encoder, str(photos))
+    (photos / "copy.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit, match="2 of 3 photos have a vector"):
+        store_cost.alone(encoder, str(photos))
 
 
 @pytest.mark.parametrize("holds", [True, False])
