@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -29,10 +30,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # by which xdist puts files of few tests last
     if config.option.pretend_gpu:
-        from aim_mlx import backend
-
-        # Before any other module asks: they import the function by its name.
+        # Before any other module asks: they import both by their names.
         backend.on_gpu = lambda: True
+        # With more threads, mlx-data's would change how many OpenBLAS uses, and so the bits.
+        backend.BLAS = replace(backend.BLAS, threads=1)
+        backend.BLAS.use(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
