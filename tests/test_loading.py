@@ -13,7 +13,11 @@ import aim_mlx
 from aim_mlx.backend import mx, tree_flatten
 from aim_mlx.config import LiTConfig, TextConfig, VisionConfig
 from aim_mlx.errors import AssumedHeadsWarning, CheckpointError, UntrainedModelWarning, UsageError
+from aim_mlx.weights.convert import convert_checkpoint
+from aim_mlx.weights.quantize import Quantization
 from aim_mlx.words.lit import LiT
+from tests.bad_images import PNG
+from tests.embed_runs import embed, make
 from tests.small import NATIVE, SMALL, photo, save
 
 DATA = Path(__file__).parent / "data"
@@ -172,3 +176,22 @@ def test_a_misspelt_name_gets_a_suggestion():
 def test_an_unknown_name_is_said_to_be_no_folder_either():
     with pytest.raises(UsageError, match="no model, folder or file named 'lit'"):
         aim_mlx.load("lit")
+
+
+def test_a_store_in_another_dtype_than_the_runs_names_the_option_that_goes_on(tmp_path):
+    make(tmp_path / "in", {"a.png": PNG})
+    command = tmp_path / "in", "-o", tmp_path / "store", "--model", save(tmp_path / "model")
+    assert embed(*command).code == 0
+    run = embed(*command, "--dtype", "float16")
+    assert run.code == 5 and 'has dtype "float16": pass --dtype float32' in run.stderr
+
+
+def test_a_store_made_with_packed_weights_is_searched_with_packed_weights(tmp_path):
+    packed = convert_checkpoint(
+        save(tmp_path / "model"), tmp_path / "packed", quantization=Quantization()
+    )
+    make(tmp_path / "in", {"a.png": PNG})
+    run = embed(tmp_path / "in", "-o", tmp_path / "store", "--model", packed.folder, "--packed")
+    assert run.code == 0, run.stderr
+    again = aim_mlx.load_encoder(aim_mlx.EmbeddingStore(tmp_path / "store"))
+    assert again.identity["packed"] is True

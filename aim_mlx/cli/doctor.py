@@ -33,7 +33,8 @@ def doctor(
         print(f"{package:<12} {_installed(package) or 'missing'}")
     from aim_mlx import backend  # reports a missing back end in one line
 
-    print(f"device       {backend.device_name()}")
+    device = backend.device_name()
+    print(f"device       {device}, in {backend.FAST_DTYPES[device]} unless --dtype names another")
     print(f"float32      {_float32(backend.TF32)}")
     print(f"BLAS         {_blas(backend.BLAS, backend.on_gpu())}")
     print(f"HEIF photos  {_heif()}")

@@ -118,9 +118,10 @@ def check_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) 
             before, now = (f"the model {_short(model)}" for model in models)
         else:
             before, now = f"other weights of {_short(models[0])}", "new ones"
+        same = f"pass --dtype {there['dtype']}, " if name == "dtype" else ""
         raise OutputError(
             f"{str(folder)!r} was made with {before}, this run has {now}: "
-            "choose another output, or pass --overwrite"
+            f"{same}choose another output, or pass --overwrite"
         )
 
 
