@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` says the same to Py
     from aim_mlx.errors import DarkImageWarning as DarkImageWarning
     from aim_mlx.errors import ImageError as ImageError
     from aim_mlx.errors import Interrupted as Interrupted
+    from aim_mlx.errors import NotFinite as NotFinite
     from aim_mlx.errors import OutputError as OutputError
     from aim_mlx.errors import OverflowWarning as OverflowWarning
     from aim_mlx.errors import TruncatedTextWarning as TruncatedTextWarning
@@ -56,7 +57,7 @@ _NAMES = {
     "config": ("LiTConfig", "PreprocessConfig", "TextConfig", "VisionConfig"),
     "encoder.encoder": ("EmbedOptions", "Embedded", "Encoder"),
     "errors": ("AimError", "AssumedHeadsWarning", "BackendError", "CheckpointError")
-    + ("DarkImageWarning", "ImageError", "Interrupted", "OutputError")
+    + ("DarkImageWarning", "ImageError", "Interrupted", "NotFinite", "OutputError")
     + ("OverflowWarning", "TruncatedTextWarning", "UntrainedModelWarning", "UsageError"),
     "images": ("ImageSource",),
     "words.lit": ("LiT",),
