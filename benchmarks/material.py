@@ -32,8 +32,8 @@ def make_checkpoint(model: str, folder: str) -> dict[str, Any]:
     else:
         checkpoint = open_checkpoint(model)
         config = checkpoint.config
-    if not isinstance(config, VisionConfig) or config.image_size is None:
-        raise SystemExit(f"{model}: expected a vision encoder of one image size")
+    if not isinstance(config, VisionConfig) or not config.image_size or config.family != "aimv2":
+        raise SystemExit(f"{model}: expected an AIMv2 encoder of one image size")
     pairs = load_weights(checkpoint).items() if checkpoint else initial_weights(config, seed=0)
     layout, tensors = layout_named("transformers"), {}
     for name, array in pairs:

@@ -22,7 +22,8 @@ Operation = Callable[[Block], mx.array]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile_encoder")
-    parser.add_argument("--model", default=DEFAULT_MODEL, choices=list(MODELS))
+    names = [name for name, spec in MODELS.items() if spec.family == "AIMv2"]
+    parser.add_argument("--model", default=DEFAULT_MODEL, choices=names)
     parser.add_argument("--threads", type=int, default=1, help="of one matrix product")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
