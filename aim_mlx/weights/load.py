@@ -1,6 +1,6 @@
 """Tensors of a checked checkpoint as MLX arrays under our names."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 
 import numpy as np
@@ -77,7 +77,7 @@ def iter_weights(
     dtype: mx.Dtype | None = mx.float32,
     prefix: str = "",
     packed: bool = False,
-) -> Iterator[tuple[str, mx.array]]:
+) -> Generator[tuple[str, mx.array], None, None]:
     """The pairs of `load_weights` one at a time, only of names that start with `prefix`.
 
     `dtype` None keeps the stored one, of a quantised weight that of its scales or float32.

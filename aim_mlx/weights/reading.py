@@ -66,8 +66,9 @@ def _start(
         )
     kind = kinds.pop()
     memory, view = _memory(shape_in_ours(rule, [info.shape for info in infos]), kind)
+    target = kind if dtype is None else _KINDS[dtype]
     filled = [
-        pool.submit(_fill, readers[name], name, part, _KINDS.get(dtype, kind))
+        pool.submit(_fill, readers[name], name, part, target)
         for name, part in zip(rule.sources, parts_of(rule, view), strict=True)
     ]
 
