@@ -65,8 +65,9 @@ def ours(folder: str, count: int, options: dict[str, Any]) -> dict[str, Any]:
     data: Any = SimpleNamespace(
         config=config,
         targets=targets,
+        steps=_STEPS + 1,
         steps_in_epoch=_STEPS + 1,
-        images=lambda step: np.arange(count),
+        count=lambda step: count,
         batch=lambda step, rows: batch,
     )
     encoder = aim_mlx.load(folder).model
@@ -76,9 +77,9 @@ def ours(folder: str, count: int, options: dict[str, Any]) -> dict[str, Any]:
     )
 
     def step() -> float:
-        before = float(trainer._sums[0])
+        before = float(trainer._sums[1])
         trainer.run_step()
-        return float(trainer._sums[0]) - before
+        return float(trainer._sums[1]) - before
 
     seconds, losses = timed(step)
     trainer.close()

@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_keeps_the_best_epoch(scene, tmp_path, monkeyp
 
     def fails_late(trainer):
         if next(calls) == 6:
-            trainer.network.head.linear.bias = mx.full((10,), float("nan"))
+            trainer.model.head.linear.bias = mx.full((10,), float("nan"))
         return step(trainer)
 
     monkeypatch.setattr(FinetuneTrainer, "run_step", fails_late)

@@ -16,7 +16,7 @@ def digits(tmp_path_factory):
 
 
 def gradient(trainer) -> dict[str, np.ndarray]:
-    found = trainer._batch_gradient(trainer._batch(0))[1]
+    found = trainer._batch_gradient(trainer._batches.batch(0))[1]
     trainer.close()
     return numbers(dict(tree_flatten(found)))
 
@@ -62,7 +62,7 @@ def plain_gradient(trainer, batch) -> dict[str, np.ndarray]:
         logits = network(mx.array(batch.pixels))
         return loss_sum(logits, batch.targets) / total_weight(batch.targets)
 
-    found = nn.value_and_grad(trainer.network, loss)(trainer.network)[1]
+    found = nn.value_and_grad(trainer.model, loss)(trainer.model)[1]
     return numbers(dict(tree_flatten(found)))
 
 
@@ -71,7 +71,7 @@ def plain_gradient(trainer, batch) -> dict[str, np.ndarray]:
 )
 def test_a_step_has_the_gradient_of_the_mean_loss(digits, options):
     trainer = trainer_of(digits, dropout=0.0, batch_size=20, **options)
-    wanted = plain_gradient(trainer, trainer._batch(0))
+    wanted = plain_gradient(trainer, trainer._batches.batch(0))
     # float32 sums in another order.
     assert largest_relative(gradient(trainer), wanted) < 1e-4
 
@@ -93,7 +93,7 @@ def test_a_checkpointed_step_leaves_out_the_same(digits):
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_weights(digits):
     trainer = trainer_of(digits)
     trainer.run_step()
-    trainer.network.head.linear.weight = mx.full(trainer.network.head.linear.weight.shape, np.inf)
+    trainer.model.head.linear.weight = mx.full(trainer.model.head.linear.weight.shape, np.inf)
     before = numbers(trainer.state())
     with pytest.raises(AimError, match="loss of step 2 is nan.*--learning-rate below 0.0005"):
         trainer.run_step()
@@ -147,7 +147,7 @@ def test_half_precision_trains_float32_weights(digits):
 
 def test_mixed_images_have_the_loss_of_both_labels(digits):
     trainer = trainer_of(digits, dropout=0.0, batch_size=20, mixup=0.4)
-    batch, alone = trainer._batch(0), trainer_of(digits, batch_size=20)._batch(0)
+    batch, alone = trainer._batches.batch(0), trainer_of(digits, batch_size=20)._batches.batch(0)
     assert 0 < batch.share < 1 and np.array_equal(batch.others.values, batch.targets.values[::-1])
     mixed = batch.share * alone.pixels + (1 - batch.share) * alone.pixels[::-1]
     assert np.abs(batch.pixels - mixed).max() < 1e-5
@@ -159,7 +159,7 @@ def test_mixed_images_have_the_loss_of_both_labels(digits):
         own, other = loss_sum(logits, batch.targets), loss_sum(logits, batch.others)
         return (batch.share * own + (1 - batch.share) * other) / len(batch.pixels)
 
-    wanted, tree = nn.value_and_grad(trainer.network, loss)(trainer.network)
+    wanted, tree = nn.value_and_grad(trainer.model, loss)(trainer.model)
     ours, _ = trainer._batch_gradient(batch)
     assert ours == pytest.approx(float(wanted), rel=1e-5)
     assert largest_relative(gradient(trainer), numbers(dict(tree_flatten(tree)))) < 1e-4
@@ -190,7 +190,7 @@ def test_validation_leaves_nothing_out(digits):
     trainer = trainer_of(digits, dropout=0.5)
     trainer.run_step()
     data = trainer._validation
-    network = trainer.network
+    network = trainer.model
     wanted = np.array(network(mx.array(data.fixed(np.arange(len(data))))))
     # Ten times the largest difference seen: other batches, so sums in another order.
     assert np.abs(trainer.logits(data) - wanted).max() < 1e-4

@@ -14,7 +14,7 @@ import aim_mlx
 
 # From the ground up. A room may use those on the floors below it; on the ground, which has single
 # files and no rooms, each may use those named before it.
-GROUND = ["errors", "wording", "files", "config", "openblas", "backend"]
+GROUND = ["errors", "wording", "failures", "files", "config", "openblas", "backend"]
 FLOORS = [
     GROUND,
     ["models", "registry"],

@@ -8,7 +8,7 @@ where memory or the GPU fails.
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
 
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu, within_memory
 from aim_mlx.config import MLP_PRODUCTS, PreprocessConfig
 from aim_mlx.errors import (
-    AimError,
     CheckpointError,
     DarkImageWarning,
     ImageError,
@@ -26,10 +25,10 @@ from aim_mlx.errors import (
     OverflowWarning,
     UsageError,
 )
+from aim_mlx.failures import failed, is_of_device
 from aim_mlx.images import Contents, Embedded, ImageSource, stream
 from aim_mlx.models.pooling import ALL_POOLINGS, check_pooling
 from aim_mlx.models.vision import VisionEncoder
-from aim_mlx.wording import counted
 
 # Patches in a batch where no size is asked for: 32 images of 224 x 224 on a GPU, four on a CPU,
 # where every core has a batch of its own and larger ones gain little.
@@ -270,7 +269,7 @@ class Pipeline:
 
     def _take_fewer(self, images: int, error: Exception) -> None:
         """From now on computes half as many at a time as failed; AimError if that was one."""
-        if not _is_of_device(error):
+        if not is_of_device(error):
             raise error
         if images == 1:
             raise failed(error, 1) from error
@@ -411,32 +410,3 @@ def _check_finite(rows: list[Embedded]) -> bool:
             "serve; download or convert them again"
         )
     return bool(good)
-
-
-@contextmanager
-def explained(batch: int) -> Iterator[None]:
-    """Turns what MLX raises where memory or the GPU fails into an error that says what to do."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _is_of_device(error):
-            raise
-        raise failed(error, batch) from error
-
-
-def failed(error: Exception, batch: int) -> AimError:
-    """What to do about memory or a GPU that failed with so many images at a time."""
-    what = "out of memory" if _is_of_memory(error) else "the GPU failed"
-    advice = f"try --batch-size {batch // 2}" if batch > 1 else "close other programs and try again"
-    said = "" if _is_of_memory(error) else f" ({error})"
-    return AimError(f"{what} with {counted(batch, 'image')} at a time{said}: {advice}")
-
-
-def _is_of_device(error: Exception) -> bool:
-    """Whether memory or the GPU failed, so that fewer images at a time may do."""
-    return _is_of_memory(error) or "command buffer execution failed" in str(error).lower()
-
-
-def _is_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "alloc" in text or "memory" in text

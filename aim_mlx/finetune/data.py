@@ -55,6 +55,15 @@ class FinetuneData:
     def steps_in_epoch(self) -> int:
         return -(-len(self) // self.config.batch_size)
 
+    @property
+    def steps(self) -> int:
+        """How many there are if nothing stops it early."""
+        return self.config.epochs * self.steps_in_epoch
+
+    def count(self, step: int) -> int:
+        """The images of a step."""
+        return len(self.images(step))
+
     def images(self, step: int) -> np.ndarray:
         """The images of a step, by their place in the part; batches are of nearly one size."""
         epoch, number = divmod(step, self.steps_in_epoch)

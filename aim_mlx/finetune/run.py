@@ -253,7 +253,7 @@ def _trainer(
 def _account(trainer: FinetuneTrainer, encoder: Encoder, parts: int, precision: mx.Dtype) -> str:
     """How much is trained, and what it takes in memory, in words."""
     trained = sum(value.size for value in trainer.weights().values())
-    total = sum(v.size for v in dict(tree_flatten(trainer.network.parameters())).values())
+    total = sum(v.size for v in dict(tree_flatten(trainer.model.parameters())).values())
     needed = step_bytes(encoder.model.config, trainer.config, precision.size, total, trained)
     words = f"{trained:,} of {total:,} weights are trained, in {trainer.steps:,} steps"
     words += f" of {parts} parts each" if parts > 1 else ""

@@ -11,8 +11,8 @@ import numpy as np
 
 from aim_mlx.backend import cpu_streams, mx, nn, optim, tree_flatten, tree_unflatten
 from aim_mlx.data.pairs import epoch_batches
-from aim_mlx.encoder.pipeline import explained
 from aim_mlx.errors import NotFinite
+from aim_mlx.failures import explained
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
 from aim_mlx.lit_training.evaluation import evaluate
 from aim_mlx.lit_training.features import Split

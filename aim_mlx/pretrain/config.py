@@ -89,6 +89,10 @@ class PretrainConfig:
             self.objective
         ]
 
+    @property
+    def peak_rate(self) -> float:
+        return self.learning_rate
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step 0 to steps - 1."""
         warmup = round(self.warmup * steps)

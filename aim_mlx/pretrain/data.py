@@ -56,6 +56,10 @@ class PretrainingData:
         """How many steps show every picture `epochs` times."""
         return -(-self.config.epochs * len(self) // self.config.batch_size)
 
+    def count(self, step: int) -> int:
+        """The images of a step."""
+        return self.config.batch_size
+
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """What step 0 to steps - 1 learns from: random views, one caption of each picture.
 

@@ -1,6 +1,7 @@
 """AdamW as all trainings use it."""
 
 from collections.abc import Callable
+from typing import Any
 
 from aim_mlx.backend import nn, optim, tree_flatten
 
@@ -21,7 +22,7 @@ def adamw(
     return optimizer
 
 
-class ScaledAdamW:
+class ScaledAdamW(optim.MultiOptimizer):
     """AdamW whose learning rate is another for some weights, such as those of the first blocks.
 
     `share` gives, for the name of a weight, the part of the rate that it moves by.
@@ -35,17 +36,22 @@ class ScaledAdamW:
         share: Callable[[str], float],
     ):
         names = [name for name, _ in tree_flatten(model.trainable_parameters())]
-        self._kinds = sorted({(share(name), decays(name)) for name in names})
-        each = [_adamw(weight_decay if decayed else 0.0) for _, decayed in self._kinds]
+        kinds = sorted({(share(name), decays(name)) for name in names})
         chosen = [
-            lambda name, _, kind=kind: (share(name), decays(name)) == kind
-            for kind in self._kinds[:-1]
+            lambda name, _, kind=kind: (share(name), decays(name)) == kind for kind in kinds[:-1]
         ]
-        self.all = optim.MultiOptimizer(each, chosen)
-        self.all.init(model.trainable_parameters())
+        self._shares = [share for share, _ in kinds]
+        super().__init__([_adamw(weight_decay if each else 0.0) for _, each in kinds], chosen)
+        self.init(model.trainable_parameters())
 
-    def set_rate(self, rate: float) -> None:
-        for (share, _), each in zip(self._kinds, self.all.optimizers, strict=True):
+    @property
+    def learning_rate(self) -> Any:
+        """Of the weights that move by the whole of it."""
+        return self.optimizers[-1].learning_rate / self._shares[-1]
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        for share, each in zip(self._shares, self.optimizers, strict=True):
             each.learning_rate = rate * share
 
 

@@ -138,7 +138,7 @@ class Pair:
     def loss(self, step: int):
         import torch
 
-        batch = self.trainer._batch(step)
+        batch = self.trainer._batches.batch(step)
         pixels = torch.from_numpy(np.ascontiguousarray(batch.pixels.transpose(0, 3, 1, 2)))
         tokens = self.theirs["trunk"](pixel_values=pixels).last_hidden_state
         logits = self.theirs["linear"](tokens.mean(dim=1))
@@ -181,7 +181,7 @@ def pair(request, digits, base):
 def test_output_loss_and_every_gradient_are_those_of_pytorch(pair):
     batch, logits, loss = pair.loss(0)
     loss.backward()
-    ours = np.array(pair.trainer.network(mx.array(batch.pixels)))
+    ours = np.array(pair.trainer.model(mx.array(batch.pixels)))
     # Sums of float32 in other orders; the reasons are in test_vision_parity.py.
     assert np.abs(ours - logits.detach().numpy()).max() < 1e-4
     our_loss, gradient = pair.trainer._batch_gradient(batch)
@@ -262,7 +262,7 @@ def test_a_fused_encoder_gives_the_same_features_here_and_in_transformers(
     fused = np.array(aim_mlx.load(tmp_path / "fused").features(batch.pixels).tokens)
     assert np.abs(fused - theirs).max() < 1e-4
     assert np.abs(theirs - unfused).max() < 1e-4
-    network = pair.trainer.network.encoder
+    network = pair.trainer.model.encoder
     beside = np.array(network(mx.array(batch.pixels)).tokens)
     # One product less, and the sums of another: three blocks of them.
     assert np.abs(fused - beside).max() < 1e-5 * max(1.0, np.abs(beside).max())
