@@ -12,7 +12,7 @@ from aim_mlx.data.labelled import Data
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
 from aim_mlx.finetune.config import FinetuneConfig
 from aim_mlx.finetune.fuse import fuse
-from aim_mlx.finetune.run import finetune
+from aim_mlx.finetune.run import Finetuned, finetune
 from aim_mlx.finetune.trainer import FinetuneTrainer
 from aim_mlx.loading import load, load_encoder
 from aim_mlx.probe.config import protocol
@@ -39,6 +39,12 @@ def scene(tmp_path_factory):
     return data, model, folder / "probe"
 
 
+def tuned(*given, **options) -> Finetuned:
+    done = finetune(*given, **options)
+    assert done is not None  # as it is in other processes than the first
+    return done
+
+
 def config(**options) -> FinetuneConfig:
     return FinetuneConfig(**{**QUICK, "learning_rate": 3e-3, **options})
 
@@ -46,7 +52,7 @@ def config(**options) -> FinetuneConfig:
 def test_a_classifier_is_trained_from_a_probe_and_compared_with_it(scene, tmp_path):
     data, model, probe = scene
     out = tmp_path / "out"
-    done = finetune(data, out, lambda: load(model), config(), probe=probe)
+    done = tuned(data, out, lambda: load(model), config(), probe=probe)
     assert done.measured_on == "test" and done.images == {"train": 60, "val": 20, "test": 20}
     beside = done.beside_probe
     assert beside is not None and beside.images == 20
@@ -66,14 +72,14 @@ def test_a_classifier_is_trained_from_a_probe_and_compared_with_it(scene, tmp_pa
 def test_a_probe_that_has_seen_the_test_images_is_named(scene, tmp_path):
     data, model, probe = scene
     options = config(epochs=1, seed=1)  # another split than the probe's
-    done = finetune(data, tmp_path / "out", lambda: load(model), options, probe=probe)
+    done = tuned(data, tmp_path / "out", lambda: load(model), options, probe=probe)
     assert any("leak: " in each and "--seed" in each for each in done.warnings)
 
 
 def test_labels_dealt_out_by_chance_are_not_learned(scene, tmp_path):
     _, model, _ = scene
     data = Data(write_digits(tmp_path / "digits", 10, shuffled=True))
-    done = finetune(data, tmp_path / "out", lambda: load(model), config(epochs=6))
+    done = tuned(data, tmp_path / "out", lambda: load(model), config(epochs=6))
     assert done.figures["accuracy"] <= 0.3  # chance: 0.1 of 20 images
     assert any("near chance" in each for each in done.warnings)
 
@@ -81,7 +87,7 @@ def test_labels_dealt_out_by_chance_are_not_learned(scene, tmp_path):
 def test_a_probe_that_no_epoch_betters_is_kept(scene, tmp_path):
     data, model, probe = scene
     options = config(learning_rate=5.0, warmup=0.0)
-    done = finetune(data, tmp_path / "out", lambda: load(model), options, probe=probe)
+    done = tuned(data, tmp_path / "out", lambda: load(model), options, probe=probe)
     assert done.best["epoch"] == 0 and done.epochs == 2
     assert done.beside_probe is not None and done.beside_probe.difference == 0
     image = photo(0)
@@ -176,7 +182,7 @@ def test_images_of_several_classes_are_learned_from_a_table(scene, tmp_path):
         lines += [f"{path},{number};{parity}" for path in sorted((digits / str(number)).iterdir())]
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
     data = Data(tmp_path / "table.csv", multi_label=True, val=0.2, test=0.2)
-    done = finetune(data, tmp_path / "out", lambda: load(model), config(epochs=6, head="mean"))
+    done = tuned(data, tmp_path / "out", lambda: load(model), config(epochs=6, head="mean"))
     assert done.classes == 7 and "exact_match" in done.figures
     assert done.figures["mean_average_precision"] > 0.35  # a random order: 0.29
     made = AttentiveProbe.load(tmp_path / "out")

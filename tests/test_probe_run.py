@@ -15,8 +15,9 @@ from aim_mlx.files import TEMPORARY
 from aim_mlx.probe import run as runs
 from aim_mlx.probe.config import protocol
 from aim_mlx.probe.features import Augmentation
+from aim_mlx.probe.outcome import TrainedProbe
 from aim_mlx.probe.probe import AttentiveProbe
-from aim_mlx.probe.run import Plan, TrainedProbe, train_probe
+from aim_mlx.probe.run import Plan, train_probe
 from aim_mlx.tokens import cache as token_cache
 from aim_mlx.training.report import never
 from tests.digits import write_digits
@@ -144,7 +145,7 @@ def test_the_test_split_is_looked_at_once_after_the_choice(tmp_path, digits, mod
     monkeypatch.setattr(
         runs,
         "_measured",
-        lambda *given: looked.append((given[-1], report.steps)) or measured(*given),
+        lambda *given: looked.append((given[-2], report.steps)) or measured(*given),
     )
     train(digits, tmp_path / "probe", model, report, epochs=2)
     assert looked == [("val", report.steps), ("test", report.steps)] and report.steps == 10

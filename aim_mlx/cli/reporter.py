@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aim_mlx.finetune.run import Finetuned
     from aim_mlx.lit_training.run import TrainedLit
     from aim_mlx.pretrain.run import TrainedEncoder
-    from aim_mlx.probe.run import TrainedProbe
+    from aim_mlx.probe.outcome import TrainedProbe
 
 _SILENCE = 30.0  # seconds without a line, where no bar is drawn, before one says how far it is
 
@@ -197,7 +197,7 @@ class ProbeReporter(Reporter):
         self.say(f"epoch {record['epoch']}: {best}")
         self.emit("epoch", record)
 
-    def summary(self, done: "TrainedProbe | Finetuned") -> None:
+    def summary(self, done: "TrainedProbe") -> None:
         counts = ", ".join(f"{count:,} {name}" for name, count in done.images.items())
         figure, value, (low, high) = _main_figure(done.figures)
         self.finished(

@@ -71,7 +71,7 @@ def as_probe(
     )
 
 
-def measure(probe: AttentiveProbe, name: str, part: Part, progress: Advanced) -> Measured:
+def measure(progress: Advanced, probe: AttentiveProbe, name: str, part: Part) -> Measured:
     """A classifier on a part; raises AimError for an image that can no longer be decoded."""
 
     def looking(done: int, total: int) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from aim_mlx.probe.probe import AttentiveProbe
 from aim_mlx.probe.summary import Measured, made_report
 from aim_mlx.report.charts import Curve
 from aim_mlx.report.figures import difference
-from aim_mlx.report.probe_page import write_report
+from aim_mlx.report.probe_page import ProbeReport
 
 
 @dataclass(frozen=True)
@@ -52,31 +51,19 @@ def _right(measured: Measured) -> np.ndarray:
     return ((given >= 0.5) == (labels > 0.5)).all(axis=1)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A classifier, what it was measured on last, and the comparison with the probe before."""
-
-    made: AttentiveProbe
-    last: Measured
-    beside_probe: Comparison | None
-
-
-def write_page(
-    target: Path,
+def made_page(
     title: str,
-    outcome: Outcome,
+    made: AttentiveProbe,
+    last: Measured,
     described: Mapping[str, str],
     warnings: Sequence[str],
     trainer: FinetuneTrainer,
-) -> None:
-    """Writes the page, complete or not at all; raises OutputError."""
-    described = dict(described)
-    if outcome.beside_probe is not None:
-        described["right"] = str(outcome.beside_probe)
-    report = made_report(title, outcome.made, outcome.last, described, warnings)
+) -> ProbeReport:
+    """The page of a classifier, of what it was measured on last and of how it learned."""
+    report = made_report(title, made, last, described, warnings)
     scores = [Curve("score on val", [r["metric"] for r in trainer.history], best=True)]
     losses = [
         Curve("loss on val", [r["val_loss"] for r in trainer.history], best=True),
         Curve("loss in training", [r["train_loss"] for r in trainer.history]),
     ]
-    write_report(target, replace(report, scores=scores, losses=losses))
+    return replace(report, scores=scores, losses=losses)

@@ -1,10 +1,8 @@
 """A whole fine-tuning in a folder: read, train, choose, test once, report; the same call resumes.
 
-FOLDER/adapters.safetensors, adapter_config.json    what changed of the encoder; weights/adapters.py
-FOLDER/probe.safetensors, probe.json                the head; see probe/head_files.py
-FOLDER/splits.jsonl, report.html                    as of a probe
-FOLDER/training/                                    run.json (what the run is, which later calls
-                                                    must match), checkpoint and metrics.jsonl
+FOLDER has what probe/outcome.py says, adapters.safetensors and adapter_config.json (what changed of
+the encoder; weights/adapters.py), and FOLDER/training: run.json (what the run is, which later calls
+must match), checkpoint.safetensors and metrics.jsonl.
 """
 
 import hashlib
@@ -21,58 +19,47 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.backend import dtype_named, machine_bytes, mx, nn, on_gpu, tree_flatten
-from aim_mlx.config import to_dict
 from aim_mlx.data.labelled import Data
 from aim_mlx.data.labels import quoted
 from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.encoder.encoder import Encoder
-from aim_mlx.errors import UNTRAINED, NotFinite, UsageError
+from aim_mlx.errors import NotFinite, UsageError
 from aim_mlx.finetune.classifier import as_probe, measure, write_classifier
 from aim_mlx.finetune.config import FinetuneConfig
 from aim_mlx.finetune.data import FinetuneData
 from aim_mlx.finetune.memory import fitting_parts, step_bytes
 from aim_mlx.finetune.model import new_network
-from aim_mlx.finetune.page import Comparison, Outcome, compared, write_page
+from aim_mlx.finetune.page import Comparison, compared, made_page
 from aim_mlx.finetune.trainer import FinetuneTrainer
 from aim_mlx.images.pictures import Pictures
 from aim_mlx.probe.config import QUERIES
 from aim_mlx.probe.evaluation import leaks, read_splits
 from aim_mlx.probe.heads import Head, HeadConfig, flat, new_head
+from aim_mlx.probe.outcome import (
+    SPLITS_FILE,
+    TrainedProbe,
+    described,
+    measured_parts,
+    what_decides,
+    write_outcome,
+)
 from aim_mlx.probe.probe import AttentiveProbe
-from aim_mlx.probe.run import SPLITS_FILE, split_lines
 from aim_mlx.tokens.source import token_shape
 from aim_mlx.training import loop
 from aim_mlx.training.folder import begin, check_output, working, write_lines
 from aim_mlx.training.parallel import ALONE, ProcessGroup
-from aim_mlx.training.report import Advanced, Report, Silent, advancing, never, pass_on
+from aim_mlx.training.report import PassedOn, Report, Silent, advancing, never, pass_on
 from aim_mlx.weights.save import WORK_FOLDER
 from aim_mlx.wording import megabytes
 
-METRICS, PAGE = "metrics.jsonl", "report.html"
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
-class Finetuned:
-    """The outcome of a run; `figures` are those of `measured_on`, "test" where there is one.
+class Finetuned(TrainedProbe):
+    """The outcome of a run, compared with the probe that it began with."""
 
-    `beside_probe` compares them with the probe that it began with.
-    """
-
-    output: str
-    classes: int
-    images: dict[str, int]
-    skipped: int
-    epochs: int
-    best: dict[str, Any]
-    measured_on: str
-    figures: dict[str, Any]
-    beside_probe: Comparison | None
-    warnings: tuple[str, ...]
-    seconds: float
-
-    @property
-    def exit_code(self) -> int:
-        return 3 if self.skipped else 0
+    beside_probe: Comparison | None = None
 
 
 def finetune(
@@ -112,7 +99,8 @@ def finetune(
     images = divided(data, config.seed, partial(advanced, "reading images"), folder)
     start = _start(load(), config, probe, images)
     parts = fitting_parts(start.encoder.model.config, config, precision.size)
-    about = _about(config, images, start, dtype, parts)
+    more = {"parts": parts, "dtype": dtype, "first head": _digest(start.head)}
+    about = what_decides(config, more, start.encoder, images)
     with working(folder, about) if group.is_first else nullcontext(folder / WORK_FOLDER) as work:
         if group.is_first:
             begin(work, about)
@@ -127,28 +115,17 @@ def finetune(
         made = _trained(trainer, start, images, folder, work, report, stop, group)
         if made is None:
             return None
-        outcome = _measured(made, start, images, advanced)
-        pass_on(report, warnings=outcome.last.warnings)
-        warnings += outcome.last.warnings
-        described = _described(data, images, start, trainer)
-        write_page(
-            folder / PAGE, f"Fine-tuning on {data.name}", outcome, described, warnings, trainer
-        )
-        write_lines(folder / SPLITS_FILE, split_lines(images))
-        made.save(folder, overwrite=True)
-    return Finetuned(
-        str(folder),
-        len(images.classes),
-        {name: len(part) for name, part in images.parts.items()},
-        len(images.skips),
-        trainer.epochs,
-        made.metrics["validation"],
-        outcome.last.name,
-        outcome.last.figures,
-        outcome.beside_probe,
-        tuple(warnings if start.encoder.trained else [UNTRAINED, *warnings]),
-        round(time.monotonic() - started, 3),
-    )
+        measure_part = partial(measure, advanced)
+        last = measured_parts(made, images, partial(measure_part, made), report)
+        warnings += last.warnings
+        beside = None
+        if start.probe is not None:
+            beside = compared(last, measure_part(start.probe, last.name, last.part))
+        words = described(data, images, start.encoder, _words(start, trainer, beside), config.seed)
+        page = made_page(f"Fine-tuning on {data.name}", made, last, words, warnings, trainer)
+        write_outcome(folder, made, images, page)
+    epochs = trainer.epochs
+    return Finetuned.of(folder, made, images, last, epochs, warnings, started, beside_probe=beside)
 
 
 @dataclass(frozen=True)
@@ -205,23 +182,12 @@ def _leaks(probe: str | os.PathLike[str] | None, images: DataSet) -> list[str]:
     return [f"{each}; give the probe's own --seed, --val and --test" for each in found]
 
 
-def _about(
-    config: FinetuneConfig, data: DataSet, start: _Start, dtype: str, parts: int
-) -> dict[str, Any]:
-    """All that decides a run's result; what there is most of stands last."""
-    head = hashlib.sha256()
-    for name, value in sorted(flat(start.head.parameters()).items()):
-        head.update(name.encode() + np.array(value).tobytes())
-    return {
-        **{name.replace("_", " "): value for name, value in asdict(config).items()},
-        "parts": parts,
-        "dtype": dtype,
-        "first head": head.hexdigest(),
-        "weights": start.encoder.weights_digest,
-        "encoder": to_dict(start.encoder.model.config),
-        "preprocessing": to_dict(start.encoder.preprocessing),
-        "data set": data.digest(),
-    }
+def _digest(head: Head) -> str:
+    """SHA-256 in hex over a head's weights."""
+    total = hashlib.sha256()
+    for name, value in sorted(flat(head.parameters()).items()):
+        total.update(name.encode() + np.array(value).tobytes())
+    return total.hexdigest()
 
 
 def _trainer(
@@ -317,43 +283,23 @@ def _trained(
     return made() if group.is_first else None
 
 
-def _measured(made: AttentiveProbe, start: _Start, images: DataSet, advanced: Advanced) -> Outcome:
-    """The classifier on val and test, and the probe on the last of them."""
-    parts = [
-        measure(made, name, images.parts[name], advanced)
-        for name in ("val", "test")
-        if name in images.parts
-    ]
-    made.metrics |= {each.name: each.figures for each in parts}
-    if start.probe is None:
-        return Outcome(made, parts[-1], None)
-    before = measure(start.probe, parts[-1].name, parts[-1].part, advanced)
-    return Outcome(made, parts[-1], compared(parts[-1], before))
-
-
-class _Writing(Report):
-    """Passes on what the training says, and writes down its records."""
+class _Writing(PassedOn):
+    """Writes down what the training records."""
 
     def __init__(self, report: Report, trainer: FinetuneTrainer, work: Path):
-        self._report, self._trainer, self._records = report, trainer, work / METRICS
-
-    def noted(self, note: str) -> None:
-        self._report.noted(note)
-
-    def advanced(self, what: str, done: int, total: int) -> None:
-        self._report.advanced(what, done, total)
+        super().__init__(report)
+        self._trainer, self._records = trainer, work / METRICS
 
     def recorded(self, record: Mapping[str, Any]) -> None:
-        self._report.recorded(record)
+        super().recorded(record)
         write_lines(self._records, map(json.dumps, self._trainer.history))
 
 
-def _described(
-    data: Data, images: DataSet, start: _Start, trainer: FinetuneTrainer
+def _words(
+    start: _Start, trainer: FinetuneTrainer, beside_probe: Comparison | None
 ) -> dict[str, str]:
-    """How the classifier was made, in words."""
+    """How the classifier was made."""
     config, vision = trainer.config, start.encoder.model.config
-    counts = ", ".join(f"{len(part):,} {name}" for name, part in images.parts.items())
     lora, blocks = config.lora(vision), f"{config.blocks(vision)} of {vision.num_blocks} blocks"
     what = f"the weights of {blocks}, each learning {config.layer_decay:g} times the next"
     if lora is not None:
@@ -362,13 +308,9 @@ def _described(
     begun = "of the probe" if start.probe else f"new, {config.head}"
     best = trainer.best
     return {
-        "data": f"{data.source}: {len(images.classes)} classes, {counts}; {len(images.skips)} left "
-        "out",
-        "encoder": f"{start.encoder.identity.get('model')}, weights "
-        f"{start.encoder.weights_digest[:16]}",
         "trained": what,
         "head at the start": begun,
         "learning rate": f"{config.peak_rate:g}, weight decay {config.weight_decay:g}",
         "chosen": f"epoch {best.epoch} of {trainer.epochs}" if best else "none",
-        "seed": str(config.seed),
+        **({"right": str(beside_probe)} if beside_probe else {}),
     }

@@ -40,7 +40,7 @@ from aim_mlx.pretrain.trainer import PretrainTrainer
 from aim_mlx.training import loop
 from aim_mlx.training.folder import RUN, begin, check_output, working, write_lines
 from aim_mlx.training.parallel import ALONE, ProcessGroup
-from aim_mlx.training.report import Report, Silent, advancing, never
+from aim_mlx.training.report import PassedOn, Report, Silent, advancing, never
 from aim_mlx.weights.save import WORK_FOLDER, check_folder, provenance, save_checkpoint
 from aim_mlx.wording import counted
 from aim_mlx.words.tokenizer import SMALLEST_VOCABULARY, Tokenizer
@@ -207,22 +207,16 @@ def _model(start: _Start, words: Tokenizer | None, config: PretrainConfig) -> Pr
     return new_model(sizes, config.seed, weights)
 
 
-class _Writing(Report):
-    """Passes on what the training says, and writes down its records and its page."""
+class _Writing(PassedOn):
+    """Writes down what the training records, and its page."""
 
     def __init__(self, report: Report, trainer: PretrainTrainer, folder: Path, title: str):
-        self._report, self._trainer, self._title = report, trainer, title
-        self._page = folder / PAGE
+        super().__init__(report)
+        self._trainer, self._title, self._page = trainer, title, folder / PAGE
         self._records = folder / WORK_FOLDER / METRICS
 
-    def noted(self, note: str) -> None:
-        self._report.noted(note)
-
-    def advanced(self, what: str, done: int, total: int) -> None:
-        self._report.advanced(what, done, total)
-
     def recorded(self, record: Mapping[str, Any]) -> None:
-        self._report.recorded(record)
+        super().recorded(record)
         if record["measured"]:
             self.write()
 

@@ -14,8 +14,8 @@ from aim_mlx.data.parts import Image, Part, as_part, read_images
 from aim_mlx.encoder.encoder import vectors_and_skips
 from aim_mlx.errors import AimError, OutputError, UsageError
 from aim_mlx.images import Skip
+from aim_mlx.probe.outcome import SPLITS_FILE
 from aim_mlx.probe.probe import AttentiveProbe
-from aim_mlx.probe.run import SPLITS_FILE
 from aim_mlx.probe.summary import Measured
 from aim_mlx.training.report import Advanced
 from aim_mlx.wording import counted

@@ -1,13 +1,9 @@
 """A whole probe in a folder: read, cache, train the grid, choose, test once, report.
 
-FOLDER/probe.safetensors, probe.json    the probe; see head_files
-FOLDER/splits.jsonl                     every image with its classes, split and digest
-FOLDER/report.html                      what it can do and where it fails
-FOLDER/training/                        run.json (what the run is, which later calls must match),
-                                        checkpoint.safetensors and, unless elsewhere, the tokens
+FOLDER has what outcome.py says, and FOLDER/training: run.json (what the run is, which later calls
+must match), checkpoint.safetensors and, unless elsewhere, the tokens.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,25 +14,30 @@ from typing import Any
 
 import numpy as np
 
-from aim_mlx.config import to_dict
 from aim_mlx.data.labelled import Data
+from aim_mlx.data.parts import Part
 from aim_mlx.data.splits import DataSet, divided
 from aim_mlx.encoder.encoder import EmbedOptions, Encoder
-from aim_mlx.errors import UNTRAINED, NotFinite
+from aim_mlx.errors import NotFinite
 from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.probe.features import Augmentation, DataSetTokens
 from aim_mlx.probe.gradients import logits_of
 from aim_mlx.probe.losses import probabilities
+from aim_mlx.probe.outcome import (
+    TrainedProbe,
+    described,
+    measured_parts,
+    what_decides,
+    write_outcome,
+)
 from aim_mlx.probe.probe import AttentiveProbe, trained_probe
 from aim_mlx.probe.summary import Measured, made_report
 from aim_mlx.probe.training import GridTrainer, LabelledTokens
-from aim_mlx.report.probe_page import write_report
 from aim_mlx.tokens.source import token_shape
 from aim_mlx.training import loop
-from aim_mlx.training.folder import TOKENS, begin, check_output, working, write_lines
+from aim_mlx.training.folder import TOKENS, begin, check_output, working
 from aim_mlx.training.report import Report, Silent, advancing, never, pass_on
 
-SPLITS_FILE, REPORT_FILE = "splits.jsonl", "report.html"
 _AT_ONCE = 32  # images whose tokens the head is given at a time
 
 
@@ -49,26 +50,6 @@ class Plan:
     augmentation: Augmentation | None = None
     cache: Path | None = None
     cache_limit: int | None = None
-
-
-@dataclass(frozen=True)
-class TrainedProbe:
-    """The outcome of a run; `figures` are those of `measured_on`, "test" where there is one."""
-
-    output: str
-    classes: int
-    images: dict[str, int]
-    skipped: int
-    epochs: int
-    best: dict[str, Any]
-    measured_on: str
-    figures: dict[str, Any]
-    warnings: tuple[str, ...]
-    seconds: float
-
-    @property
-    def exit_code(self) -> int:
-        return 3 if self.skipped else 0
 
 
 def train_probe(
@@ -95,7 +76,7 @@ def train_probe(
     encoder = load()
     encoder.check(EmbedOptions(layers=plan.layers))
     token_shape(encoder)  # a native-resolution model is refused before anything is written
-    about = _about(plan, images, encoder)
+    about = what_decides(plan.config, _more(plan), encoder, images)
     with working(folder, about) as work:
         begin(work, about)
         cache = plan.cache or work / TOKENS
@@ -112,44 +93,19 @@ def train_probe(
                 made().save(folder, overwrite=True)  # the best head until none was finite
             raise
         probe = made()
-        measured = [
-            _measured(probe, features, images, name)
-            for name in ("val", "test")
-            if name in images.parts
-        ]
-        pass_on(report, warnings=measured[-1].warnings)
-        warnings += measured[-1].warnings
-        probe.metrics |= {each.name: each.figures for each in measured}
-        described, title = _described(data, images, plan, probe), f"Probe of {data.name}"
-        page = made_report(title, probe, measured[-1], described, warnings, trainer)
-        write_report(folder / REPORT_FILE, page)
-        write_lines(folder / SPLITS_FILE, split_lines(images))
-        probe.save(folder, overwrite=True)
-    return TrainedProbe(
-        str(folder),
-        len(images.classes),
-        {name: len(part) for name, part in images.parts.items()},
-        len(images.skips),
-        len(trainer.history),
-        probe.metrics["validation"],
-        measured[-1].name,
-        measured[-1].figures,
-        tuple(warnings if encoder.trained else [UNTRAINED, *warnings]),
-        round(time.monotonic() - started, 3),
-    )
+        last = measured_parts(probe, images, partial(_measured, probe, features), report)
+        warnings += last.warnings
+        words = described(data, images, encoder, _words(plan, probe), plan.config.seed)
+        page = made_report(f"Probe of {data.name}", probe, last, words, warnings, trainer)
+        write_outcome(folder, probe, images, page)
+    epochs = len(trainer.history)
+    return TrainedProbe.of(folder, probe, images, last, epochs, warnings, started)
 
 
-def _about(plan: Plan, data: DataSet, encoder: Encoder) -> dict[str, Any]:
-    """All that decides a run's result; what there is most of stands last."""
-    return {
-        **{name.replace("_", " "): value for name, value in asdict(plan.config).items()},
-        "layers": plan.layers,
-        "augmentation": asdict(plan.augmentation) if plan.augmentation else None,
-        "weights": encoder.weights_digest,
-        "encoder": to_dict(encoder.model.config),
-        "preprocessing": to_dict(encoder.preprocessing),
-        "data set": data.digest(),
-    }
+def _more(plan: Plan) -> dict[str, Any]:
+    """What decides the result beside the configuration, the encoder and the images."""
+    views = asdict(plan.augmentation) if plan.augmentation else None
+    return {"layers": plan.layers, "augmentation": views}
 
 
 def _warnings(data: DataSet) -> Iterator[str]:
@@ -169,16 +125,14 @@ def _trainer(plan: Plan, data: DataSet, features: DataSetTokens, encoder: Encode
     return GridTrainer(plan.config, len(data.classes), train, val, heads)
 
 
-def _measured(probe: AttentiveProbe, features: DataSetTokens, data: DataSet, name: str) -> Measured:
-    part = data.parts[name]
+def _measured(probe: AttentiveProbe, features: DataSetTokens, name: str, part: Part) -> Measured:
     tokens = features.tokens(name, part).for_epoch(0)
     logits = logits_of([probe.head], tokens, np.arange(len(part)), _AT_ONCE)[0]
-    return Measured.of(name, part, probabilities(logits, probe.multi_label), data.classes)
+    return Measured.of(name, part, probabilities(logits, probe.multi_label), probe.classes)
 
 
-def _described(data: Data, images: DataSet, plan: Plan, probe: AttentiveProbe) -> dict[str, str]:
-    """How the probe was made, in words."""
-    counts = ", ".join(f"{len(part):,} {name}" for name, part in images.parts.items())
+def _words(plan: Plan, probe: AttentiveProbe) -> dict[str, str]:
+    """How the probe was made."""
     best = probe.metrics["validation"]
     point = best["point"]
     norm = "with" if point["batch_norm"] else "without"
@@ -186,25 +140,10 @@ def _described(data: Data, images: DataSet, plan: Plan, probe: AttentiveProbe) -
     if plan.augmentation is not None:
         views = f"{plan.augmentation.views} of each image" if plan.augmentation.views else "endless"
     return {
-        "data": f"{data.source}: {len(images.classes)} classes, {counts}; {len(images.skips)} left "
-        "out",
-        "encoder": f"{probe.model.get('model')}, weights {probe.identity['weights'][:16]}",
         "tokens": f"mean of blocks {list(plan.layers)}" if plan.layers else "of the final norm",
         "random views": views,
         "head": f"{plan.config.head}, learning rate {point['learning_rate']:g}, weight decay "
         f"{point['weight_decay']:g}, {norm} batch norm: the best of "
         f"{len(plan.config.grid)}, after epoch "
         f"{best['epoch']}",
-        "seed": str(plan.config.seed),
     }
-
-
-def split_lines(data: DataSet) -> Iterator[str]:
-    """The lines of SPLITS_FILE."""
-    for name, part in data.parts.items():
-        for path, content, label in zip(part.paths, part.contents, part.labels, strict=True):
-            numbers = [int(label)] if part.labels.ndim == 1 else np.flatnonzero(label).tolist()
-            labels = [data.classes[i] for i in numbers]
-            yield json.dumps(
-                {"path": path, "labels": labels, "split": name, "digest": content.digest}
-            )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_mlx.errors import UsageError
-from aim_mlx.training.report import Report
+from aim_mlx.training.report import PassedOn, Report
 from aim_mlx.weights.save import WORK_FOLDER
 
 LOGS = ("tensorboard",)
@@ -38,24 +38,13 @@ def logged(report: Report, to: str | None, folder: Path) -> Iterator[Report]:
         board.close()
 
 
-class _Board(Report):
-    """Passes all on to another report, and records to TensorBoard's files too."""
+class _Board(PassedOn):
+    """Writes records to TensorBoard's files too."""
 
     def __init__(self, report: Report, folder: Path):
-        self._report, self._folder = report, folder
+        super().__init__(report)
+        self._folder = folder
         self._writer: Any = None
-
-    def skipped(self, skip: Any) -> None:
-        self._report.skipped(skip)
-
-    def noted(self, note: str) -> None:
-        self._report.noted(note)
-
-    def warned(self, warning: str) -> None:
-        self._report.warned(warning)
-
-    def advanced(self, what: str, done: int, total: int) -> None:
-        self._report.advanced(what, done, total)
 
     def recorded(self, record: Mapping[str, Any]) -> None:
         if self._writer is None:
@@ -65,7 +54,7 @@ class _Board(Report):
             self._writer = SummaryWriter(str(self._folder), purge_step=record["step"])
         for name, value in scalars(record):
             self._writer.add_scalar(name, value, record["step"])
-        self._report.recorded(record)
+        super().recorded(record)
 
     def close(self) -> None:
         if self._writer is not None:

@@ -31,6 +31,28 @@ class Report(Protocol):
         """The trainer made a record."""
 
 
+class PassedOn(Report):
+    """Passes all on to another report; a class that inherits it adds to that."""
+
+    def __init__(self, report: Report):
+        self._report = report
+
+    def skipped(self, skip: Any) -> None:
+        self._report.skipped(skip)
+
+    def noted(self, note: str) -> None:
+        self._report.noted(note)
+
+    def warned(self, warning: str) -> None:
+        self._report.warned(warning)
+
+    def advanced(self, what: str, done: int, total: int) -> None:
+        self._report.advanced(what, done, total)
+
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        self._report.recorded(record)
+
+
 class Silent(Report):
     """A report to nobody."""
 
