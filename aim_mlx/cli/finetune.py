@@ -6,28 +6,26 @@ from typing import Annotated, Any
 import typer
 
 from aim_mlx.cli.options import (
-    AllowEmpty,
     AsJson,
     EncoderModel,
-    Follow,
-    LabelColumn,
-    LabelledImages,
     Log,
-    MultiLabel,
+    MemoryGb,
     Offline,
     Overwrite,
-    PathColumn,
     Revision,
-    SplitColumn,
+    TrainingDtype,
+    memory_bytes,
     options_of,
+    takes_data,
 )
 from aim_mlx.finetune.config import FinetuneConfig
 from aim_mlx.registry import DEFAULT_MODEL
 
 
 @options_of(FinetuneConfig)
+@takes_data
 def finetune(
-    source: LabelledImages,
+    data: Any,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The classifier's folder to write.")
     ],
@@ -37,27 +35,8 @@ def finetune(
         Path | None,
         typer.Option(help="Begin with the head of this probe, and compare the two at the end."),
     ] = None,
-    val: Annotated[
-        float, typer.Option(help="Fraction of each class used to choose the epoch.")
-    ] = 0.15,
-    test: Annotated[
-        float, typer.Option(help="Fraction of each class used for the final figures.")
-    ] = 0.15,
-    multi_label: MultiLabel = False,
-    allow_empty: AllowEmpty = False,
-    follow: Follow = False,
-    path_column: PathColumn = "path",
-    label_column: LabelColumn = "label",
-    split_column: SplitColumn = None,
-    memory_gb: Annotated[
-        float, typer.Option(help="What decoded pictures may take; others are decoded each time.")
-    ] = 4.0,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, float16 or bfloat16.  [default: float32 on a CPU, bfloat16 on a GPU]"
-        ),
-    ] = None,
+    memory_gb: MemoryGb = 4.0,
+    dtype: TrainingDtype = None,
     log: Log = None,
     offline: Offline = False,
     as_json: AsJson = False,
@@ -73,27 +52,23 @@ def finetune(
 
     from aim_mlx.cli.interrupt import gently
     from aim_mlx.cli.reporter import FinetuneReporter
-    from aim_mlx.data.labelled import Columns, Data
-    from aim_mlx.errors import UsageError
     from aim_mlx.finetune.run import finetune as run
     from aim_mlx.loading import load
     from aim_mlx.training.logs import logged
     from aim_mlx.training.parallel import joined
 
-    if not 0 <= memory_gb <= 1e6:
-        raise UsageError(f"--memory-gb must be from 0 to 1000000, got {memory_gb}")
-    columns = Columns(path_column, label_column, split_column)
+    memory = memory_bytes(memory_gb)
     group = joined()
     report = FinetuneReporter(as_json)
     with report, gently() as stop, logged(report, log, output) as log_report:
         done = run(
-            Data(source, columns, multi_label, allow_empty, follow, val, test),
+            data,
             output,
             lambda: load(model, dtype="float32", revision=revision, offline=offline, progress=tqdm),
             FinetuneConfig(**options),
             log_report,
             probe=from_probe,
-            memory=round(memory_gb * 1e9),
+            memory=memory,
             dtype=dtype,
             stop=stop,
             group=group,

@@ -1,31 +1,26 @@
 """`aim-mlx knn`: how well an encoder tells classes apart with nothing trained."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from aim_mlx.cli.options import (
     Adapter,
-    AllowEmpty,
     AsJson,
     EncoderModel,
-    Follow,
-    LabelColumn,
-    LabelledImages,
     MeanLayers,
-    MultiLabel,
     Offline,
-    PathColumn,
     Pooling,
     Revision,
-    SplitColumn,
     numbers,
+    takes_data,
 )
 from aim_mlx.registry import DEFAULT_MODEL
 
 
+@takes_data
 def knn(
-    source: LabelledImages,
+    data: Any,
     model: EncoderModel = DEFAULT_MODEL,
     adapter: Adapter = None,
     revision: Revision = None,
@@ -39,14 +34,6 @@ def knn(
     pooling: Pooling = None,
     layers: MeanLayers = "",
     seed: Annotated[int, typer.Option(help="Decides the split.")] = 0,
-    val: Annotated[float, typer.Option(help="Of each class, to choose k by.")] = 0.15,
-    test: Annotated[float, typer.Option(help="Of each class, for the figures.")] = 0.15,
-    multi_label: MultiLabel = False,
-    allow_empty: AllowEmpty = False,
-    follow: Follow = False,
-    path_column: PathColumn = "path",
-    label_column: LabelColumn = "label",
-    split_column: SplitColumn = None,
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> int:
@@ -60,14 +47,11 @@ def knn(
 
     from aim_mlx.cli.interrupt import gently
     from aim_mlx.cli.reporter import ProbeReporter
-    from aim_mlx.data.labelled import Columns, Data
     from aim_mlx.encoder.encoder import EmbedOptions
     from aim_mlx.loading import load
     from aim_mlx.probe.knn import nearest_neighbours
     from aim_mlx.training.report import pass_on
 
-    columns = Columns(path_column, label_column, split_column)
-    data = Data(source, columns, multi_label, allow_empty, follow, val, test)
     report = ProbeReporter(as_json)
     with report, gently() as stop:
         found = nearest_neighbours(

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import Field, fields
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,12 @@ Dtype = Annotated[
 Packed = Annotated[
     bool,
     typer.Option("--packed", help="Keep quantised weights packed: less memory, more time."),
+]
+TrainingDtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, float16 or bfloat16.  [default: float32 on a CPU, bfloat16 on a GPU]"
+    ),
 ]
 BatchSize = Annotated[
     int | None, typer.Option(help="Images at a time.  [default: fitted to the device]")
@@ -73,6 +80,9 @@ SplitColumn = Annotated[
     str | None,
     typer.Option(help="In a table, the column with train, val and test.  [default: split]"),
 ]
+MemoryGb = Annotated[
+    float, typer.Option(help="What decoded pictures may take; others are decoded each time.")
+]
 Gone = Annotated[bool, typer.Option("--gone", help="Include photos whose files are gone.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Follow links to folders.")]
 Hidden = Annotated[bool, typer.Option("--hidden", help="Also enter hidden folders (.name).")]
@@ -87,6 +97,53 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON lines, with a summary as the last.")
 ]
+
+
+def memory_bytes(gigabytes: float) -> int:
+    """--memory-gb in bytes; raises UsageError for what cannot be."""
+    if not 0 <= gigabytes <= 1e6:
+        raise UsageError(f"--memory-gb must be from 0 to 1000000, got {gigabytes}")
+    return round(gigabytes * 1e9)
+
+
+# Of labelled images that are divided: made into one argument
+
+
+def _data(
+    source: LabelledImages,
+    *,
+    val: Annotated[float, typer.Option(help="Fraction of each class to choose by.")] = 0.15,
+    test: Annotated[
+        float, typer.Option(help="Fraction of each class for the final figures.")
+    ] = 0.15,
+    multi_label: MultiLabel = False,
+    allow_empty: AllowEmpty = False,
+    follow: Follow = False,
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    split_column: SplitColumn = None,
+) -> Any:
+    from aim_mlx.data.labelled import Columns, Data
+
+    columns = Columns(path_column, label_column, split_column)
+    return Data(source, columns, multi_label, allow_empty, follow, val, test)
+
+
+def takes_data(command: Callable[..., int]) -> Callable[..., int]:
+    """Gives a command DATA and its options, which it takes as its first parameter, a `Data`."""
+    source, *options = inspect.signature(_data).parameters.values()
+    signature = inspect.signature(command)
+    own = list(signature.parameters.values())[1:]
+    last = [each for each in own if each.kind is each.VAR_KEYWORD]
+
+    @wraps(command)
+    def with_data(**given: Any) -> int:
+        data = _data(**{each.name: given.pop(each.name) for each in (source, *options)})
+        return command(data, **given)
+
+    parameters = [source, *[each for each in own if each not in last], *options, *last]
+    with_data.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return with_data
 
 
 # Of a training: made from the fields of its config

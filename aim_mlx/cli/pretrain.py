@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from aim_mlx.cli.options import AsJson, Log, Offline, Overwrite, Revision, options_of
+from aim_mlx.cli.options import (
+    AsJson,
+    Log,
+    MemoryGb,
+    Offline,
+    Overwrite,
+    Revision,
+    TrainingDtype,
+    memory_bytes,
+    options_of,
+)
 from aim_mlx.pretrain.config import PretrainConfig
 
 _Run = Annotated[Path, typer.Option(help="The folder that pretrain wrote.")]
@@ -32,15 +42,8 @@ def pretrain(
         str | None,
         typer.Option(help="Measure the features on this folder of class folders as it goes."),
     ] = None,
-    memory_gb: Annotated[
-        float, typer.Option(help="What decoded pictures may take; others are decoded each time.")
-    ] = 4.0,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, float16 or bfloat16.  [default: float32 on a CPU, bfloat16 on a GPU]"
-        ),
-    ] = None,
+    memory_gb: MemoryGb = 4.0,
+    dtype: TrainingDtype = None,
     path_column: Annotated[str, typer.Option(help="The column of the images.")] = "path",
     caption_column: Annotated[str, typer.Option(help="The column of the texts.")] = "caption",
     log: Log = None,
@@ -68,9 +71,7 @@ def pretrain(
     from aim_mlx.training.logs import logged
     from aim_mlx.training.parallel import joined
 
-    if not 0 <= memory_gb <= 1e6:
-        raise UsageError(f"--memory-gb must be from 0 to 1000000, got {memory_gb}")
-
+    memory = memory_bytes(memory_gb)
     for name, value in (("PAIRS", pairs), ("--init", init), ("--labelled", labelled)):
         if value == "":
             raise UsageError(f"{name} is empty: give a name, or leave it out")
@@ -90,7 +91,7 @@ def pretrain(
             init=encoder if init else None,
             tokenizer=tokenizer,
             labelled=Data(labelled) if labelled else None,
-            memory=round(memory_gb * 1e9),
+            memory=memory,
             dtype=dtype,
             stop=stop,
             group=group,

@@ -18,7 +18,6 @@ from aim_mlx.cli.options import (
     LabelledImages,
     Log,
     MeanLayers,
-    MultiLabel,
     Offline,
     Overwrite,
     PathColumn,
@@ -27,6 +26,7 @@ from aim_mlx.cli.options import (
     Table,
     numbers,
     options_of,
+    takes_data,
 )
 from aim_mlx.probe.config import ProbeConfig
 from aim_mlx.registry import DEFAULT_MODEL
@@ -41,8 +41,9 @@ OtherModel = Annotated[
 
 @app.command("train")
 @options_of(ProbeConfig, defaults=False)
+@takes_data
 def train(
-    source: LabelledImages,
+    data: Any,
     output: Annotated[Path, typer.Option("-o", "--output", help="The probe's folder to write.")],
     model: EncoderModel = DEFAULT_MODEL,
     adapter: Adapter = None,
@@ -51,18 +52,6 @@ def train(
         str, typer.Option(help="The defaults: fast for small sets, or paper, AIMv2's 28 heads.")
     ] = "fast",
     layers: MeanLayers = "",
-    val: Annotated[
-        float, typer.Option(help="Fraction of each class used to choose the head.")
-    ] = 0.15,
-    test: Annotated[
-        float, typer.Option(help="Fraction of each class used for the final figures.")
-    ] = 0.15,
-    multi_label: MultiLabel = False,
-    allow_empty: AllowEmpty = False,
-    follow: Follow = False,
-    path_column: PathColumn = "path",
-    label_column: LabelColumn = "label",
-    split_column: SplitColumn = None,
     augment: Annotated[
         bool, typer.Option("--augment", help="Train on random views, new ones in every epoch.")
     ] = False,
@@ -91,7 +80,6 @@ def train(
 
     from aim_mlx.cli.interrupt import gently
     from aim_mlx.cli.reporter import ProbeReporter
-    from aim_mlx.data.labelled import Columns, Data
     from aim_mlx.errors import UsageError
     from aim_mlx.loading import load
     from aim_mlx.probe.config import protocol as configured
@@ -110,8 +98,6 @@ def train(
     augmentation = Augmentation(config.seed, views, protocol == "paper") if augment else None
     blocks = numbers("--layers", layers, int) if layers else ()
     plan = Plan(config, blocks, augmentation, cache, round(max_cache_gb * 1e9))
-    columns = Columns(path_column, label_column, split_column)
-    data = Data(source, columns, multi_label, allow_empty, follow, val, test)
     report = ProbeReporter(as_json)
     with report, gently() as stop, logged(report, log, output) as log_report:
         done = train_probe(
