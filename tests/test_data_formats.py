@@ -230,8 +230,9 @@ def test_numbers_without_names_are_classes_by_their_digits(tmp_path):
 @pytest.mark.parametrize(
     ("features", "labels", "words"),
     [
-        ({"label": CLASSES}, [0, -1], "row 2 of p.parquet: 'label' is -1, expected the number of"),
+        ({"label": CLASSES}, [0, -2], "row 2 of p.parquet: 'label' is -2, expected the number of"),
         ({"label": CLASSES}, [0, 2], "from 0 to 1"),
+        ({"label": CLASSES}, [-1, -1], "row 1 of p.parquet has no label, and so it is with all"),
         ({"label": CLASSES}, [0, None], "row 2 of p.parquet: expected text as 'label', got None"),
         ({"label": {"_type": "ClassLabel", "names": [1]}}, [0, 1], "are not named"),
         ({"label": {"_type": "ClassLabel"}}, [0, 1], "are not named"),
@@ -243,6 +244,21 @@ def test_numbers_without_names_are_classes_by_their_digits(tmp_path):
 def test_labels_that_name_no_class_are_refused(tmp_path, features, labels, words):
     images = [picture(1), picture(2)]
     refused(packed(tmp_path / "p.parquet", images, features, label=labels), words)
+
+
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
+    images = [picture(number) for number in range(8)]
+    train = {"label": [0, 1, -1, 0, 1, 0, 1, -1]}
+    packed(tmp_path / "train-0.parquet", images, {"label": CLASSES}, **train)
+    packed(tmp_path / "test-0.parquet", images[:2], {"label": CLASSES}, label=[-1, -1])
+    found = divided(Data(tmp_path))
+    assert {name: len(part) for name, part in found.parts.items()} == {"train": 4, "val": 2}
+    assert found.notes == (
+        "4 rows have no label (-1), left out; the first: row 1 of test-0.parquet",
+    )
+    assert {path.split("#")[1] for part in found.parts.values() for path in part.paths} == {
+        "1", "2", "4", "5", "6", "7",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("said", [b"{", b"[" * 100_000, b"\xff"])

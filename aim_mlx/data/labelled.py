@@ -207,13 +207,16 @@ def _no_classes(folder: Path, loose: int) -> UsageError:
 def _from_tables(tables: Sequence[Source], data: Data, root: Path | None = None) -> Labelled:
     """The rows of all tables, those of metadata in a folder `root`."""
     items: list[Item] = []
+    unlabelled: list[str] = []
     kinds: dict[bool, Path] = {}
     for table in tables:
-        rows = _rows(table, data.columns, data.multi_label)
+        rows = _rows(table, data.columns, data.multi_label, unlabelled)
         numbers = {label.isdecimal() for item in rows for label in item.labels}
         for kind in numbers if len(numbers) == 1 else ():
             kinds.setdefault(kind, table.path)
         items += rows
+    if not items:
+        raise UsageError(f"{unlabelled[0]} has no label, and so it is with all: give them some")
     if len(kinds) == 2:
         raise UsageError(
             f"the labels of {kinds[True].name} are numbers, those of {kinds[False].name} names: "
@@ -223,10 +226,12 @@ def _from_tables(tables: Sequence[Source], data: Data, root: Path | None = None)
         items = _split_by_folders(items, root)
     if len({item.split is None for item in items}) == 2:
         raise UsageError("some tables have a column of splits and others none: expected it in all")
-    return _labelled(items, data.multi_label)
+    count = counted(len(unlabelled), "row has", "rows have")
+    left = [f"{count} no label (-1), left out; the first: {each}" for each in unlabelled[:1]]
+    return _labelled(items, data.multi_label, notes=left)
 
 
-def _rows(table: Source, columns: Columns, multi_label: bool) -> list[Item]:
+def _rows(table: Source, columns: Columns, multi_label: bool, unlabelled: list[str]) -> list[Item]:
     asked = [columns.path] if multi_label else [columns.path, columns.label]
     several = columns.label if multi_label else None
     place = len(asked)
@@ -235,7 +240,14 @@ def _rows(table: Source, columns: Columns, multi_label: bool) -> list[Item]:
         asked.append(columns.split)
     items = []
     try:
-        rows = read_table(table.path, asked, several, optional=optional, images=columns.path)
+        rows = read_table(
+            table.path,
+            asked,
+            several,
+            optional=optional,
+            images=columns.path,
+            unlabelled=unlabelled,
+        )
     except MissingColumn as error:
         raise MissingColumn(f"{error} (--path-column and --label-column say which)") from None
     for row in rows:

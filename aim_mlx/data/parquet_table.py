@@ -19,15 +19,21 @@ from aim_mlx.images.parquet_images import ImageColumn
 # What a file may hold grows with its own size, so that a small one cannot fill the memory.
 ROWS = 200_000  # and one for each byte of the file
 _TEXT = 2**26  # bytes of its columns of text, and 16 for each byte of the file
+_NO_CLASS = -1
 _BATCH = 64  # rows at a time: each may be a copy of one text of a few megabytes
 
 
 def parquet_rows(
-    path: Path, wanted: Sequence[str], extra: Sequence[str], images: str | None
+    path: Path,
+    wanted: Sequence[str],
+    extra: Sequence[str],
+    images: str | None,
+    unlabelled: list[str] | None,
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Where each row stands, and its values, as long as they keep to what such a file may hold.
 
-    The column `images` may hold images in place of their paths.
+    The column `images` may hold images in place of their paths. Rows of no class are left out where
+    there is a list `unlabelled`, which then says where they stand.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -37,7 +43,7 @@ def parquet_rows(
             layout = _layout(path, file, wanted, extra, images)
             texts = [name for name in layout.columns if name not in layout.images]
             room = _room(path, file.metadata, texts)
-            number = 0
+            first = 0
             for batch in file.iter_batches(_BATCH, columns=texts):
                 values = [_dense(batch.column(name)) for name in texts]
                 room -= sum(array.nbytes for array in values)
@@ -45,9 +51,13 @@ def parquet_rows(
                     raise too_much(path, f"more than {_TEXT:,} bytes of text")
                 lists = [array.to_pylist() for array in values]
                 rows = zip(*lists, strict=True) if lists else repeat((), batch.num_rows)
-                for row in rows:
-                    yield layout.row(f"row {number + 1} of {path.name}", number, texts, row)
-                    number += 1
+                for number, row in enumerate(rows, first):
+                    place = f"row {number + 1} of {path.name}"
+                    if unlabelled is not None and layout.has_no_label(texts, row):
+                        unlabelled.append(place)
+                    else:
+                        yield place, layout.row(place, number, texts, row)
+                first += batch.num_rows
     except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
@@ -67,7 +77,7 @@ class _Layout:
 
     def row(
         self, place: str, number: int, names: Sequence[str], values: Sequence[Any]
-    ) -> tuple[str, Mapping[str, Any]]:
+    ) -> Mapping[str, Any]:
         """A row of texts, with what else stands in it."""
         row = dict(zip(map(self.columns.__getitem__, names), values, strict=True))
         for name, column in self.images.items():
@@ -75,7 +85,12 @@ class _Layout:
         for name, classes in self.classes.items():
             asked = self.columns[name]
             row[asked] = _named(f"{place}: {name!r}", row[asked], classes)
-        return place, row
+        return row
+
+    def has_no_label(self, names: Sequence[str], values: Sequence[Any]) -> bool:
+        """Whether a number stands for no class, as `datasets` has it."""
+        given = zip(names, values, strict=True)
+        return any(name in self.classes and value == _NO_CLASS for name, value in given)
 
 
 def _layout(

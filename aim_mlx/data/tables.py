@@ -43,11 +43,13 @@ def read_table(
     optional: str | None = None,
     may_be_empty: str | None = None,
     images: str | None = None,
+    unlabelled: list[str] | None = None,
 ) -> list[TableRow]:
     """The rows of a table, its format known by the suffix; other columns are passed over.
 
     A table without the column path or caption may have another that stands for it (see columns).
-    Of Parquet files, the column `images` may hold images, whose values are then ParquetImages.
+    Of Parquet files, the column `images` may hold images, whose values are then ParquetImages, and
+    rows whose class is -1 are left out where there is a list `unlabelled` to say where they stand.
 
     Text is UTF-8, with or without a byte-order mark and with any line ends; lines with nothing in
     them are passed over. Whole numbers become their digits. The column `several` holds lists, or
@@ -72,7 +74,7 @@ def read_table(
     try:
         with disk_errors("read", path, kind=UsageError):
             most = ROWS + path.stat().st_size
-            for place, values in read(path, wanted, extra, images):
+            for place, values in read(path, wanted, extra, images, unlabelled):
                 if len(rows) == most:
                     raise too_much(path, f"more than {most:,} rows")
                 if not rows:
@@ -82,7 +84,7 @@ def read_table(
                 rows.append(_row(place, values, names, several, lacking))
     except MemoryError:
         raise UsageError(f"{path.name} does not fit in the memory: divide it") from None
-    if not rows:
+    if not rows and not unlabelled:
         raise UsageError(f"{path.name} has no rows: expected {', '.join(wanted)} in each")
     return rows
 
@@ -142,7 +144,7 @@ def _text(place: str, column: str, value: Any, may_be_empty: bool = False) -> st
     return value
 
 
-def _csv_rows(path: Path, wanted: Sequence[str], extra: Sequence[str], images: str | None) -> _Rows:
+def _csv_rows(path: Path, wanted: Sequence[str], extra: Sequence[str], *_: Any) -> _Rows:
     """A header with the names of the columns, then the rows; quoted values may hold line ends."""
     # Not Arrow's reader, which takes a quote that is never closed, and does not say which line.
     with open(path, "rb") as file:
@@ -165,9 +167,7 @@ def _csv_rows(path: Path, wanted: Sequence[str], extra: Sequence[str], images: s
             raise UsageError(f"{where} is not CSV ({error}): fix it") from error
 
 
-def _jsonl_rows(
-    path: Path, wanted: Sequence[str], extra: Sequence[str], images: str | None
-) -> _Rows:
+def _jsonl_rows(path: Path, *_: Any) -> _Rows:
     """One JSON object a line, each with its own names."""
     # Not Arrow's reader, which takes a column of texts and numbers for an error, and half a
     # character in a path, and large numbers for infinity.
