@@ -68,6 +68,8 @@ def _attended(attention: Attention, x: mx.array, look: Look) -> mx.array:
 
 
 def _fed_forward(block: Block, x: mx.array, look: Look) -> mx.array:
+    if block.mlp.fc3 is None:
+        raise SystemExit("this measures AIMv2's encoders, whose feed-forward networks are gated")
     gate, up = look("fc1", block.mlp.fc1(x)), look("fc3", block.mlp.fc3(x))
     return look("fc2", block.mlp.fc2(look("gate", gated(gate, up))))
 
@@ -97,7 +99,8 @@ def main(names: list[str]) -> None:
         for title, encoder in _encoders(each):
             pixels = [mx.array(encoder.preprocess([path])) for path in photographs]
             found = [ranges(encoder.model, each) for each in pixels]
-            weights = [float(mx.abs(v).max()) for _, v in tree_flatten(encoder.model.parameters())]
+            parameters = dict(tree_flatten(encoder.model.parameters()))
+            weights = [float(mx.abs(value).max()) for value in parameters.values()]
             print(f"{title}: {len(photographs)} photographs")
             for point in ["weights", *found[0]]:
                 most = max(weights) if point == "weights" else max(each[point] for each in found)

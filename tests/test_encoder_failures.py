@@ -134,6 +134,7 @@ def overflowing() -> Encoder:
     """An encoder in which one of the images passes 65,504 between two products."""
     model = encoder()
     for block in model.model.trunk.blocks:
+        assert block.mlp.fc3 is not None
         block.mlp.fc3.weight = block.mlp.fc3.weight * 1.4e4
         block.mlp.fc2.weight = block.mlp.fc2.weight / 1.4e4
     return model

@@ -50,6 +50,7 @@ _NATIVE_PATCHES = 1536  # of a photograph of 640 x 480
 _Array = NDArray[np.float32]
 _Outputs = mx.array | list[_Array]  # of a batch: at work, or computed
 _Begun = tuple[list[Embedded], _Outputs]
+_Done = tuple[list[Embedded], list[_Array]]
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,8 @@ class Pipeline:
                 work, before = [batch for batch, _ in running] + together, len(running)
                 running, started = [], []  # which would hold their memory
                 again = self._again(work, error)
-                done, started = again[:before], again[before:]
+                done = again[:before]
+                started.extend(again[before:])
             for batch, outputs in done:
                 yield self._finish(batch, outputs)
             running, together = started, together and self._next(grouped, len(streams))
@@ -247,7 +249,7 @@ class Pipeline:
         with mx.stream(device_stream):
             return self._compute(mx.array(np.stack(pixels)).astype(self._dtype))
 
-    def _again(self, work: list[list[Embedded]], error: Exception) -> list[_Begun]:
+    def _again(self, work: list[list[Embedded]], error: Exception) -> list[_Done]:
         """Batches with their outputs, after memory or the GPU failed in them.
 
         Any other error is raised.

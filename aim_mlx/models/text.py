@@ -7,6 +7,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class TokenEmbedding(nn.Module):
         self.weight = mx.zeros((config.vocab_size, config.embed_dim))
 
     def __call__(self, ids: mx.array) -> mx.array:
-        return _rows_on_gpu(self.weight, ids) if on_gpu() else self.weight[ids]
+        return cast(mx.array, _rows_on_gpu(self.weight, ids)) if on_gpu() else self.weight[ids]
 
 
 @mx.custom_function
