@@ -32,7 +32,7 @@ def main() -> None:
     if not isinstance(config, VisionConfig) or not config.native:
         parser.error("choose a model of native resolution")
     encoder = with_random_weights(config)
-    weights = sum(value.nbytes for _, value in tree_flatten(encoder.model.parameters()))
+    weights = sum(value.nbytes for value in dict(tree_flatten(encoder.model.parameters())).values())
     most = largest(encoder, photos(options.images))
     taken = (most - weights) / GB
     print(
