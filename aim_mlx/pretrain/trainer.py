@@ -78,7 +78,7 @@ class PretrainTrainer(BatchTrainer):
         return lambda rows: batch.part(rows).arrays()
 
     def _losses(self, network: PretrainingModel, *arguments: Any) -> list[mx.array]:
-        return [*losses(network, *arguments, self.config.checkpointed)]
+        return [*losses(network, *arguments, checkpointed=self.config.checkpointed)]
 
     def _record(self, last: np.ndarray, rate: float, norm: float) -> dict[str, Any] | None:
         """The mean losses since the last record, where one is due."""

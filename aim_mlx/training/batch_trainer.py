@@ -35,7 +35,7 @@ class BatchTrainer(ABC):
     def __init__(
         self,
         model: nn.Module,
-        networks: Sequence[nn.Module],
+        networks: Sequence[Any],
         optimizer: optim.MultiOptimizer,
         train: Any,
         weights: Sequence[float],
@@ -44,7 +44,8 @@ class BatchTrainer(ABC):
         least: int,
         group: ProcessGroup,
     ):
-        self.model, self.config, self.steps = model, train.config, train.steps
+        self.model: Any = model
+        self.config, self.steps = train.config, train.steps
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self._optimizer, self._dtype, self._group = optimizer, dtype, group
