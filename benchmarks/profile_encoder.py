@@ -66,7 +66,7 @@ def block_operations(config: VisionConfig, N: int) -> list[tuple[str, Operation]
         ("product weights v", lambda _: scores @ v),
         ("product attention out", lambda block: block.attn.proj(x)),
         ("product fc1", lambda block: block.mlp.fc1(x)),
-        ("product fc3", lambda block: block.mlp.fc3(x)),
+        ("product fc3", lambda block: block.mlp["fc3"](x)),
         ("product fc2", lambda block: block.mlp.fc2(hidden)),
         ("copies of q, k, v by head", split_heads),
         ("copy of heads together", lambda _: mx.contiguous(q.transpose(0, 2, 1, 3))),

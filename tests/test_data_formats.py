@@ -248,8 +248,8 @@ def test_labels_that_name_no_class_are_refused(tmp_path, features, labels, words
 
 def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
     images = [picture(number) for number in range(8)]
-    train = {"label": [0, 1, -1, 0, 1, 0, 1, -1]}
-    packed(tmp_path / "train-0.parquet", images, {"label": CLASSES}, **train)
+    labels = [0, 1, -1, 0, 1, 0, 1, -1]
+    packed(tmp_path / "train-0.parquet", images, {"label": CLASSES}, label=labels)
     packed(tmp_path / "test-0.parquet", images[:2], {"label": CLASSES}, label=[-1, -1])
     found = divided(Data(tmp_path))
     assert {name: len(part) for name, part in found.parts.items()} == {"train": 4, "val": 2}

@@ -93,7 +93,7 @@ class MLP(nn.Module):
         return self.fc2(nn.gelu(self.fc1(x)))
 
 
-def norm_of(config: TrunkConfig) -> nn.Module:
+def norm_of(config: TrunkConfig) -> nn.LayerNorm | nn.RMSNorm:
     """A norm over the channels, of the kind that the family has."""
     kind = nn.LayerNorm if config.family == "aimv1" else nn.RMSNorm
     return kind(config.embed_dim, eps=config.rms_norm_eps)

@@ -68,7 +68,8 @@ def encoder(reference, tmp_path_factory, request):
 
 
 def pixels(count: int = 3) -> np.ndarray:
-    shape = (count, TOWER.image_size, TOWER.image_size, 3)
+    side = TOWER.image_size or 0
+    shape = (count, side, side, 3)
     return np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
 
 
