@@ -51,7 +51,7 @@ def _patches(
 ) -> tuple[mx.array, tuple[int, int]]:
     p, patchifier = model.config.patch_size, model.preprocessor.patchifier
     grid = pixels.shape[1] // p, pixels.shape[2] // p
-    norm, patchifier.norm = patchifier.norm, nn.Identity()
+    norm, patchifier["norm"] = patchifier.norm, nn.Identity()
     look("patches", patchifier(pixels))
     patchifier.norm = norm
     return look("residual", model.preprocessor(pixels, grid)), grid

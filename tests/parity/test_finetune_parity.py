@@ -245,8 +245,8 @@ def test_a_fused_encoder_gives_the_same_features_here_and_in_transformers(
     from transformers import Aimv2VisionModel
 
     pair = Pair(digits, base, **CASES[case])
-    pair.trainer.close()
     batch, _, _ = pair.loss(0)
+    pair.trainer.close()
     pixels = torch.from_numpy(np.ascontiguousarray(batch.pixels.transpose(0, 3, 1, 2)))
     digest = pair.encoder.weights_digest
     (tmp_path / "tuned").mkdir()
