@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import aim_mlx
-from aim_mlx.backend import FAST_DTYPES
+from aim_mlx.backend import FAST_DTYPES, device_name
 from aim_mlx.cli import main as cli
 from tests.small import photo, save
 
@@ -61,7 +61,7 @@ def test_pairs_become_a_model_that_other_commands_take(capsys, table, model, tmp
 def test_a_gpus_dtype_does_not_round_the_tower_that_is_written(
     capsys, table, model, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(FAST_DTYPES, "cpu", "float16")
+    monkeypatch.setitem(FAST_DTYPES, device_name(), "float16")
     code, _, stderr = run(capsys, *arguments(table, model, tmp_path / "lit", "--epochs", 1))
     assert code == 0, stderr
     assert aim_mlx.load(tmp_path / "lit").identity["stored_dtype"] == "float32"

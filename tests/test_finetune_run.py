@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from aim_mlx.backend import FAST_DTYPES, mx
+from aim_mlx.backend import FAST_DTYPES, device_name, mx
 from aim_mlx.cli import main as cli
 from aim_mlx.data.labelled import Data
 from aim_mlx.errors import AimError, Interrupted, OutputError, UsageError
@@ -161,7 +161,7 @@ def test_an_encoder_loads_with_its_adapter_and_is_fused(scene, tmp_path, monkeyp
     # Ten times the largest difference seen: float16 through three blocks.
     assert np.abs(halves.embed(photos) - ours).max() < 0.02
     with monkeypatch.context() as on_a_mac:
-        on_a_mac.setitem(FAST_DTYPES, "cpu", "float16")
+        on_a_mac.setitem(FAST_DTYPES, device_name(), "float16")
         assert load(model, adapter=out).weights_digest == halves.weights_digest
         tuned = AttentiveProbe.load(out)
     for name in ("fused", "theirs"):
