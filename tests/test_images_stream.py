@@ -136,6 +136,15 @@ def test_numbers_below_1_are_refused_at_once(numbers):
         stream([], CONFIG, **numbers)
 
 
+def test_as_many_decode_as_the_machine_has_room_for(monkeypatch):
+    started = []
+    monkeypatch.setattr(module, "decoding_threads", lambda: 3)
+    monkeypatch.setattr(module, "_PlainRun", lambda *given: started.append(given[2:]))
+    with pytest.raises(AttributeError):  # of the run that is none
+        next(stream([noise(30, 30)], CONFIG, in_host=True))
+    assert started == [(3, 6)]
+
+
 @both
 def test_at_most_prefetch_samples_are_ahead(monkeypatch, in_host):
     started = []

@@ -18,7 +18,7 @@ from aim_mlx.images.discover import (
     parse_share,
     read_paths,
 )
-from aim_mlx.images.encoded import default_max_pixels
+from aim_mlx.images.limits import decoding_threads, default_max_pixels
 from aim_mlx.images.preprocess import plan_native, preprocess
 from aim_mlx.images.stream import Embedded, stream
 
@@ -32,6 +32,7 @@ __all__ = [
     "Skip",
     "changed",
     "decode",
+    "decoding_threads",
     "default_max_pixels",
     "discover",
     "in_share",

@@ -15,7 +15,8 @@ from io import BufferedReader, BytesIO
 from typing import Any, BinaryIO
 
 from aim_mlx.errors import ImageError
-from aim_mlx.images.encoded import check_header, default_max_pixels
+from aim_mlx.images.encoded import check_header
+from aim_mlx.images.limits import default_max_pixels
 from aim_mlx.images.parquet_images import ParquetImage
 
 READ_WHOLE = 64 << 20  # bytes; larger files are decoded from the open file

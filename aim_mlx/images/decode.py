@@ -18,13 +18,8 @@ from PIL import Image
 
 from aim_mlx.errors import ImageError
 from aim_mlx.images.contents import KnownFile, contents_of
-from aim_mlx.images.encoded import (
-    EncodedImage,
-    check_pixels,
-    default_max_pixels,
-    explained,
-    large,
-)
+from aim_mlx.images.encoded import EncodedImage, explained
+from aim_mlx.images.limits import check_pixels, default_max_pixels, large
 
 ImageSource = str | Path | KnownFile | bytes | Image.Image | np.ndarray
 

@@ -11,7 +11,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from aim_mlx.errors import ImageError
 from aim_mlx.images import formats, headers, tiff
+from aim_mlx.images.limits import check_pixels
 
 
 def check_header(file: BinaryIO, file_size: int, max_pixels: int) -> None:
@@ -35,39 +36,6 @@ def _format_of(file: BinaryIO) -> str:
         unknown = "the first bytes are not those of an image format that is read"
         raise ImageError("not_image", known if format else unknown)
     return format
-
-
-@lru_cache(maxsize=1)
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 8 << 30
-
-
-def default_max_pixels() -> int:
-    """The largest image decoded by default: 100 to 1000 megapixels, by the RAM.
-
-    A pixel costs up to 14 bytes while it is decoded (coefficients of a progressive JPEG, pixels,
-    upright copy), so RAM / 64 keeps one such image below a quarter of the memory.
-    """
-    return min(max(_memory_bytes() // 64, 100_000_000), 1_000_000_000)
-
-
-def large() -> int:
-    """Pixels above which an image waits for its turn: eight smaller ones stay within RAM / 2."""
-    return max(_memory_bytes() // 256, 24_000_000)
-
-
-def check_pixels(size: tuple[int, int], limit: int) -> None:
-    """Raises ImageError `too_large`, with both numbers, above `limit` pixels."""
-    pixels = size[0] * size[1]
-    if pixels > limit:
-        raise ImageError(
-            "too_large",
-            f"{size[0]} x {size[1]} is {pixels / 1e6:.1f} megapixels, "
-            f"the limit is {limit / 1e6:.1f} (--max-megapixels)",
-        )
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images.contents import Content, Contents, KnownFile, reading
 from aim_mlx.images.decode import ImageSource, decoded
+from aim_mlx.images.limits import decoding_threads
 from aim_mlx.images.preprocess import preprocess
 
 # mlx-data holds every sample of a buffer as a dictionary, near 1 KB each: a long list of sources
@@ -83,12 +84,12 @@ def stream(
     sources are paths; each file is read once, its content digested, and only what is new decoded.
 
     A source is asked for in the thread that decodes it, so `sources` may make them on demand.
-    `threads` decode (default: the cores, at most 8), at most `prefetch` samples (default: twice the
+    `threads` decode (default: decoding_threads()), at most `prefetch` samples (default: twice the
     threads) wait to be taken. Close the iterator, or read it to its end, to stop the threads; with
     `in_host`, an app that Python is a guest in, they are Python's, none of them is left behind, and
     no process is started. Raises UsageError for a number below 1.
     """
-    threads = min(8, _cores()) if threads is None else threads
+    threads = decoding_threads() if threads is None else threads
     prefetch = 2 * threads if prefetch is None else prefetch
     for name, value in (("threads", threads), ("prefetch", prefetch)):
         if type(value) is not int or value < 1:
@@ -267,10 +268,3 @@ _running: set[_Run] = set()
 def _close_all() -> None:
     for run in list(_running):
         run.close()
-
-
-def _cores() -> int:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from aim_mlx.errors import UNTRAINED, ImageError
 from aim_mlx.files import disk_errors, publish
-from aim_mlx.images import ImageSource
+from aim_mlx.images import ImageSource, decoding_threads
 from aim_mlx.report.page import END, address, begin, inlined, named, shown
 
 _AT_ONCE = 64  # pictures decoded before the next are begun: bounds what waits to be written
@@ -94,7 +94,7 @@ def _page(
         yield f'<p class="warning">{shown(UNTRAINED.capitalize())}.</p>'
     yield "</header>\n"
     figure = partial(_figure, target=target)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(decoding_threads()) as pool:
         for section in sections:
             yield f"<section>\n<h2>{shown(section.title)}</h2>{_paragraph(section.note)}\n"
             yield '<div class="sheet">\n'

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from aim_mlx.errors import ImageError, OutputError, UsageError
 from aim_mlx.files import disk_errors, leftovers, locked, publish, remove_leftovers
-from aim_mlx.images import KnownFile, thumbnail
+from aim_mlx.images import KnownFile, decoding_threads, thumbnail
 from aim_mlx.store import journal
 from aim_mlx.store.folder import hidden_beside, remove
 from aim_mlx.store.reader import EmbeddingStore
@@ -256,7 +256,7 @@ class IllustratedRows(Rows):
 
     def tables(self) -> Iterator[pa.Table]:
         """These columns, part by part."""
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(decoding_threads()) as threads:
             for table in super().tables():
                 for start in range(0, len(table), _AT_ONCE):
                     yield self._illustrated(table.slice(start, _AT_ONCE), threads)
