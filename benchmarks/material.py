@@ -24,8 +24,9 @@ def make_checkpoint(model: str, folder: str) -> dict[str, Any]:
     from aim_mlx.registry import MODELS
     from aim_mlx.weights.checkpoint import open_checkpoint
     from aim_mlx.weights.initial import initial_weights
-    from aim_mlx.weights.layouts import from_ours, layout_named
+    from aim_mlx.weights.layouts import layout_named
     from aim_mlx.weights.load import load_weights
+    from aim_mlx.weights.rules import from_ours
 
     if model in MODELS:
         config, checkpoint = MODELS[model].config, None

@@ -8,8 +8,8 @@ from aim_mlx.backend import dtype_named, mx
 from aim_mlx.errors import OutputError, UsageError
 from aim_mlx.weights.checkpoint import Checkpoint
 from aim_mlx.weights.convert import rewrite
-from aim_mlx.weights.layouts import Rule
 from aim_mlx.weights.load import iter_weights
+from aim_mlx.weights.rules import Rule
 from aim_mlx.weights.save import check_folder
 from aim_mlx.weights.strict_json import at
 from convert.source import Source, open_source

@@ -9,7 +9,7 @@ from aim_mlx.files import publish
 from aim_mlx.probe.head_files import load_head
 from aim_mlx.probe.heads import HeadConfig
 from aim_mlx.weights.files import OUR_FILE
-from aim_mlx.weights.layouts import others
+from aim_mlx.weights.rules import others
 from aim_mlx.weights.strict_json import at, show
 from convert.source import (
     check_unchanged,

@@ -9,7 +9,8 @@ from aim_mlx.backend import mx
 from aim_mlx.config import VisionConfig
 from aim_mlx.errors import AimError, CheckpointError
 from aim_mlx.weights.checkpoint import Checkpoint
-from aim_mlx.weights.layouts import Layout, from_ours, layout_named
+from aim_mlx.weights.layouts import layout_named
+from aim_mlx.weights.rules import Layout, from_ours
 from aim_mlx.weights.safetensors_file import TensorReader
 from aim_mlx.weights.strict_json import show
 from convert.conversion import load_one

@@ -21,9 +21,10 @@ from aim_mlx.models.vision import VisionEncoder
 from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.convert import Conversion, convert_checkpoint, probe_pictures, similarity
 from aim_mlx.weights.inspect import describe
-from aim_mlx.weights.layouts import from_ours, layout_named
+from aim_mlx.weights.layouts import layout_named
 from aim_mlx.weights.load import load_into, load_weights
 from aim_mlx.weights.quantize import Quantization
+from aim_mlx.weights.rules import from_ours
 from aim_mlx.weights.sizes import expected_shapes
 from tests.full_disk import full_from
 from tests.weights_files import (

@@ -4,18 +4,8 @@ import numpy as np
 import pytest
 
 from aim_mlx.errors import CheckpointError
-from aim_mlx.weights.layouts import (
-    LAYOUTS,
-    TOWER_LAYOUTS,
-    Layout,
-    Rule,
-    detect_layout,
-    from_ours,
-    layout_named,
-    parts_of,
-    plan,
-    shape_in_ours,
-)
+from aim_mlx.weights.layouts import LAYOUTS, TOWER_LAYOUTS, detect_layout, layout_named
+from aim_mlx.weights.rules import Layout, Rule, from_ours, parts_of, plan, shape_in_ours
 from aim_mlx.weights.safetensors_file import TensorInfo, check_file
 from tests.weights_files import DATA, Tensors, as_bfloat16, read_tensors, weight_file
 

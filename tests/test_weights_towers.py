@@ -20,8 +20,9 @@ from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.convert import convert_checkpoint
 from aim_mlx.weights.hub import fetch
 from aim_mlx.weights.inspect import describe
-from aim_mlx.weights.layouts import Layout, layout_named
+from aim_mlx.weights.layouts import layout_named
 from aim_mlx.weights.load import load_weights
+from aim_mlx.weights.rules import Layout
 from aim_mlx.weights.strict_json import read_object
 from aim_mlx.weights.towers import TOWERS, described
 from aim_mlx.weights.transformers_folder import save_for_transformers

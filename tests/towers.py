@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from aim_mlx.config import VisionConfig
-from aim_mlx.weights.layouts import from_ours, layout_named
+from aim_mlx.weights.layouts import layout_named
+from aim_mlx.weights.rules import from_ours
 from aim_mlx.weights.sizes import expected_shapes
 from tests.weights_files import crafted, entry, write_index
 

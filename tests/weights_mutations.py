@@ -17,8 +17,9 @@ import numpy as np
 
 from aim_mlx.backend import mx
 from aim_mlx.config import PreprocessConfig, VisionConfig, to_dict
-from aim_mlx.weights.layouts import from_ours, layout_named
+from aim_mlx.weights.layouts import layout_named
 from aim_mlx.weights.quantize import Quantization
+from aim_mlx.weights.rules import from_ours
 from aim_mlx.weights.save import save_checkpoint
 from aim_mlx.weights.sizes import expected_shapes
 from tests import towers

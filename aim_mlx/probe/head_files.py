@@ -17,7 +17,8 @@ from aim_mlx.backend import check_not_forked, mx
 from aim_mlx.config import HEAD_DIM
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.probe.heads import Head, HeadConfig, flat
-from aim_mlx.weights.layouts import AIMV1_ONLY, HEAD, others, plan
+from aim_mlx.weights.layouts import AIMV1_ONLY, HEAD
+from aim_mlx.weights.rules import others, plan
 from aim_mlx.weights.safetensors_file import (
     CheckedFile,
     TensorReader,

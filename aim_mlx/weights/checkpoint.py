@@ -23,19 +23,10 @@ from aim_mlx.models.visual_tokens import VisualTokensConfig
 from aim_mlx.registry import MODELS
 from aim_mlx.weights.config_json import ModelConfig, Stated, read_config
 from aim_mlx.weights.files import WeightFiles, weight_files
-from aim_mlx.weights.layouts import (
-    AIMV1_ONLY,
-    HEAD,
-    KEEP,
-    Layout,
-    Rule,
-    detect_layout,
-    layout_named,
-    plan,
-    shape_in_ours,
-)
+from aim_mlx.weights.layouts import AIMV1_ONLY, HEAD, detect_layout, layout_named
 from aim_mlx.weights.preprocess_json import read_preprocessing
 from aim_mlx.weights.quantize import Quantization, packed_names, packed_specs, quantized_names
+from aim_mlx.weights.rules import KEEP, Layout, Rule, plan, shape_in_ours
 from aim_mlx.weights.safetensors_file import CheckedFile, TensorInfo
 from aim_mlx.weights.sizes import check_shapes, config_from_tensors, expected_shapes
 from aim_mlx.weights.strict_json import at, show

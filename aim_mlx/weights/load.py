@@ -9,9 +9,9 @@ from aim_mlx.backend import machine_bytes, mx, nn, on_gpu
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.visual_tokens import VisualTokenizer, VisualTokensConfig
 from aim_mlx.weights.checkpoint import STORED, Checkpoint
-from aim_mlx.weights.layouts import Rule
 from aim_mlx.weights.quantize import Quantization, multiplies_packed, quantize_modules, unpack
 from aim_mlx.weights.reading import read_ahead
+from aim_mlx.weights.rules import Rule
 from aim_mlx.weights.safetensors_file import all_finite
 from aim_mlx.weights.sizes import expected_shapes
 from aim_mlx.weights.strict_json import show

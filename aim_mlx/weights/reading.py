@@ -11,7 +11,7 @@ import numpy as np
 from aim_mlx.backend import device_name, mx
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.checkpoint import DTYPE_NAMES, STORED
-from aim_mlx.weights.layouts import Rule, parts_of, shape_in_ours
+from aim_mlx.weights.rules import Rule, parts_of, shape_in_ours
 from aim_mlx.weights.safetensors_file import (
     NUMPY_DTYPES,
     CheckedFile,

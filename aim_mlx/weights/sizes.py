@@ -1,6 +1,6 @@
 """What the tensors of a checkpoint say about its sizes, and what a size expects of the tensors.
 
-Names and shapes are ours (see layouts.py). Letters: D width, F hidden width of the feed-forward, p
+Names and shapes are ours (see rules.py). Letters: D width, F hidden width of the feed-forward, p
 patch side, N patches.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from aim_mlx.config import HEAD_DIM, MLP_PRODUCTS, LiTConfig, TextConfig, VisionConfig
 from aim_mlx.errors import CheckpointError
 from aim_mlx.weights.config_json import Stated
-from aim_mlx.weights.layouts import Layout, others
+from aim_mlx.weights.rules import Layout, others
 from aim_mlx.weights.strict_json import show
 
 Shapes = Mapping[str, tuple[int, ...]]

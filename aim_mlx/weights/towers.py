@@ -8,8 +8,9 @@ from pathlib import Path
 from aim_mlx.config import IMAGENET_MEAN, IMAGENET_STD, PreprocessConfig, VisionConfig
 from aim_mlx.errors import CheckpointError
 from aim_mlx.registry import MODELS
-from aim_mlx.weights.layouts import LAYOUTS, PATCH_CONV, TOWER_LAYOUTS, Layout, layout_named
+from aim_mlx.weights.layouts import LAYOUTS, PATCH_CONV, TOWER_LAYOUTS, layout_named
 from aim_mlx.weights.preprocess_json import read_preprocessing
+from aim_mlx.weights.rules import Layout
 from aim_mlx.weights.strict_json import show
 
 VISUAL_TOKENS = "visual tokens"  # the kind of the layouts of Ovis2's head and embedding table

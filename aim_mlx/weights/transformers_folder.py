@@ -12,7 +12,8 @@ from aim_mlx.config import PreprocessConfig, VisionConfig
 from aim_mlx.errors import UsageError
 from aim_mlx.files import disk_errors, publish
 from aim_mlx.weights.files import OUR_FILE
-from aim_mlx.weights.layouts import from_ours, layout_named
+from aim_mlx.weights.layouts import layout_named
+from aim_mlx.weights.rules import from_ours
 from aim_mlx.weights.safetensors_writer import write_arrays
 from aim_mlx.weights.save import check_folder
 

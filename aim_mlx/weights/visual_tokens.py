@@ -6,7 +6,7 @@ from typing import Any
 
 from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.models.visual_tokens import VisualTokensConfig
-from aim_mlx.weights.layouts import Layout
+from aim_mlx.weights.rules import Layout
 from aim_mlx.weights.safetensors_file import TensorInfo
 from aim_mlx.weights.sizes import check_shapes
 from aim_mlx.weights.strict_json import show

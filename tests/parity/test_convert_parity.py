@@ -14,7 +14,7 @@ import pytest
 from aim_mlx.errors import CheckpointError
 from aim_mlx.models import layers
 from aim_mlx.weights.checkpoint import Checkpoint, open_checkpoint
-from aim_mlx.weights.layouts import Rule
+from aim_mlx.weights.rules import Rule
 from convert.__main__ import run
 from convert.conversion import convert
 from convert.source import open_source

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from aim_mlx import self_test
 from aim_mlx.config import VisionConfig
-from aim_mlx.weights.layouts import from_ours, layout_named
+from aim_mlx.weights.layouts import layout_named
+from aim_mlx.weights.rules import from_ours
 
 pytestmark = pytest.mark.parity
 
