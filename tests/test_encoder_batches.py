@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aim_mlx.encoder import pipeline
-from aim_mlx.encoder.pipeline import batches, in_order
+from aim_mlx.encoder import batches as batches_module
+from aim_mlx.encoder.batches import batches, in_order
 from aim_mlx.errors import ImageError
 from aim_mlx.images import Embedded
 
@@ -48,7 +48,7 @@ def test_an_image_larger_than_the_patches_asked_for_is_a_batch_of_its_own():
 
 
 def test_a_rare_shape_does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr(pipeline, "_LONGEST_WAIT", 10)
+    monkeypatch.setattr(batches_module, "_LONGEST_WAIT", 10)
     made = list(batches(iter(samples("c" + "a" * 60)), 14, batch_size=2))
     position = next(i for i, batch in enumerate(made) if batch[0].index == 0)
     assert position < 8
