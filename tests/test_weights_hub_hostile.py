@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from aim_mlx.cli import main as cli
-from aim_mlx.weights import hub as hub_module
+from aim_mlx.weights import hub_listing
 from tests.hub_server import Fault, serving, without_pauses
 
 REPO = "owner/model"
@@ -241,10 +241,10 @@ def test_no_more_is_taken_than_was_listed(hub, capsys, precious, monkeypatch):
 
 
 def test_no_more_of_a_list_is_taken_than_a_hub_has(hub, capsys, precious, monkeypatch):
-    monkeypatch.setattr(hub_module, "LARGEST_LISTING", 100)
+    monkeypatch.setattr(hub_listing, "LARGEST_LISTING", 100)
     assert download_safely(capsys, precious) == 4
     hub.log.clear()
-    monkeypatch.setattr(hub_module, "LARGEST_LISTING", 2000)
+    monkeypatch.setattr(hub_listing, "LARGEST_LISTING", 2000)
     assert download_safely(capsys, precious) == 0
 
 

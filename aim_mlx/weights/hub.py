@@ -15,53 +15,27 @@ import json
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
-from urllib.parse import quote
+from typing import BinaryIO
 
-from aim_mlx import __version__
 from aim_mlx.errors import CheckpointError
 from aim_mlx.files import publish
 from aim_mlx.registry import find_model
 from aim_mlx.weights.files import INDEX_FILE, TOKENIZER_FILES, WEIGHT_FILES, read_index
 from aim_mlx.weights.hub_errors import Unreachable, explained
+from aim_mlx.weights.hub_listing import COMMIT, RemoteFile, RepoListing, headers, list_repo
 from aim_mlx.weights.preprocess_json import PROCESSOR_FILES
-from aim_mlx.weights.strict_json import LARGEST_JSON, parse_object, read_object, show
+from aim_mlx.weights.strict_json import LARGEST_JSON, read_object, show
 from aim_mlx.weights.towers import find_tower, tower_shards
 
 SMALL_FILES = ("config.json", *PROCESSOR_FILES, *TOKENIZER_FILES)
 RECORD = ".aim-mlx.json"
 LARGEST_SMALL = 32 * 2**20  # bytes; the tokenizer of the published models has two million
 LARGEST_WEIGHTS = 64 * 2**30  # bytes of one file; the largest published one has 11 billion
-LARGEST_LISTING = 8 * 2**20  # bytes; a repo of ten thousand files needs two million
 
 _REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./+-]*", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file as the Hub lists it; `digest` is its sha256, or its git blob's sha1, in hex.
-
-    A mirror may list names only: then both are None.
-    """
-
-    name: str
-    size: int | None
-    digest: str | None
-
-
-@dataclass(frozen=True)
-class RepoListing:
-    """The files of a repo at one commit."""
-
-    repo: str
-    commit: str
-    files: dict[str, RemoteFile]
 
 
 def is_repo_id(text: str) -> bool:
@@ -116,7 +90,7 @@ def fetch(
     Raises CheckpointError where the files cannot be had, OutputError where they cannot be stored.
     """
     revision = _checked(repo, revision)
-    if _COMMIT.fullmatch(revision) and (folder := _recorded(repo, revision, visual_tokens)):
+    if COMMIT.fullmatch(revision) and (folder := _recorded(repo, revision, visual_tokens)):
         return folder
     from huggingface_hub import constants
 
@@ -128,7 +102,7 @@ def fetch(
             f"used: run 'aim-mlx download {repo} --revision {revision}' where it may be"
         )
     try:
-        listing = _list(repo, revision)
+        listing = list_repo(repo, revision)
     except Unreachable:
         if folder := cached(repo, revision, visual_tokens):
             return folder
@@ -215,54 +189,6 @@ def _remember(folder: Path, revision: str) -> None:
             publish({ref: folder.name.encode()})
 
 
-def _list(repo: str, revision: str) -> RepoListing:
-    """The repo's files with their sizes and digests, in one request."""
-    with explained(repo, revision):
-        values = parse_object(_request_list(repo, revision), f"the Hub's list of {repo}")
-        commit, entries = values.get("sha"), values.get("siblings") or []
-        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-            raise ValueError(f"commit {show(commit)}")
-        if _COMMIT.fullmatch(revision) and commit != revision:
-            raise ValueError(f"commit {commit} for {revision}")
-        files = [_remote_file(entry) for entry in entries]
-        if len({file.name for file in files}) < len(files):
-            raise ValueError("one file listed twice")
-        return RepoListing(repo, commit, {file.name: file for file in files})
-
-
-def _request_list(repo: str, revision: str) -> bytes:
-    """What the Hub answers, bounded in bytes: the client itself would read whatever comes."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session, hf_raise_for_status
-
-    name = quote(revision, safe="")
-    url = f"{constants.ENDPOINT}/api/models/{repo}/revision/{name}?blobs=true"
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    answer = bytearray()
-    with get_session().stream("GET", url, headers=_headers(), timeout=timeout) as response:
-        hf_raise_for_status(response)
-        for block in response.iter_bytes():
-            answer += block
-            if len(answer) > LARGEST_LISTING:
-                raise ValueError(f"a list of more than {LARGEST_LISTING} bytes")
-    return bytes(answer)
-
-
-def _remote_file(entry: dict[str, Any]) -> RemoteFile:
-    """An entry of the list, whose digest will name a file in the cache; ValueError if unsound."""
-    large = entry.get("lfs") or {}
-    file = RemoteFile(
-        entry["rfilename"], entry.get("size"), large.get("sha256") or entry.get("blobId")
-    )
-    if not isinstance(file.name, str):
-        raise ValueError(f"a file named {show(file.name)}")
-    if file.size is not None and (type(file.size) is not int or file.size < 0):
-        raise ValueError(f"size {show(file.size)} of {show(file.name)}")
-    if file.digest is not None and not _DIGEST.fullmatch(file.digest):
-        raise ValueError(f"digest {show(file.digest)} of {show(file.name)}")
-    return file
-
-
 def _download(listing: RepoListing, progress: type | None, visual_tokens: bool) -> Path:
     """Gets what is missing, small files first, and records that everything is there."""
     names: list[str] = list(SMALL_FILES)
@@ -315,7 +241,7 @@ def _get(listing: RepoListing, name: str, progress: type | None) -> Path:
 
         cache, repo = Path(constants.HF_HUB_CACHE), f"models--{listing.repo.replace('/', '--')}"
         path = cache / repo / "snapshots" / listing.commit / name
-        if path.is_file() and _fault(path, file) is None:
+        if path.is_file() and file.fault(path) is None:
             return path
         label = file.digest or hashlib.sha1(f"{listing.commit}/{name}".encode()).hexdigest()
         blob = cache / repo / "blobs" / label
@@ -323,7 +249,7 @@ def _get(listing: RepoListing, name: str, progress: type | None) -> Path:
         for folder in (path.parent, blob.parent, lock.parent):
             folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):  # the client's own: others that fetch the file wait as well
-            if not blob.is_file() or _fault(blob, file) is not None:
+            if not blob.is_file() or file.fault(blob) is not None:
                 url = hf_hub_url(listing.repo, name, revision=listing.commit)
                 _fill(blob, url, file, progress)
             path.unlink(missing_ok=True)
@@ -348,11 +274,11 @@ def _fill(blob: Path, url: str, file: RemoteFile, progress: type | None) -> None
             http_get(
                 url,
                 _Limited(stream, most),  # pyright: ignore[reportArgumentType]
-                headers=_headers(),
+                headers=headers(),
                 displayed_filename=file.name,
                 tqdm_class=progress or partial(tqdm, disable=True),  # pyright: ignore[reportArgumentType]
             )
-        if fault := _fault(unfinished, file):
+        if fault := file.fault(unfinished):
             raise CheckpointError(
                 f"{file.name} {fault}: the download was damaged and is removed; run again"
             )
@@ -375,27 +301,3 @@ class _Limited:
                 "the download is damaged, run again later"
             )
         self._file.write(block)
-
-
-def _headers() -> dict[str, str]:
-    from huggingface_hub.utils import build_hf_headers
-
-    headers = build_hf_headers(library_name="aim-mlx", library_version=__version__)
-    return headers | {"Accept-Encoding": "identity"}
-
-
-def _fault(path: Path, file: RemoteFile) -> str | None:
-    """How a file differs from its listing, or None."""
-    size = path.stat().st_size
-    if file.size is not None and size != file.size:
-        return f"came with {size} bytes, expected {file.size}"
-    if file.digest is None:
-        return None
-    digest = hashlib.sha256()
-    if len(file.digest) == 40:  # a small file, kept in git itself
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with open(path, "rb") as stream:
-        hashlib.file_digest(stream, lambda: digest)
-    if digest.hexdigest() != file.digest:
-        return f"came with digest {digest.hexdigest()[:12]}, expected {file.digest[:12]}"
-    return None
