@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from typing import Annotated
@@ -125,7 +126,7 @@ def _run(arguments: list[str]) -> int:
     if arguments in [[], *([group.name] for group in app.registered_groups)]:
         arguments = [*arguments, "--help"]
     try:
-        result = app(args=arguments, prog_name="aim-mlx", standalone_mode=False)
+        result = _command()(args=arguments, prog_name="aim-mlx", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -141,6 +142,11 @@ def _run(arguments: list[str]) -> int:
     if result == 130:  # typer's own way to end at Ctrl-C says nothing
         return _fail(_INTERRUPTED, 130)
     return result if isinstance(result, int) else 0
+
+
+@cache  # whoever runs several commands in one process waits for this once
+def _command() -> Callable[..., object]:
+    return typer.main.get_command(app)
 
 
 def _explained(error: BaseException) -> tuple[str, int]:
