@@ -17,7 +17,6 @@ from PIL import Image
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import decode, preprocess, stream
-from tests.bad_images import HEIC
 
 CONFIG = PreprocessConfig.hub(28)
 module = sys.modules["aim_mlx.images.stream"]
@@ -277,16 +276,6 @@ def test_in_host_start_nothing_more_and_end_when_their_stream_is_closed(monkeypa
     assert set(threading.enumerate()) - set(before)
     samples.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert threading.enumerate() == before and len(started) <= 6
-
-
-def test_no_process_is_started_in_a_host_app(monkeypatch):
-    monkeypatch.setattr("aim_mlx.images.encoded._opener", lambda format: None)
-    monkeypatch.setattr(sys, "platform", "darwin")  # which has a program that reads HEIC
-    started = []
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: started.append(1))
-    (sample,) = stream([HEIC], CONFIG, in_host=True)
-    assert sample.failure is not None and sample.failure.reason == "heif_unsupported"
-    assert not started
 
 
 def test_a_closed_stream_starts_no_further_sample(monkeypatch):

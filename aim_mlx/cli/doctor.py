@@ -70,10 +70,10 @@ def _float32(tf32: bool) -> str:
 
 
 def _heif() -> str:
-    if platform.system() == "Darwin":
-        return "decoded by macOS"
     if _installed("pillow-heif"):
         return "pillow-heif"
+    if platform.system() == "Darwin":
+        return "decoded by macOS"
     return "not installed: pip install 'aim-mlx[heif]'"
 
 

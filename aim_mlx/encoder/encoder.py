@@ -136,8 +136,8 @@ class Encoder:
         begins; the rows of those that have begun come, then Interrupted is raised. With `known`,
         which says of the SHA-256 of a file that it need not be embedded, images are paths, and
         rows have their `content`; a content that is known, or came before, only `repeats`. With
-        `in_host`, decoding leaves no thread behind and starts no process. Raises
-        CheckpointError if every vector of the first batch is not finite.
+        `in_host`, decoding leaves no thread behind. Raises CheckpointError if
+        every vector of the first batch is not finite.
         """
         options = options or EmbedOptions()
         self.check(options)

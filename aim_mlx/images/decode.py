@@ -58,12 +58,11 @@ def decoded(
     source: ImageSource | io.BytesIO | io.BufferedReader,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
-    in_host: bool = False,
 ) -> Iterator[Image.Image]:
     """decode() for the length of a block, in which a large image has the machine to itself.
 
     Otherwise threads decoding at once would need the memory of as many large images. Takes what
-    contents_of() gives, too. With `in_host` no process is started, as macOS needs for HEIF.
+    contents_of() gives, too.
     """
     limit = default_max_pixels() if max_pixels is None else max_pixels
     with ExitStack() as turn:
@@ -72,7 +71,7 @@ def decoded(
             _check(given.size, given.mode, limit, turn)
             image = _upright_rgb(_load(given), _orientation(given), False)
         else:
-            with _opened(source, limit, allow_truncated, in_host) as encoded:
+            with _opened(source, limit, allow_truncated) as encoded:
                 _check(encoded.size, encoded.mode, limit, turn)
                 stored = encoded.load()
                 image = _upright_rgb(stored, _orientation(stored), encoded.multi_frame)
@@ -81,9 +80,7 @@ def decoded(
 
 
 @contextmanager
-def _opened(
-    source: Any, max_pixels: int, allow_truncated: bool, in_host: bool
-) -> Iterator[EncodedImage]:
+def _opened(source: Any, max_pixels: int, allow_truncated: bool) -> Iterator[EncodedImage]:
     """A path, KnownFile, encoded bytes or what contents_of() gives, opened for a block.
 
     Raises ImageError.
@@ -94,7 +91,7 @@ def _opened(
         source = io.BytesIO(source)
     if isinstance(source, (io.BytesIO, io.BufferedReader)):
         size = source.seek(0, io.SEEK_END)
-        yield EncodedImage(source, size, max_pixels, allow_truncated, in_host)
+        yield EncodedImage(source, size, max_pixels, allow_truncated)
         return
     if not isinstance(source, (str, os.PathLike, KnownFile)):
         raise ImageError(
@@ -106,7 +103,7 @@ def _opened(
     with contents_of(path) as (data, status):
         if isinstance(source, KnownFile):
             _check_known(data, status.st_size, source)
-        yield EncodedImage(data, status.st_size, max_pixels, allow_truncated, in_host)
+        yield EncodedImage(data, status.st_size, max_pixels, allow_truncated)
 
 
 def _check_known(data: io.BufferedReader | io.BytesIO, size: int, known: KnownFile) -> None:

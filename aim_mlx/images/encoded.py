@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -20,6 +19,7 @@ from PIL import Image
 from aim_mlx.errors import ImageError
 from aim_mlx.images import formats, headers, tiff
 from aim_mlx.images.limits import check_pixels
+from aim_mlx.images.system_heif import SystemHeif
 
 
 def check_header(file: BinaryIO, file_size: int, max_pixels: int) -> None:
@@ -69,7 +69,7 @@ class EncodedImage:
     """An image with only its header read; `load` decodes the pixels.
 
     `size` is (width, height) as stored; `is_deep` tells samples of 16 bits; `multi_frame` is True
-    after loading where further frames or pages are left out. With `in_host` no process is started.
+    after loading where further frames or pages are left out.
     """
 
     def __init__(
@@ -78,12 +78,10 @@ class EncodedImage:
         file_size: int,
         max_pixels: int,
         allow_truncated: bool,
-        in_host: bool = False,
     ):
         self._file: Any = headers.Metered(file)
         self._file_size = file_size
         self._allow_truncated = allow_truncated
-        self._in_host = in_host
         self._scan: int | None = None  # where the pixel data of a JPEG begin
         self.multi_frame = False
         self._format = _format_of(self._file)
@@ -96,7 +94,8 @@ class EncodedImage:
         self._file.end_header(self._format)
         self.size, self.mode = self._image.size, self._image.mode
         self._check_size(max_pixels)
-        if self._format == "PNG" and not allow_truncated and self._is_cut():
+        lenient = self._format == "PNG" or isinstance(self._image, SystemHeif)
+        if lenient and not allow_truncated and self._is_cut():
             raise _truncated()
         deep = self._format in ("PNG", "TIFF")
         self.is_deep = deep and any(";16" in str(tile.args) for tile in self._image.tile[:1])
@@ -164,7 +163,9 @@ class EncodedImage:
     def _open(self, file: BinaryIO) -> Any:
         opener = _opener(self._format)
         if opener is None and self._format == "HEIF":
-            return _open_heif_with_the_system(file, self._in_host)
+            raise ImageError(
+                "heif_unsupported", "HEIC needs a decoder: pip install 'aim-mlx[heif]'"
+            )
         if opener is None:
             raise ImageError("not_image", f"this Pillow was built without {self._format}")
         try:
@@ -226,34 +227,13 @@ def _opener(format: str) -> Any:
         name = {"WEBP": "WebP"}.get(format, format.capitalize())
         plugin = importlib.import_module(f"PIL.{name}ImagePlugin")
     except ImportError:
-        return None
+        return SystemHeif if format == "HEIF" and sys.platform == "darwin" else None
     if format == "JPEG":
         quiet: dict[str, Any] = {"_read_dpi_from_exif": lambda self: None}
         return type("JpegPixels", (plugin.JpegImageFile,), quiet)
     if format == "TIFF":
         return type("TiffPixels", (plugin.TiffImageFile,), {"load_end": lambda self: None})
     return Image.OPEN[format][0] if format in Image.OPEN else None
-
-
-def _open_heif_with_the_system(file: BinaryIO, in_host: bool) -> Any:
-    """HEIF without pillow-heif: macOS converts it to PNG; elsewhere raises `heif_unsupported`."""
-    if sys.platform != "darwin" or in_host:
-        raise ImageError("heif_unsupported", "HEIC needs a decoder: pip install 'aim-mlx[heif]'")
-    import subprocess
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder, "image.heic"), Path(folder, "image.png")
-        file.seek(0)
-        before.write_bytes(file.read())
-        command = ["/usr/bin/sips", "-s", "format", "png", str(before), "--out", str(after)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-            return _opener("PNG")(io.BytesIO(after.read_bytes()), "")
-        except (OSError, subprocess.SubprocessError) as error:
-            raise ImageError(
-                "heif_unsupported", "macOS could not decode it: pip install 'aim-mlx[heif]'"
-            ) from error
 
 
 def _is_camera_raw(image: Any) -> bool:

@@ -86,8 +86,8 @@ def stream(
     A source is asked for in the thread that decodes it, so `sources` may make them on demand.
     `threads` decode (default: decoding_threads()), at most `prefetch` samples (default: twice the
     threads) wait to be taken. Close the iterator, or read it to its end, to stop the threads; with
-    `in_host`, an app that Python is a guest in, they are Python's, none of them is left behind, and
-    no process is started. Raises UsageError for a number below 1.
+    `in_host`, an app that Python is a guest in, they are Python's, and none of them is left behind.
+    Raises UsageError for a number below 1.
     """
     threads = decoding_threads() if threads is None else threads
     prefetch = 2 * threads if prefetch is None else prefetch
@@ -134,7 +134,7 @@ class _Work:
         return self.contents.is_new(sample.content, sample.index)
 
     def _decode(self, source: Any, sample: Embedded) -> None:
-        with decoded(source, self.max_pixels, self.allow_truncated, self.in_host) as image:
+        with decoded(source, self.max_pixels, self.allow_truncated) as image:
             sample.pixels = preprocess(image, self.config)
             sample.width, sample.height = image.size
             sample.multi_frame, sample.dark = image.info["multi_frame"], image.info["dark"]
