@@ -55,6 +55,7 @@ __all__ = [
     "device_name",
     "dtype_name",
     "dtype_named",
+    "evaluate_on_cpu",
     "in_parallel",
     "machine_bytes",
     "memory_used",
@@ -196,6 +197,15 @@ def dtype_name(dtype: mx.Dtype) -> str:
 def concurrency(most: int) -> int:
     """How many parts, at most so many, the work is cut into: one on a GPU, else one a core."""
     return 1 if on_gpu() else max(1, min(most, BLAS.threads))
+
+
+def evaluate_on_cpu(*trees: Any) -> None:
+    """Computes arrays now, while the caches hold what they are made of; on a GPU, nothing.
+
+    There they wait to be computed with what comes after them, as every evaluation takes its time.
+    """
+    if not on_gpu():
+        mx.eval(*trees)
 
 
 @contextmanager

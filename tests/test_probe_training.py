@@ -128,7 +128,8 @@ def test_label_smoothing_spreads_its_share_over_all_classes(several):
 @pytest.mark.parametrize("kind", ["attentive", "ep"])
 def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch, images, several, kind):
     monkeypatch.setattr(chunks, "_IMAGES_IN_PART", images)
-    monkeypatch.setattr(chunks, "_CPU_CHUNK", images * 6 * 32 * 4)
+    for name in ("_CPU_CHUNK", "_GPU_CHUNK"):
+        monkeypatch.setattr(chunks, name, images * 6 * 32 * 4)
     heads = [noisy_head(i, kind=kind, queries=2, batch_norm=bool(i % 2)) for i in range(3)]
     rng = np.random.default_rng(0)
     labels = rng.random((11, 5)) < 0.4 if several else rng.integers(0, 5, 11)
@@ -141,7 +142,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch, images, s
             return loss_sum(plain(head, tokens), targets) / total_weight(targets)
 
         loss, gradient = nn.value_and_grad(head, mean_loss)()
-        assert found.losses[place] == pytest.approx(float(loss), abs=1e-5)
+        assert float(found.losses[place]) == pytest.approx(float(loss), abs=1e-5)
         ours = flat(found.gradients[place])
         assert ours.keys() == flat(gradient).keys()
         for name, expected in flat(gradient).items():

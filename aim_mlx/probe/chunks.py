@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from aim_mlx.backend import BLAS, cpu_streams, mx, on_gpu
+from aim_mlx.backend import BLAS, cpu_streams, evaluate_on_cpu, machine_bytes, mx, on_gpu
 from aim_mlx.probe.heads import Moments
 
 Chunk = Sequence[np.ndarray]  # the tokens of a few images as they are stored, (N, D) each
@@ -21,10 +22,19 @@ _NOT_REPEATED_SIGN = ~0x70000000  # three of the bits that widening to 32 filled
 
 
 def widened(plan: Sequence[Chunk], pool: Executor) -> Iterator[mx.array]:
-    """The chunks of a plan in turn, each float32 (b, N, D), to be done with before the next."""
-    if on_gpu():
-        return (mx.array(np.stack(chunk)).astype(mx.float32) for chunk in plan)
-    return _one_ahead(plan, pool)
+    """The chunks of a plan in turn, each float32 (b, N, D).
+
+    On a CPU, a chunk is to be done with before the next.
+    """
+    return _by_gpu(plan) if on_gpu() else _one_ahead(plan, pool)
+
+
+def _by_gpu(plan: Sequence[Chunk]) -> Iterator[mx.array]:
+    """Each once, however often it follows itself."""
+    for _, same in groupby(plan, key=id):
+        chunk, *again = same
+        tokens = mx.array(np.stack(chunk)).astype(mx.float32)
+        yield from [tokens] * (1 + len(again))
 
 
 def _one_ahead(plan: Sequence[Chunk], pool: Executor) -> Iterator[mx.array]:
@@ -56,8 +66,9 @@ def widen(tokens: Chunk, wide: np.ndarray) -> None:
         np.multiply(into, np.float32(2.0**112), out=into)
 
 
-_IMAGES_IN_PART = 128
-_CPU_CHUNK, _GPU_CHUNK = 6 << 20, 256 << 20  # bytes of a chunk's tokens in float32
+_IMAGES_IN_PART = 128  # on a CPU; on a GPU as many as fit in a chunk
+_CPU_CHUNK, _GPU_CHUNK = 6 << 20, 1 << 30  # bytes of a chunk's tokens in float32, on a GPU at most
+_GPU_SHARE = 32  # a chunk takes this part of the memory at most; what is made of it, several times
 
 
 @dataclass(eq=False)
@@ -100,7 +111,7 @@ def rounds(tokens: Sequence[np.ndarray], times: int = 1) -> Iterator[list[list[B
 def over_chunks(
     parts: Sequence[BatchPart], compute: Callable[[BatchPart, slice, mx.array], Any]
 ) -> Iterator[tuple[BatchPart, slice, Any]]:
-    """What `compute` makes of each chunk of parts that are done together, evaluated.
+    """What `compute` makes of each chunk of parts that are done together, evaluated on a CPU.
 
     It is given the part, the places of the chunk's images in it, and their tokens (b, N, D), which
     are float32.
@@ -110,7 +121,7 @@ def over_chunks(
         for part in here:
             with mx.stream(part.stream):
                 computed.append(compute(part, part.places(number), next(part.tokens)))
-        mx.eval(computed)
+        evaluate_on_cpu(computed)
         for part, each in zip(here, computed, strict=True):
             yield part, part.places(number), each
 
@@ -118,8 +129,10 @@ def over_chunks(
 def _parts(tokens: Sequence[np.ndarray], streams: Sequence[mx.Stream]) -> list[BatchPart]:
     """Of nearly one size, as many for each stream."""
     B, (N, D) = len(tokens), tokens[0].shape
-    count = min(B, -(-B // (_IMAGES_IN_PART * len(streams))) * len(streams))
-    size = max(1, (_GPU_CHUNK if on_gpu() else _CPU_CHUNK) // (4 * N * D))
+    chunk = min(_GPU_CHUNK, machine_bytes() // _GPU_SHARE) if on_gpu() else _CPU_CHUNK
+    size = max(1, chunk // (4 * N * D))
+    at_once = (size if on_gpu() else _IMAGES_IN_PART) * len(streams)
+    count = min(B, -(-B // at_once) * len(streams))
     parts = []
     for number, rows in enumerate(np.array_split(np.arange(B), count)):
         inside = np.array_split(rows, -(-len(rows) // size))
@@ -151,7 +164,7 @@ class ImageMoments:
         apart = means - mean
         # Those of equally many tokens each (Chan et al. 1979), without sums of squares that cancel.
         moments = Moments(len(rows) * self._tokens, mean, (variances + apart * apart).mean(axis=0))
-        mx.eval(moments.mean, moments.variance)
+        evaluate_on_cpu(moments.mean, moments.variance)
         return moments
 
 

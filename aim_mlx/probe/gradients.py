@@ -2,8 +2,9 @@
 
 In small chunks, the queries of all heads make one matrix product with the tokens; what that leaves
 is a vector for each query, with which the heads go on by themselves, a part of the batch at a time;
-with its gradient the chunks are gone through again. Tokens are converted to float32 both times: to
-read a part's back from the memory costs more.
+with its gradient the chunks are gone through again. A CPU computes chunk by chunk and head by head,
+in its caches, and converts tokens to float32 both times: to read a part's back from the memory
+costs more. On a GPU a chunk is a whole part, and all that is made of it is one evaluation.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from aim_mlx.backend import mx, tree_map, tree_unflatten
+from aim_mlx.backend import evaluate_on_cpu, mx, tree_map, tree_unflatten
 from aim_mlx.models.pooling import pool
 from aim_mlx.models.query_attention import attend_folded, project, query_gradient
 from aim_mlx.probe.chunks import BatchPart, ImageMoments, over_chunks, rounds
@@ -27,9 +28,12 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of each head its loss, the gradient of its trainable parameters, and the batch's moments."""
+    """Of each head its loss, the gradient of its trainable parameters, and the batch's moments.
 
-    losses: np.ndarray
+    On a GPU they are not computed yet.
+    """
+
+    losses: mx.array
     gradients: list[Tree]
     moments: Sequence[Moments | None]
 
@@ -67,8 +71,8 @@ def _through_queries(
     norms: Sequence[Normalisation | None],
     tokens: Sequence[np.ndarray],
     differentiate: Callable[[int, "_Read"], tuple[mx.array, Tree]],
-) -> tuple[np.ndarray, list[Tree]]:
-    """The loss and the gradient of each head.
+) -> tuple[mx.array, list[Tree]]:
+    """The losses (heads,), and the gradient of each head.
 
     `differentiate` gives a head's share, of a part that was read, in the loss and in the gradient
     of what comes after the averaging.
@@ -78,11 +82,12 @@ def _through_queries(
     of_queries: dict[int, mx.array] = {}
     with rounds(tokens, times=2) as work:
         for together in work:
+            mx.eval(of_tails, of_queries)  # before the next tokens take memory
             read = _average(together, queries, len(heads))
             for index in range(len(heads)):
                 for each in read:
                     _add(of_tails[index], each.part, differentiate(index, each))
-                mx.eval(of_tails[index], [each.gradients for each in read])
+                evaluate_on_cpu(of_tails[index], [each.gradients for each in read])
             _go_back(read, of_queries)
         streams = [part.stream for part in work[0]]
         losses, gradients = [], []
@@ -94,9 +99,9 @@ def _through_queries(
             losses.append(loss)
             gradients.append(_nested(flat(of_folded) | flat(of_tail)))
             if (index + 1) % len(streams) == 0:
-                mx.eval(gradients[-len(streams) :])
-        mx.eval(losses, gradients)
-    return np.array([float(each) for each in losses], np.float32), gradients
+                evaluate_on_cpu(gradients[-len(streams) :])
+        evaluate_on_cpu(losses, gradients)
+    return mx.stack(losses), gradients
 
 
 def logits_of(
@@ -171,7 +176,7 @@ def _average(parts: Sequence[BatchPart], queries: mx.array, heads: int) -> list[
     for core, each in read.items():
         with mx.stream(each.part.stream):
             each.averaged = list(mx.split(mx.concatenate(averaged[core], axis=1), heads))
-    mx.eval([each.averaged for each in read.values()])
+    evaluate_on_cpu([each.averaged for each in read.values()])
     return list(read.values())
 
 
@@ -217,7 +222,7 @@ def _sliced_gradients(
     ends = [_end(head, mx.array(each), targets) for head, each in zip(heads, values, strict=True)]
 
     def differentiate(index: int, read: "_Read") -> tuple[mx.array, Tree]:
-        of_values = mx.array(ends[index].of_values[read.part.rows])
+        of_values = ends[index].of_values[mx.array(read.part.rows)]
         return mx.zeros(()), read.differentiate_values(index, heads[index], of_values)
 
     _, gradients = _through_queries(heads, norms, tokens, differentiate)
@@ -225,7 +230,7 @@ def _sliced_gradients(
         _nested(flat(tree) | flat({"linear": end.of_linear}))
         for tree, end in zip(gradients, ends, strict=True)
     ]
-    losses = np.array([end.loss for end in ends], np.float32)
+    losses = mx.stack([end.loss for end in ends])
     return Gradients(losses, gradients, [end.moments for end in ends])
 
 
@@ -233,9 +238,9 @@ def _sliced_gradients(
 class _End:
     """A head's loss from its values, the gradients of that, and the moments of the values."""
 
-    loss: float
+    loss: mx.array
     of_linear: Tree
-    of_values: np.ndarray
+    of_values: mx.array
     moments: Moments | None
 
 
@@ -251,8 +256,8 @@ def _end(head: Head, values: mx.array, targets: Targets) -> _End:
     value, (of_linear, of_values) = mx.value_and_grad(loss, argnums=(0, 1))(before, values)
     head.linear.update(before)
     moments = measure(values) if head.config.batch_norm else None
-    mx.eval(value, of_linear, of_values)
-    return _End(float(value), of_linear, np.array(of_values), moments)
+    evaluate_on_cpu(value, of_linear, of_values)
+    return _End(value, of_linear, of_values, moments)
 
 
 def _pooled_gradients(
@@ -272,10 +277,10 @@ def _pooled_gradients(
 
         value, gradient = mx.value_and_grad(loss)(before)
         head.update(before)
-        losses.append(float(value))
+        losses.append(value)
         gradients.append(gradient)
-    mx.eval(gradients)
-    return Gradients(np.array(losses, np.float32), gradients, [moments] * len(heads))
+    evaluate_on_cpu(losses, gradients)
+    return Gradients(mx.stack(losses), gradients, [moments] * len(heads))
 
 
 def _pooled_logits(heads: Sequence[Head], tokens: Sequence[np.ndarray], logits: np.ndarray) -> None:

@@ -7,16 +7,25 @@ is chosen on the validation part alone, after every epoch.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from aim_mlx.backend import BLAS, cpu_streams, mx, optim, tree_unflatten
+from aim_mlx.backend import (
+    BLAS,
+    cpu_streams,
+    evaluate_on_cpu,
+    mx,
+    on_gpu,
+    optim,
+    tree_unflatten,
+)
 from aim_mlx.config import HEAD_DIM
 from aim_mlx.errors import AimError, NotFinite, UsageError
 from aim_mlx.probe.chunks import ImageMoments
 from aim_mlx.probe.config import FINAL_RATE, QUERIES, GridPoint, ProbeConfig
-from aim_mlx.probe.gradients import batch_gradients, logits_of
+from aim_mlx.probe.gradients import Tree, batch_gradients, logits_of
 from aim_mlx.probe.heads import Head, HeadConfig, Moments, flat, new_head
 from aim_mlx.probe.losses import loss_sum, targets_of, total_weight
 from aim_mlx.report.figures import measured
@@ -99,6 +108,11 @@ class GridTrainer:
             adamw(head, point.weight_decay, _is_matrix)
             for head, point in zip(self._heads, config.grid, strict=True)
         ]
+        steps = [
+            partial(_after_step, optimizer, config.clip_norm) for optimizer in self._optimizers
+        ]
+        self._after_step = [mx.compile(each) if on_gpu() else each for each in steps]
+        self._unread: list[tuple[np.ndarray, mx.array]] = []  # of steps: heads, losses and norms
         self._alive = np.ones(len(self._heads), np.int32)
         self._losses = np.zeros(len(self._heads), np.float32)  # of this epoch, summed over steps
         self._kept = self._parameters(0)  # of the best head so far
@@ -151,39 +165,39 @@ class GridTrainer:
     def run_step(self) -> dict[str, Any] | None:
         """Does one step; after the last of an epoch evaluates, and returns the epoch's record.
 
-        Raises NotFinite where no head is left whose numbers are finite.
+        On a GPU the step may still be computed afterwards. Raises NotFinite where no head is left
+        whose numbers are finite.
         """
         epoch, number = divmod(self.step, self.steps_in_epoch)
         rows = epoch_rows(len(self._targets), self.config, epoch)[number]
         source = self._train.tokens.for_epoch(epoch)
         tokens = source.batch(rows)
-        alive = np.flatnonzero(self._alive)
+        alive = np.flatnonzero(self._alive).tolist()
         heads = [self._heads[index] for index in alive]
         moments = self._moments(source, rows, tokens)
         result = batch_gradients(heads, tokens, self._targets.of(rows), moments)
+        norms: list[mx.array] = []
         with cpu_streams(min(BLAS.threads, len(alive))) as streams:
             # A few heads at a time, while what belongs to them is in the processor's cache.
             for start in range(0, len(alive), len(streams)):
-                here = range(start, min(start + len(streams), len(alive)))
-                norms = _clip(
-                    [result.gradients[place] for place in here], self.config.clip_norm, streams
-                )
-                updated = []
-                for place, norm, stream in zip(here, norms, streams, strict=False):
-                    index = int(alive[place])
-                    if not (math.isfinite(result.losses[place]) and math.isfinite(norm)):
-                        self._drop(index)
-                        continue
-                    self._losses[index] += result.losses[place]
-                    with mx.stream(stream):
-                        self._update(index, result.gradients[place], result.moments[place])
-                    updated += [self._heads[index].parameters(), self._optimizers[index].state]
-                mx.eval(updated)
+                here = alive[start : start + len(streams)]
+                for place, index in enumerate(here, start):
+                    with mx.stream(streams[place - start]):
+                        norm = self._update(index, result.gradients[place], result.moments[place])
+                    norms.append(norm)
+                evaluate_on_cpu(norms[start:])
+                evaluate_on_cpu([self._changed(index) for index in here])
+        numbers = mx.stack([result.losses, mx.stack(norms)])
+        mx.async_eval(numbers, [self._changed(index) for index in alive])
+        self._unread.append((np.array(alive), numbers))
+        # A GPU is given the next step before it is waited for.
+        self._read_numbers(but=1 if on_gpu() else 0)
         self.step += 1
         return self._end_epoch(epoch) if self.step % self.steps_in_epoch == 0 else None
 
     def state(self) -> dict[str, mx.array]:
-        """All tensors that the next steps depend on, by name."""
+        """All tensors that the next steps depend on, by name; raises NotFinite as `run_step`."""
+        self._read_numbers()
         parts = {
             "heads": [head.parameters() for head in self._heads],
             "optimizers": [optimizer.state for optimizer in self._optimizers],
@@ -215,13 +229,32 @@ class GridTrainer:
             self._measured = source, ImageMoments(len(self._targets), source.shape)
         return self._measured[1].of(rows, tokens)
 
-    def _update(self, index: int, gradient: dict[str, Any], moments: Moments | None) -> None:
-        """One step of one head, not yet computed."""
+    def _update(self, index: int, gradient: Tree, moments: Moments | None) -> mx.array:
+        """One step of one head, and the norm of its gradient, not yet computed."""
         head, optimizer = self._heads[index], self._optimizers[index]
         optimizer.learning_rate = self._rate(self.config.grid[index].learning_rate)
-        optimizer.update(head, gradient)
+        parameters, optimizer.state, norm = self._after_step[index](
+            head.trainable_parameters(), optimizer.state, gradient
+        )
+        head.update(parameters)
         if moments is not None and head.config.batch_norm:
             head.bn.follow(moments)
+        return norm
+
+    def _changed(self, index: int) -> list[Any]:
+        """What a step changes of a head."""
+        return [self._heads[index].parameters(), self._optimizers[index].state]
+
+    def _read_numbers(self, but: int = 0) -> None:
+        """Adds up the losses of steps that were not read yet; drops heads that are not finite.
+
+        Of these steps, so many, the last ones, are left for later.
+        """
+        while len(self._unread) > but:
+            heads, numbers = self._unread.pop(0)
+            finite = np.isfinite(np.array(numbers)).all(axis=0)
+            self._losses[heads[finite]] += np.array(numbers[0])[finite]
+            self._drop(heads[~finite])
 
     def _rate(self, peak: float) -> float:
         warmup = round(self.config.warmup_epochs * self.steps_in_epoch)
@@ -229,6 +262,7 @@ class GridTrainer:
 
     def _end_epoch(self, epoch: int) -> dict[str, Any]:
         """Evaluates all heads, keeps the best if it is better than before, and writes it down."""
+        self._read_numbers()
         alive = np.flatnonzero(self._alive)
         tokens, rows = self._validation.tokens.for_epoch(0), np.arange(len(self._wanted))
         logits = logits_of([self._heads[i] for i in alive], tokens, rows, self.config.batch_size)
@@ -267,8 +301,8 @@ class GridTrainer:
         }
         return every | flat(self._heads[index].parameters())
 
-    def _drop(self, index: int) -> None:
-        self._alive[index] = 0
+    def _drop(self, heads: int | np.ndarray) -> None:
+        self._alive[heads] = 0
         if not self._alive.any():
             best = self.best
             kept = f"the best head, of epoch {best.epoch}, is kept" if best else "none is kept"
@@ -288,15 +322,13 @@ def _is_matrix(name: str) -> bool:
     return name.endswith(".weight")  # no query or bias decays
 
 
-def _clip(
-    gradients: Sequence[dict[str, Any]], largest: float, streams: Sequence[mx.Stream]
-) -> np.ndarray:
-    """Scales each gradient, in place, to a norm of at most `largest`; the norms before."""
-    norms = []
-    for place, gradient in enumerate(gradients):
-        with mx.stream(streams[place % len(streams)]):
-            smaller, norm = optim.clip_grad_norm(gradient, largest)
-        gradient.update(smaller)
-        norms.append(norm)
-    mx.eval(norms)
-    return np.array([float(norm) for norm in norms])
+def _after_step(
+    optimizer: optim.Optimizer, largest: float, parameters: Tree, state: Tree, gradient: Tree
+) -> tuple[Tree, Tree, mx.array]:
+    """Parameters and the optimizer's state after a step, and the gradient's norm.
+
+    The gradient is scaled to a norm of at most `largest` before.
+    """
+    gradient, norm = optim.clip_grad_norm(gradient, largest)
+    optimizer.state = state
+    return optimizer.apply_gradients(gradient, parameters), optimizer.state, norm
