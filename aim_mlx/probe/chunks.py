@@ -66,9 +66,9 @@ def widen(tokens: Chunk, wide: np.ndarray) -> None:
         np.multiply(into, np.float32(2.0**112), out=into)
 
 
-_IMAGES_IN_PART = 128  # on a CPU; on a GPU as many as fit in a chunk
-_CPU_CHUNK, _GPU_CHUNK = 6 << 20, 1 << 30  # bytes of a chunk's tokens in float32, on a GPU at most
-_GPU_SHARE = 32  # a chunk takes this part of the memory at most; what is made of it, several times
+_IMAGES_IN_PART = 128  # on a CPU; on a GPU a part is a chunk
+_CPU_CHUNK, _GPU_CHUNK = 6 << 20, 1 << 30  # bytes of a chunk's tokens in float32
+_GPU_SHARE = 32  # of a GPU's memory: a chunk takes one part at most, and what is made of it several
 
 
 @dataclass(eq=False)

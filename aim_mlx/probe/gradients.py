@@ -208,8 +208,7 @@ def _over_means(
             for each in _average(together, queries, len(heads)):
                 inputs = zip(heads, each.averaged, norms, strict=True)
                 computed = [compute(head, averaged, norm) for head, averaged, norm in inputs]
-                mx.eval(computed)
-                into[:, each.part.rows] = [np.array(some) for some in computed]
+                into[:, each.part.rows] = np.array(mx.stack(computed))
 
 
 def _sliced_gradients(
@@ -286,8 +285,8 @@ def _pooled_gradients(
 def _pooled_logits(heads: Sequence[Head], tokens: Sequence[np.ndarray], logits: np.ndarray) -> None:
     """Writes the logits (heads, B, C) of images, (N, D) each."""
     pooled = _pooled(tokens, heads[0].config.kind)
-    for head, into in zip(heads, logits, strict=True):
-        into[:] = np.array(head.classify(pooled, _running_norm(head)))
+    computed = [head.classify(pooled, _running_norm(head)) for head in heads]
+    logits[:] = np.array(mx.stack(computed))
 
 
 def _pooled(tokens: Sequence[np.ndarray], kind: str) -> mx.array:

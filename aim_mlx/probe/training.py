@@ -12,15 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from aim_mlx.backend import (
-    BLAS,
-    cpu_streams,
-    evaluate_on_cpu,
-    mx,
-    on_gpu,
-    optim,
-    tree_unflatten,
-)
+from aim_mlx.backend import BLAS, cpu_streams, evaluate_on_cpu, mx, on_gpu, optim, tree_unflatten
 from aim_mlx.config import HEAD_DIM
 from aim_mlx.errors import AimError, NotFinite, UsageError
 from aim_mlx.probe.chunks import ImageMoments
