@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import os
 import signal
 from dataclasses import replace
 
@@ -9,6 +10,9 @@ from aim_mlx import backend
 
 # The tolerances are those of float32, which a GPU does not take by itself.
 backend.FAST_DTYPES.update(metal="float32", cuda="float32")
+
+# No power fails during a test of this process: nothing need wait for the disk itself.
+os.fsync = lambda _: None
 
 # A shell that runs them in the background has them ignore Ctrl-C, and with them every process that
 # they start in order to interrupt it.
