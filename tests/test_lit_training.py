@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -31,10 +33,11 @@ from tests.small import encoder, photo
 QUICK = TrainConfig(epochs=3, batch_size=8, held_out=0.25)
 
 
-@pytest.fixture(autouse=True)
-def small_text(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def small_text():
     """A text tower that trains in half the time; its projection is as wide as nothing else."""
-    monkeypatch.setitem(TEXT_SIZES, "tiny", TextSize(32, 88, 2, 2, 8_192, 24))
+    with mock.patch.dict(TEXT_SIZES, tiny=TextSize(32, 88, 2, 2, 8_192, 24)):
+        yield
 
 
 def loss_by_hand(images, texts, log_scale, left_out) -> float:
@@ -148,10 +151,8 @@ def test_an_epoch_deals_every_pair_once_and_an_images_captions_apart(size):
     assert any((a != b).any() for a, b in zip(batches, other, strict=True) if len(a) == len(b))
 
 
-@pytest.fixture
-def table(tmp_path) -> Path:
+def write_table(folder: Path) -> Path:
     """24 pictures of 12 contents, each content under two names with a caption each."""
-    folder = tmp_path / "data"
     folder.mkdir()
     rows = []
     for seed in range(24):
@@ -160,6 +161,19 @@ def table(tmp_path) -> Path:
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    return write_table(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run on such a table."""
+    folder = tmp_path_factory.mktemp("finished")
+    train_lit(write_table(folder / "data"), folder / "out", encoder, QUICK)
+    return folder / "out"
 
 
 def test_an_image_is_known_by_its_content_and_a_pair_counts_once(table):
@@ -325,15 +339,15 @@ def test_the_first_weights_depend_on_the_seed_alone_in_every_tensor():
     assert float(one["log_logit_scale"]) == pytest.approx(math.log(1 / 0.07))
 
 
-def test_the_same_content_under_two_names_is_computed_once(table, tmp_path):
-    train_lit(table, tmp_path / "out", encoder, QUICK)
-    (shard,) = (tmp_path / "out").rglob("tokens-*.npy")
+def test_the_same_content_under_two_names_is_computed_once(finished):
+    (shard,) = finished.rglob("tokens-*.npy")
     assert len(np.load(shard)) == 12
 
 
-def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(table, tmp_path, monkeypatch):
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    train_lit(table, straight, encoder, QUICK)
+def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
+    table, finished, tmp_path, monkeypatch
+):
+    broken = tmp_path / "broken"
     step = LitTrainer.run_step
 
     def interrupted(self):
@@ -352,8 +366,8 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(table, tmp_path, mo
     report.noted = notes.append  # pyright: ignore[reportAttributeAccessIssue]
     train_lit(table, broken, encoder, QUICK, report)
     assert "goes on after step 5 of 9" in notes
-    assert weights(broken) == weights(straight)
-    metrics = [(folder / "training" / "metrics.json").read_text() for folder in (straight, broken)]
+    assert weights(broken) == weights(finished)
+    metrics = [(folder / "training" / "metrics.json").read_text() for folder in (finished, broken)]
     assert metrics[0] == metrics[1]
 
 
@@ -403,9 +417,9 @@ def test_a_second_run_on_a_folder_in_use_is_refused(table, tmp_path):
         train_lit(table, tmp_path / "out", encoder, QUICK)
 
 
-def test_a_finished_run_called_again_leaves_the_same_model_and_records(table, tmp_path):
+def test_a_finished_run_called_again_leaves_the_same_model_and_records(table, finished, tmp_path):
     """Also where it was killed between its last state and its records."""
-    train_lit(table, tmp_path / "out", encoder, QUICK)
+    shutil.copytree(finished, tmp_path / "out")
     before, records = weights(tmp_path / "out"), tmp_path / "out/training/metrics.json"
     kept = records.read_bytes()
     records.unlink()
@@ -415,8 +429,8 @@ def test_a_finished_run_called_again_leaves_the_same_model_and_records(table, tm
 
 
 @pytest.mark.parametrize("change", ["option", "encoder", "pairs"])
-def test_another_run_on_the_same_folder_is_refused(table, tmp_path, change):
-    train_lit(table, tmp_path / "out", encoder, QUICK)
+def test_another_run_on_the_same_folder_is_refused(table, finished, tmp_path, change):
+    shutil.copytree(finished, tmp_path / "out")
     before = weights(tmp_path / "out")
     config, seed = QUICK, 0
     if change == "option":
@@ -466,17 +480,16 @@ def test_running_out_of_memory_names_a_smaller_batch(table, tmp_path, monkeypatc
         train_lit(table, tmp_path / "out", encoder, TrainConfig(batch_size=9, held_out=0.25))
 
 
-def test_without_room_for_the_tokens_they_are_computed_from_the_images(table, tmp_path):
-    notes, cached = [], tmp_path / "cached"
+def test_without_room_for_the_tokens_they_are_computed_from_the_images(table, finished, tmp_path):
+    notes = []
     report = Silent()
     report.noted = notes.append  # pyright: ignore[reportAttributeAccessIssue]
     done = train_lit(table, tmp_path / "out", encoder, QUICK, report, cache_limit=1000)
     assert "over the limit" in notes[0]
     assert not list((tmp_path / "out").rglob("tokens-*.npy"))
-    train_lit(table, cached, encoder, QUICK)
     losses = [
         [record["loss"] for record in json.loads((folder / "training/metrics.json").read_text())]
-        for folder in (tmp_path / "out", cached)
+        for folder in (tmp_path / "out", finished)
     ]
     # In another batch tokens may be rounded otherwise, by a unit of float16: seen 2e-5 apart.
     np.testing.assert_allclose(*losses, rtol=2e-4)
@@ -504,8 +517,7 @@ def test_an_image_that_cannot_be_decoded_is_left_out_whichever_way_tokens_come(t
         assert done.pairs == 23 and done.exit_code == 3
 
 
-def test_a_lit_model_serves_as_image_tower_by_its_trunk_alone(table, tmp_path):
-    train_lit(table, tmp_path / "first", encoder, QUICK)
-    load = lambda: aim_mlx.load(tmp_path / "first")  # noqa: E731
+def test_a_lit_model_serves_as_image_tower_by_its_trunk_alone(table, finished, tmp_path):
+    load = lambda: aim_mlx.load(finished)  # noqa: E731
     train_lit(table, tmp_path / "second", load, QUICK)
-    assert weights(tmp_path / "first") == weights(tmp_path / "second")
+    assert weights(finished) == weights(tmp_path / "second")
