@@ -23,9 +23,9 @@ from aim_mlx.errors import CheckpointError, ImageError, UntrainedModelWarning
 from tests.small import SMALL, SMALL_LIT, many_photos, photo, save, wait_for
 
 
-@pytest.fixture
-def model(tmp_path) -> Path:
-    return save(tmp_path / "model")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save(tmp_path_factory.mktemp("model") / "model")
 
 
 @pytest.fixture
