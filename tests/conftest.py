@@ -6,7 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from aim_mlx import backend
+# Else each of OpenBLAS's threads spins for 25 ms after a product, on the core that another process
+# of `-n 2` could use. Read as OpenBLAS is loaded.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+
+from aim_mlx import backend  # noqa: E402
 
 # The tolerances are those of float32, which a GPU does not take by itself.
 backend.FAST_DTYPES.update(metal="float32", cuda="float32")
