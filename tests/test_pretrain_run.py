@@ -39,7 +39,8 @@ def trained(table, tmp_path_factory) -> Path:
     first = write_pairs(folder.parent / "data", 8)
     options = ["--epochs", 80, "--batch-size", 8, "--learning-rate", 8e-3, "--held-out", 0]
     options += ["--smallest-crop", 0.9, "--no-flip"]
-    assert cli._run(list(map(str, ["pretrain", first, "-o", folder, *options]))) == 0
+    with mock.patch("aim_mlx.pretrain.run.write_page"):  # twenty times, with written captions
+        assert cli._run(list(map(str, ["pretrain", first, "-o", folder, *options]))) == 0
     return folder
 
 
