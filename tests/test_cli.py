@@ -20,6 +20,7 @@ from aim_mlx.cli import main as cli
 from aim_mlx.cli import reporter
 from aim_mlx.config import PreprocessConfig
 from aim_mlx.errors import CheckpointError, ImageError, UntrainedModelWarning
+from tests.commands import run, start
 from tests.small import SMALL, SMALL_LIT, many_photos, photo, save, wait_for
 
 
@@ -42,20 +43,6 @@ def photos(tmp_path) -> Path:
     (folder / "broken.jpg").write_bytes(b"not an image")
     (folder / "notes.txt").write_text("notes")
     return folder
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    code = cli._run([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def start(*arguments, **options) -> subprocess.Popen:
-    """The command in a process of its own."""
-    command = [sys.executable, "-c", "from aim_mlx.cli.start import main; main()"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *map(str, arguments)], **(pipes | options))
 
 
 def assert_one_line(err: str, *words: str):

@@ -9,9 +9,9 @@ import pytest
 import aim_mlx
 from aim_mlx.bridge import Embedder
 from aim_mlx.cli import main as cli
+from tests.commands import run
 from tests.digits import write_digits
 from tests.small import AIMV1, SMALL_LIT, save, save_lit
-from tests.test_cli_probe import run
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +17,9 @@ import aim_mlx
 from aim_mlx.cli import main as cli
 from aim_mlx.errors import AimError
 from tests.bad_images import PNG
+from tests.commands import start
 from tests.small import SMALL, many_photos, save, wait_for
 from tests.weights_files import read_tensors, weight_file, write_tensors
-
-COMMAND = "from aim_mlx.cli.start import main; main()"
 
 # What runs in a decoder's thread before each image.
 DECODING = """
@@ -49,14 +47,6 @@ def model(tmp_path_factory) -> Path:
 
 
 # The terminal and the place
-
-
-def start(*arguments: object, before: str = "", **options: Any) -> subprocess.Popen:
-    """The command in a process of its own, after some lines of Python."""
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    code = f"{before}\n{COMMAND}"
-    command = [sys.executable, "-c", code, *map(os.fspath, map(str, arguments))]
-    return subprocess.Popen(command, **(pipes | options))
 
 
 @pytest.fixture

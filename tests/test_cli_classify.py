@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 import aim_mlx
-from aim_mlx.cli import main as cli
 from aim_mlx.words.lit import LiT
+from tests.commands import run, start
 from tests.small import photo, save, save_lit
-from tests.test_cli import start
 
 LABELS = "red panda,a house,two dogs"
 NAMES = ["a\n.png", "b.png", "c.png"]
@@ -32,13 +31,6 @@ def photos(tmp_path) -> Path:
         Image.fromarray(photo(seed)).save(folder / name)
     (folder / "notes.txt").write_text("notes")
     return folder
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    code = cli._run([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def refused(capsys, *arguments, code: int = 2) -> str:

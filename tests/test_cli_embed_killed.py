@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 from aim_mlx.embedding import job as embedding
 from aim_mlx.store import writer
 from aim_mlx.store.reader import EmbeddingStore
+from tests.commands import start
 from tests.embed_runs import Run, embed
 from tests.small import photo, save
 from tests.store_crashes import facts
@@ -21,13 +21,11 @@ from tests.store_crashes import facts
 PHOTOS = 36
 BLOCK = 4
 
-# The command, with blocks as small as its photos are few.
-COMMAND = f"""
+# Before the command: blocks as small as its photos are few.
+SMALL_BLOCKS = f"""
 from aim_mlx.embedding import job as embed_files
 from aim_mlx.store import writer
 embed_files.block_size, writer._SECONDS = lambda *_: {BLOCK}, 0.0
-from aim_mlx.cli.start import main
-main()
 """
 
 
@@ -40,7 +38,7 @@ def home(tmp_path_factory) -> Path:
     for i in range(PHOTOS):
         Image.fromarray(photo(i, 225, 300)).save(home / "photos" / f"{i:02}.png")
     (home / "photos" / "05.png").write_bytes(b"")
-    process = start(home, home / "whole")
+    process = embedding_into(home, home / "whole")
     process.communicate(timeout=60)
     assert process.returncode == 3
     return home
@@ -52,16 +50,14 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(writer, "_SECONDS", 0.0)
 
 
-def start(home: Path, out: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", COMMAND, "embed", home / "photos", "-o", out]
-    pipe = subprocess.PIPE
-    command += ["--model", home / "model"]
-    return subprocess.Popen(command, stderr=pipe, text=True)
+def embedding_into(home: Path, out: Path) -> subprocess.Popen[str]:
+    call = ["embed", home / "photos", "-o", out, "--model", home / "model"]
+    return start(*call, before=SMALL_BLOCKS)
 
 
 def started(home: Path, out: Path, shards: int) -> subprocess.Popen:
     """A run that has come to so many shards, or to its end."""
-    process = start(home, out)
+    process = embedding_into(home, out)
     deadline = time.monotonic() + 60
     while len(list(out.glob("rows-*.parquet"))) < shards and process.poll() is None:
         assert time.monotonic() < deadline

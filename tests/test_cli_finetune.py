@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 
 from aim_mlx.cli import main as cli
+from tests.commands import run
 from tests.digits import write_digits
 from tests.small import save
 
 QUICK = ["--epochs", "2", "--batch-size", "30", "--learning-rate", "0.003", "--no-flip"]
 QUICK += ["--targets", "q,v,mlp", "--rank", "4"]
-
-
-def run(capsys, *given) -> tuple[int, str, str]:
-    code = cli._run([str(each) for each in given])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from aim_mlx.data.labelled import Data
 from aim_mlx.data.splits import divided
 from aim_mlx.encoder.encoder import EmbedOptions
 from aim_mlx.probe import knn
+from tests.commands import run
 from tests.digits import write_digits
 from tests.small import encoder, save
-from tests.test_cli_probe import run
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,8 @@ from PIL import Image
 
 import aim_mlx
 from aim_mlx.backend import FAST_DTYPES, device_name
-from aim_mlx.cli import main as cli
+from tests.commands import run, start
 from tests.small import photo, save
-
-COMMAND = [sys.executable, "-c", "from aim_mlx.cli.start import main; main()"]
 
 
 @pytest.fixture
@@ -39,12 +35,6 @@ def table(tmp_path) -> Path:
 def arguments(table, model, out, *more) -> list[str]:
     options = ["--epochs", "3", "--batch-size", "4", "--held-out", "0.25"]
     return ["lit", "train", *map(str, [table, "--model", model, "-o", out, *options, *more])]
-
-
-def run(capsys, *given) -> tuple[int, str, str]:
-    code = cli._run([str(each) for each in given])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_pairs_become_a_model_that_other_commands_take(capsys, table, model, tmp_path):
@@ -83,20 +73,12 @@ def test_json_gives_the_steps_the_skips_and_a_summary(capsys, table, model, tmp_
 
 
 def test_ctrl_c_keeps_the_checkpoint_and_the_same_command_ends_in_the_same_model(
-    table, model, tmp_path
+    capsys, table, model, tmp_path
 ):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     given = ["--json", "--epochs", "10"]
-    whole = subprocess.run(
-        [*COMMAND, *arguments(table, model, straight, *given)], capture_output=True, text=True
-    )
-    assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen(
-        [*COMMAND, *arguments(table, model, broken, *given)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    assert run(capsys, *arguments(table, model, straight, *given))[0] == 0
+    process = start(*arguments(table, model, broken, *given))
     assert process.stdout is not None
     while '"step": 5,' not in process.stdout.readline():
         assert process.poll() is None
@@ -105,10 +87,8 @@ def test_ctrl_c_keeps_the_checkpoint_and_the_same_command_ends_in_the_same_model
     assert process.returncode == 130, stderr
     said = re.search(r"after step (\d+) of 30; the checkpoint of step (\d+) is kept", stderr)
     assert said and said[1] == said[2] and "the same command resumes" in stderr
-    again = subprocess.run(
-        [*COMMAND, *arguments(table, model, broken, *given)], capture_output=True, text=True
-    )
-    assert again.returncode == 0 and "goes on after step" in again.stderr, again.stderr
+    code, _, stderr = run(capsys, *arguments(table, model, broken, *given))
+    assert code == 0 and "goes on after step" in stderr, stderr
     models = [(folder / "model.safetensors").read_bytes() for folder in (straight, broken)]
     assert models[0] == models[1]
 

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,11 +14,11 @@ from PIL import Image
 
 from aim_mlx.cli import main as cli
 from aim_mlx.cli.reporter import ProbeReporter
+from tests.commands import run, start
 from tests.digits import write_digits
 from tests.small import photo, save, wait_for
 from tests.test_data_labelled import fill
 
-COMMAND = [sys.executable, "-c", "from aim_mlx.cli.start import main; main()"]
 FAST = ["--learning-rates", "0.01,0.03", "--epochs", "6"]
 
 
@@ -32,12 +30,6 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> Path:
     return write_digits(tmp_path_factory.mktemp("data") / "digits", 20)
-
-
-def run(capsys, *given) -> tuple[int, str, str]:
-    code = cli._run([str(each) for each in given])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")
@@ -279,18 +271,13 @@ def test_another_configuration_on_the_same_folder_is_refused(capsys, probe, digi
     assert code == 5 and "holds another run (its seed: 0, not 1)" in talk
 
 
-def started(digits, out, model, epochs: int) -> subprocess.Popen:
+def training(digits, out, model, epochs: int) -> list[object]:
     given = ["probe", "train", digits, "-o", out, "--model", model, "--json"]
-    given += ["--learning-rates", "0.01", "--epochs", epochs, "--patience", 0]
-    return subprocess.Popen(
-        [*COMMAND, *map(str, given)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return [*given, "--learning-rates", "0.01", "--epochs", epochs, "--patience", 0]
 
 
 def finish(digits, out, model, epochs: int) -> bytes:
-    process = started(digits, out, model, epochs)
-    _, talk = process.communicate()
-    assert process.returncode == 0, talk
+    assert cli._run(list(map(str, training(digits, out, model, epochs)))) == 0
     return (out / "probe.safetensors").read_bytes()
 
 
@@ -298,7 +285,7 @@ def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on_to_the_same_bits(
     digits, model, tmp_path
 ):
     out, epochs = tmp_path / "probe", 40
-    process = started(digits, out, model, epochs)
+    process = start(*training(digits, out, model, epochs))
     assert process.stdout is not None
     for _ in range(3):
         process.stdout.readline()
@@ -310,7 +297,7 @@ def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on_to_the_same_bits(
 
 def test_a_killed_run_goes_on_to_the_same_bits(digits, model, tmp_path):
     out, epochs = tmp_path / "probe", 8
-    process = started(digits, out, model, epochs)
+    process = start(*training(digits, out, model, epochs))
     wait_for(out / "training/run.json")
     time.sleep(0.3)  # anywhere: while tokens are computed, or later
     process.kill()
@@ -351,7 +338,7 @@ def test_a_probe_may_lie_in_its_data_and_classes_have_any_name(capsys, digits, m
 
 def test_a_folder_in_use_is_refused_with_the_process(capsys, digits, model, tmp_path):
     out = tmp_path / "probe"
-    process = started(digits, out, model, 10**6)
+    process = start(*training(digits, out, model, 10**6))
     assert process.stdout is not None
     process.stdout.readline()
     given = ["probe", "train", digits, "-o", out, "--model", model]

@@ -2,17 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from aim_mlx.cli import main as cli
+from tests.commands import run, start
 from tests.digits import write_digits
 from tests.small import save
 
-COMMAND = [sys.executable, "-c", "from aim_mlx.cli.start import main; main()"]
 FAST = ["--learning-rates", "0.01", "--batch-norm", "off", "--epochs", "1"]
 
 
@@ -24,12 +22,6 @@ def place(tmp_path_factory) -> Path:
     given = ["probe", "train", digits, "-o", place / "probe", "--model", model, *FAST]
     assert cli._run([str(each) for each in given]) == 0
     return place
-
-
-def run(capsys, *given) -> tuple[int, str, str]:
-    code = cli._run([str(each) for each in given])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.mark.parametrize("top", [0, -1])
@@ -69,10 +61,8 @@ def test_damaged_splits_of_a_probe_are_refused(capsys, place, tmp_path, damage, 
 
 def test_a_reader_that_has_seen_enough_ends_a_training_quietly(place, tmp_path):
     given = ["probe", "train", place / "digits", "-o", tmp_path / "p", "--model", place / "model"]
-    command = [*COMMAND, *given, "--json", "--learning-rates", "0.01", "--epochs", "1000"]
-    with subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    given += ["--json", "--learning-rates", "0.01", "--epochs", 1000]
+    with start(*given) as process:
         assert process.stdout is not None and process.stderr is not None
         assert json.loads(process.stdout.readline())["event"] == "epoch"
         process.stdout.close()

@@ -17,17 +17,11 @@ from PIL import Image
 import aim_mlx
 from aim_mlx.cli import main as cli
 from aim_mlx.store.reader import EmbeddingStore, Photos
+from tests.commands import run, start
 from tests.small import photo, save
-from tests.test_cli import assert_one_line, start
+from tests.test_cli import assert_one_line
 
 ODD = "odd \x1b[31m<b>\n.png"
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    code = cli._run([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def saved(path: Path, seed: int, level: float = 1.0) -> Path:

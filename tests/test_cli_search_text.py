@@ -10,14 +10,8 @@ import aim_mlx
 from aim_mlx.cli import main as cli
 from aim_mlx.store.reader import EmbeddingStore
 from aim_mlx.words.lit import LiT
+from tests.commands import run
 from tests.small import photo, save, save_lit
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    code = cli._run([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import aim_mlx
-from aim_mlx.cli import main as cli
 from aim_mlx.words.lit import LiT
+from tests.commands import run
 from tests.small import photo, save, save_lit
 
 CLASSES = ["a_house", "cat", "red_panda"]
@@ -35,13 +35,6 @@ def labelled(folder: Path, truth: list[int], names: list[str] = CLASSES) -> Path
         (folder / names[each]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo(seed)).save(folder / names[each] / f"{seed:02}.png")
     return folder
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    code = cli._run([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def summary(capsys, *arguments) -> dict:

@@ -20,8 +20,8 @@ from aim_mlx.weights.inspect import describe
 from aim_mlx.weights.load import iter_weights
 from convert.__main__ import run
 from convert.classifier import read_classifier
+from tests.commands import run as aim_mlx_run
 from tests.small import AIMV1, SMALL, photo, save
-from tests.test_cli_probe import run as aim_mlx_run
 from tests.test_weights_checkpoint import ML_AIM
 from tests.weights_files import DATA, copy_case, read_tensors, write_tensors
 

@@ -21,9 +21,9 @@ from aim_mlx.data.splits import divided
 from aim_mlx.errors import ImageError, UsageError
 from aim_mlx.images import decode, parquet_images, stream
 from tests.bad_images import encoded
+from tests.commands import run
 from tests.digits import write_digits
 from tests.small import photo, save
-from tests.test_cli_probe import run
 
 CLASSES = {"_type": "ClassLabel", "names": ["cat", "dog"]}
 

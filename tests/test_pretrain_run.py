@@ -17,6 +17,7 @@ from aim_mlx.pretrain.config import CONFIGS
 from aim_mlx.pretrain.measure import least_squares
 from aim_mlx.pretrain.pretrained import load_pretrained
 from aim_mlx.words.tokenizer import Tokenizer
+from tests.commands import run
 from tests.pretraining import TINY, picture, write_pairs
 from tests.small import save
 
@@ -50,12 +51,6 @@ def finished(table, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert cli._run(list(map(str, arguments(table, folder)))) == 0
     return folder
-
-
-def run(capsys, *given) -> tuple[int, str, str]:
-    code = cli._run([str(each) for each in given])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def arguments(source, out, *more) -> list[object]:

@@ -12,11 +12,11 @@ from aim_mlx.errors import OutputError
 from aim_mlx.store import journal, lists
 from aim_mlx.store.reader import EmbeddingStore
 from tests.bad_images import JPEG, PNG
+from tests.commands import start
 from tests.embed_runs import Run, embed, make
 from tests.full_disk import full_from
 from tests.small import many_photos, save, wait_for
 from tests.store_crashes import Disk, facts, run
-from tests.test_cli_bad_input import start
 
 FILES = {f"{name}.jpg": f"good {name}".encode() for name in "abcdefghijk"}
 

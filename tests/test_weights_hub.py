@@ -16,12 +16,12 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from aim_mlx.cli import main as cli
 from aim_mlx.errors import CheckpointError
 from aim_mlx.registry import MODELS
 from aim_mlx.weights import hub as hub_module
 from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.hub import cached, fetch, fetch_model, is_repo_id
+from tests.commands import run, start
 from tests.hub_server import Fault, serving, without_pauses
 
 DATA = Path(__file__).parent / "data"
@@ -47,20 +47,6 @@ def hub(monkeypatch, tmp_path):
     with serving(monkeypatch, tmp_path / "home") as server:
         server.add(REPO, files_of("vision_absolute/ml_aim_mlx"))
         yield server
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command in this process."""
-    code = cli._run([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def start(*arguments, **options) -> subprocess.Popen:
-    """The command in a process of its own, which finds the Hub by the environment."""
-    command = [sys.executable, "-c", "from aim_mlx.cli.start import main; main()"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *map(str, arguments)], **(pipes | options))
 
 
 def refused(capsys, *words: str, code: int = 4, call: tuple = ("download", REPO)) -> None:
