@@ -4,6 +4,8 @@
 refused. The files are mapped, so that reading them costs no memory.
 """
 
+import mmap
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,7 +57,10 @@ def read_torch_file(path: Path) -> dict[str, "torch.Tensor"]:
     torch = require_torch()
     check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Linux counts a private mapping as memory, and refuses one of a file that is larger.
+        kind = mmap.MAP_SHARED if os.access(path, os.W_OK) else mmap.MAP_PRIVATE
+        with torch.serialization.set_default_mmap_options(kind):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler meets crafted bytes: it fails in every way there is
         raise CheckpointError(
             f"{at(path)} cannot be read as weights only{_reason(error)}: save nothing but the "
@@ -211,7 +216,7 @@ def _some(keys: Iterable[Any]) -> str:
 
 def _reason(error: Exception) -> str:
     """What torch found, never its advice, which is to read the file without the protection."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "Cannot allocate memory" in str(error):
         return " (it asks for more memory than there is)"
     if match := _REFUSED.search(str(error)):
         return f" (it needs {show(match[1] or match[0])})"

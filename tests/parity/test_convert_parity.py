@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,27 @@ def test_parameters_and_views_of_one_storage_are_read(tmp_path):
     gate = weights["encoder.layers.0.ffn.gate_proj.weight"].detach().T.contiguous().T
     weights["encoder.layers.0.ffn.gate_proj.weight"] = gate
     assert_same_as_ours(convert(source(tmp_path, weights), tmp_path / "out"), CASE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count what is mapped")
+def test_a_file_may_be_larger_than_the_memory(tmp_path):
+    """A file of 64 MB where a process may have 32 MB more than it has."""
+    import torch
+
+    path = source(tmp_path, {"x": torch.ones(1 << 24)})
+    lines = """if True:
+        import re, resource, sys
+        from pathlib import Path
+        from convert.tensors import read_torch_file, require_torch
+
+        require_torch()
+        has = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+        resource.setrlimit(resource.RLIMIT_DATA, ((has << 10) + (32 << 20),) * 2)
+        print(read_torch_file(Path(sys.argv[1]))["x"][-1].item())
+    """
+    command = [sys.executable, "-c", lines, path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "1.0\n", done.stderr
 
 
 def test_the_record_names_file_digest_torch_and_layout_but_no_place(tmp_path):
