@@ -326,13 +326,14 @@ def test_a_damaged_shard_is_computed_again_and_the_others_are_kept(tmp_path, ima
 
 
 def test_a_shard_with_any_damage_to_its_header_is_computed_again(tmp_path, images):
-    TokenCache(tmp_path / "cache", encoder()).fill(images)
+    model = encoder()
+    TokenCache(tmp_path / "cache", model).fill(images)
     (path,) = shards(tmp_path / "cache")
     sound = path.read_bytes()
     for place in range(128):
         for bit in (1, 2, 4):
             path.write_bytes(sound[:place] + bytes([sound[place] ^ bit]) + sound[place + 1 :])
-            cache = TokenCache(tmp_path / "cache", encoder())
+            cache = TokenCache(tmp_path / "cache", model)
             assert len(cache.missing(list(images))) in (0, 5)
 
 
