@@ -90,6 +90,12 @@ def trained(digits, model, tmp_path_factory) -> tuple[Path, TrainedProbe, Report
     return folder, train(digits, folder, model, report), report
 
 
+@pytest.fixture(scope="module")
+def tokens(trained) -> Path:
+    """The tokens of the digits, for runs that are about other things."""
+    return trained[0] / "training/tokens"
+
+
 def test_digits_are_told_apart_far_better_than_by_the_largest_class(trained):
     _, result, report = trained
     assert result.images == {"train": 280, "val": 60, "test": 60} and result.exit_code == 0
@@ -106,21 +112,21 @@ def test_the_head_is_chosen_by_its_score_on_val(trained, model):
     assert metrics["val"]["images"] == 60
 
 
-def test_shuffled_labels_stay_at_chance(tmp_path, model):
+def test_shuffled_labels_stay_at_chance(tmp_path, model, tokens):
     """Nothing of val or test reaches the training."""
     report, data = Report(), write_digits(tmp_path / "data", 40, shuffled=True)
-    result = train(data, tmp_path / "probe", model, report)
+    result = train(data, tmp_path / "probe", model, report, cache=tokens)
     assert result.figures["accuracy"] < 0.28  # 60 images, 10 classes: once in 10,000 by chance
     assert any(warning.startswith("near chance: ") for warning in report.warnings)
     assert "near chance: " in (tmp_path / "probe/report.html").read_text()
 
 
 def test_the_same_run_gives_the_same_bits_and_another_seed_another_split(
-    tmp_path, digits, model, trained
+    tmp_path, digits, model, trained, tokens
 ):
     train(digits, tmp_path / "again", model)
     assert weights(tmp_path / "again") == weights(trained[0])
-    train(digits, tmp_path / "other", model, seed=1, epochs=1)
+    train(digits, tmp_path / "other", model, seed=1, epochs=1, cache=tokens)
     splits = [(folder / "splits.jsonl").read_text() for folder in (tmp_path / "other", trained[0])]
     assert splits[0] != splits[1]
 
@@ -139,7 +145,9 @@ def test_a_probe_folder_holds_the_probe_its_splits_its_figures_and_its_report(tr
     assert page.count("<figure>") == 12 and f"{result.figures['accuracy']:.1%}" in page
 
 
-def test_the_test_split_is_looked_at_once_after_the_choice(tmp_path, digits, model, monkeypatch):
+def test_the_test_split_is_looked_at_once_after_the_choice(
+    tmp_path, digits, model, tokens, monkeypatch
+):
     looked: list[tuple[str, int]] = []
     report, measured = Report(), runs._measured
     monkeypatch.setattr(
@@ -147,7 +155,7 @@ def test_the_test_split_is_looked_at_once_after_the_choice(tmp_path, digits, mod
         "_measured",
         lambda *given: looked.append((given[-2], report.steps)) or measured(*given),
     )
-    train(digits, tmp_path / "probe", model, report, epochs=2)
+    train(digits, tmp_path / "probe", model, report, epochs=2, cache=tokens)
     assert looked == [("val", report.steps), ("test", report.steps)] and report.steps == 10
 
 
@@ -172,10 +180,10 @@ def test_a_run_stopped_while_tokens_are_computed_keeps_them(tmp_path, digits, mo
     assert list((tmp_path / "probe/training/tokens").glob("*/tokens-*.npy"))
 
 
-def test_a_finished_run_is_only_measured_again(tmp_path, digits, model):
-    first = train(digits, tmp_path / "probe", model, epochs=2)
+def test_a_finished_run_is_only_measured_again(tmp_path, digits, model, tokens):
+    first = train(digits, tmp_path / "probe", model, epochs=2, cache=tokens)
     report = Report()
-    second = train(digits, tmp_path / "probe", model, report, epochs=2)
+    second = train(digits, tmp_path / "probe", model, report, epochs=2, cache=tokens)
     assert report.steps == 0 and second.figures == first.figures
 
 
@@ -216,22 +224,24 @@ def test_a_folder_with_anything_else_is_refused_and_left_alone(tmp_path, digits,
         train(digits, tmp_path / "missing/probe", model)
 
 
-def test_streamed_tokens_train_as_cached_ones_do_but_for_rounding(tmp_path, digits, model):
+def test_streamed_tokens_train_as_cached_ones_do_but_for_rounding(tmp_path, digits, model, tokens):
     report, cached = Report(), Report()
     train(digits, tmp_path / "streamed", model, report, cache_limit=0, epochs=3)
-    train(digits, tmp_path / "cached", model, cached, epochs=3)
+    train(digits, tmp_path / "cached", model, cached, epochs=3, cache=tokens)
     assert sum("computed from the images in every epoch" in note for note in report.notes) == 3
     # In another batch tokens may be rounded otherwise, by a unit of float16: seen 2e-6 apart.
     losses = [[each["val_loss"] for each in told.records] for told in (report, cached)]
     np.testing.assert_allclose(*losses, rtol=2e-5)
 
 
-def test_a_stopped_run_on_streamed_tokens_goes_on_to_the_same_bits(tmp_path, digits, model):
+def test_a_stopped_run_on_streamed_tokens_goes_on_to_the_same_bits(tmp_path, model):
     straight, folder, report = tmp_path / "straight", tmp_path / "probe", Report()
-    train(digits, straight, model, cache_limit=0, epochs=3)
+    digits = write_digits(tmp_path / "digits", 10)
+    streamed: dict[str, Any] = {"cache_limit": 0, "epochs": 3, "batch_size": 14}
+    train(digits, straight, model, **streamed)
     with pytest.raises(Interrupted, match="step 8 of 15"):
-        train(digits, folder, model, report, lambda: report.steps == 8, cache_limit=0, epochs=3)
-    train(digits, folder, model, cache_limit=0, epochs=3)
+        train(digits, folder, model, report, lambda: report.steps == 8, **streamed)
+    train(digits, folder, model, **streamed)
     assert weights(folder) == weights(straight)
 
 
@@ -243,22 +253,22 @@ def test_random_views_train_too(tmp_path, digits, model, views):
     assert last < first - 0.1  # seen 0.3: mirrored digits of another colour are hard
 
 
-def test_figures_without_a_test_split_say_so(tmp_path, digits, model):
+def test_figures_without_a_test_split_say_so(tmp_path, digits, model, tokens):
     data, report = Data(str(digits), test=0.0), Report()
-    plan = Plan(protocol("fast", epochs=1))
+    plan = Plan(protocol("fast", epochs=1), cache=tokens)
     result = train_probe(data, tmp_path / "probe", lambda: model, plan, report)
     assert result.measured_on == "val" and any("no test split" in w for w in report.warnings)
     assert "no test split" in (tmp_path / "probe/report.html").read_text()
 
 
-def test_images_with_several_classes_are_learned(tmp_path, digits, model):
+def test_images_with_several_classes_are_learned(tmp_path, digits, model, tokens):
     rows = ["path,label"]
     for path in sorted(digits.glob("*/*.png")):
         digit = int(path.parent.name)
         rows.append(f"{path},{'even' if digit % 2 == 0 else ''}{';small' if digit < 5 else ''}")
     (tmp_path / "data.csv").write_text("\n".join(rows))
     data = Data(str(tmp_path / "data.csv"), multi_label=True)
-    plan = Plan(protocol("fast", **FAST))
+    plan = Plan(protocol("fast", **FAST), cache=tokens)
     result = train_probe(data, tmp_path / "probe", lambda: model, plan, Report())
     assert result.figures["mean_average_precision"] > 0.75  # half of the images have each: 0.5
     page = (tmp_path / "probe/report.html").read_text()
@@ -274,7 +284,7 @@ def test_images_that_cannot_be_decoded_are_listed_and_left_out(tmp_path, model):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_probe(
-    tmp_path, digits, model, monkeypatch
+    tmp_path, digits, model, tokens, monkeypatch
 ):
     from aim_mlx.probe import training
 
@@ -289,7 +299,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_probe(
     report = Report()
     monkeypatch.setattr(training, "batch_gradients", failing)
     with pytest.raises(AimError, match="no head is finite.*epoch 2, is kept") as raised:
-        train(digits, tmp_path / "probe", model, report)
+        train(digits, tmp_path / "probe", model, report, cache=tokens)
     assert raised.value.exit_code == 1
     probe = AttentiveProbe.load(tmp_path / "probe", model)
     assert probe.metrics["validation"]["epoch"] <= 2
@@ -307,11 +317,11 @@ def test_a_native_resolution_model_is_refused_before_anything_is_written(tmp_pat
     assert not (tmp_path / "probe").exists()
 
 
-def test_what_a_killed_run_was_writing_is_removed(tmp_path, digits, model):
+def test_what_a_killed_run_was_writing_is_removed(tmp_path, digits, model, tokens):
     left = [tmp_path / "probe" / f".{name}.1{TEMPORARY}" for name in ("probe.json", "report.html")]
     left.append(tmp_path / "probe/training" / f".checkpoint.safetensors.1{TEMPORARY}")
     left[2].parent.mkdir(parents=True)
     for path in left:
         path.write_bytes(b"half")
-    train(digits, tmp_path / "probe", model, epochs=1)
+    train(digits, tmp_path / "probe", model, epochs=1, cache=tokens)
     assert not any(path.exists() for path in left)
