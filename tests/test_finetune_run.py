@@ -49,10 +49,25 @@ def config(**options) -> FinetuneConfig:
     return FinetuneConfig(**{**QUICK, "learning_rate": 3e-3, **options})
 
 
-def test_a_classifier_is_trained_from_a_probe_and_compared_with_it(scene, tmp_path):
+@pytest.fixture(scope="module")
+def finished(scene, tmp_path_factory):
+    """The folder of an uninterrupted run from the probe, and its outcome."""
     data, model, probe = scene
-    out = tmp_path / "out"
-    done = tuned(data, out, lambda: load(model), config(), probe=probe)
+    out = tmp_path_factory.mktemp("finished") / "out"
+    return out, tuned(data, out, lambda: load(model), config(), probe=probe)
+
+
+@pytest.fixture(scope="module")
+def adapted(scene, tmp_path_factory):
+    """The folder of one epoch without a probe."""
+    data, model, _ = scene
+    out = tmp_path_factory.mktemp("adapted") / "out"
+    tuned(data, out, lambda: load(model), config(epochs=1))
+    return out
+
+
+def test_a_classifier_is_trained_from_a_probe_and_compared_with_it(finished):
+    out, done = finished
     assert done.measured_on == "test" and done.images == {"train": 60, "val": 20, "test": 20}
     beside = done.beside_probe
     assert beside is not None and beside.images == 20
@@ -95,9 +110,8 @@ def test_a_probe_that_no_epoch_betters_is_kept(scene, tmp_path):
     assert np.array_equal(made.predict_proba([image]), before.predict_proba([image]))
 
 
-def test_an_interrupted_run_goes_on_to_the_same_files(scene, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_files(scene, finished, tmp_path, monkeypatch):
     data, model, probe = scene
-    finetune(data, tmp_path / "whole", lambda: load(model), config(), probe=probe)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(Interrupted, match="after step 3 of 8"):
         finetune(
@@ -108,7 +122,7 @@ def test_an_interrupted_run_goes_on_to_the_same_files(scene, tmp_path, monkeypat
     names = ["adapters.safetensors", "probe.safetensors", "probe.json", "splits.jsonl"]
     names += ["report.html", "training/checkpoint.safetensors", "training/metrics.jsonl"]
     for name in names:
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == (finished[0] / name).read_bytes()
     with pytest.raises(OutputError, match="holds another run"):
         finetune(data, tmp_path / "out", lambda: load(model), config(rank=4), probe=probe)
 
@@ -140,10 +154,8 @@ def test_a_probe_of_other_classes_is_refused(scene, tmp_path):
         finetune(other, tmp_path / "out", lambda: load(model), config(), probe=probe)
 
 
-def test_an_encoder_loads_with_its_adapter_and_is_fused(scene, tmp_path, monkeypatch):
-    data, model, _ = scene
-    out = tmp_path / "out"
-    finetune(data, out, lambda: load(model), config(epochs=1))
+def test_an_encoder_loads_with_its_adapter_and_is_fused(scene, adapted, tmp_path, monkeypatch):
+    model, out = scene[1], adapted
     encoder, base = load(model, adapter=out), load(model)
     photos = [photo(0), photo(1)]
     ours, pixels = encoder.embed(photos), base.preprocess(photos)
@@ -232,10 +244,9 @@ def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_store_and_a_probe_remember_the_adapter(scene, tmp_path):
+def test_a_store_and_a_probe_remember_the_adapter(scene, adapted, tmp_path):
     data, model, _ = scene
-    out = tmp_path / "out"
-    finetune(data, out, lambda: load(model), config(epochs=1))
+    out = shutil.copytree(adapted, tmp_path / "out")
     encoder = load(model, adapter=out)
     photos = write_digits(tmp_path / "photos", 1)
     embed(["embed", photos, "-o", tmp_path / "store", "--model", model, "--adapter", out])
