@@ -348,7 +348,7 @@ def untrained(tmp_path_factory):
     save(folder / "model", trained=False)
     with chdir(folder), pytest.warns(UntrainedModelWarning):
         for line in ("embed photos -o store --model model", TRAIN):
-            assert cli._run(line.split()) == 0
+            assert cli._run(list(map(str, line.split()))) == 0
     return folder
 
 
