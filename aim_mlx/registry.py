@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 from aim_mlx.config import LiTConfig, PreprocessConfig, TextConfig, VisionConfig
@@ -51,6 +52,16 @@ _AIMV1 = [
     ("3B-5B-imgs", (3072, 24, 24), 82.2, 83.3, 12, "aim_3b_5bimgs_attnprobe_backbone.pth"),
     ("7B-5B-imgs", (4096, 32, 32), 82.4, 84.0, 14, "aim_7b_5bimgs_attnprobe_backbone.pth"),
 ]
+# Trained by this package alone (examples/nano) and part of it, in float16: for drawings and icons,
+# and to try things out.
+_NANO = VisionConfig(192, 528, 6, 3, image_size=112)
+_SHIPPED = {
+    "aimv2-nano-patch14-112": _NANO,
+    "aimv2-nano-patch14-112-lit": LiTConfig(
+        _NANO, TextConfig(128, 352, 4, 2, 8_192, eos_token_id=8_191), 128
+    ),
+}
+_ASSETS = Path(__file__).parent / "assets"
 _HUB_FILE = "https://huggingface.co/apple/AIM/resolve/main"
 
 
@@ -58,6 +69,7 @@ _HUB_FILE = "https://huggingface.co/apple/AIM/resolve/main"
 class ModelSpec:
     """One model; `repo` and `revision` are None where no weights are published as safetensors.
 
+    `folder` is where those lie that the package brings.
     `pickle` is where a .pth file of AIMv1 is published, `best_layers` are the blocks whose mean
     serves a classifier best, and `best_top1` is what one reaches there; `top1` is that of the last
     six.
@@ -73,10 +85,13 @@ class ModelSpec:
     pickle: str | None = None
     best_layers: tuple[int, ...] = ()
     best_top1: float | None = None
+    folder: Path | None = None
 
     @property
     def family(self) -> str:
-        """ "AIMv2", "LiT" or "AIMv1"."""
+        """ "Nano", "AIMv2", "LiT" or "AIMv1"."""
+        if self.folder is not None:
+            return "Nano"
         if isinstance(self.config, LiTConfig):
             return "LiT"
         return "AIMv1" if self.config.family == "aimv1" else "AIMv2"
@@ -95,6 +110,11 @@ def _spec(suffix: str, image_size: int | None, top1: float | None, revision: str
     repo = f"apple/{name}" if revision else None
     preprocess = PreprocessConfig.published(vision)
     return ModelSpec(name, config, preprocess, repo, revision, LICENCE, top1)
+
+
+def _shipped(name: str, config: VisionConfig | LiTConfig) -> ModelSpec:
+    preprocess = PreprocessConfig.published(_NANO)
+    return ModelSpec(name, config, preprocess, None, None, "MIT", None, folder=_ASSETS / name)
 
 
 def _aimv1(
@@ -117,6 +137,7 @@ def _aimv1(
 
 
 _SPECS = [
+    *(_shipped(*row) for row in _SHIPPED.items()),
     *(_spec(*row) for row in _PUBLISHED),
     _spec("base-patch14-224", 224, None, None),
     *(_aimv1(*row) for row in _AIMV1),
@@ -124,6 +145,11 @@ _SPECS = [
 MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 DEFAULT_MODEL = "aimv2-large-patch14-224"
 DEFAULT_LIT = "aimv2-large-patch14-224-lit"  # for what words are needed for
+# What stands in for them while they are not downloaded.
+STAND_INS = {
+    DEFAULT_MODEL: "aimv2-nano-patch14-112",
+    DEFAULT_LIT: "aimv2-nano-patch14-112-lit",
+}
 
 
 def find_model(name: str, what: str = "model") -> ModelSpec:

@@ -61,7 +61,7 @@ def code_of(path: str) -> str:
 
 
 def test_every_picture_of_a_table_is_there(data):
-    for name in ("train", "held_out_style", "held_out_concepts"):
+    for name in ("train", "words", "held_out_style", "held_out_concepts"):
         found = rows(data, name)
         assert found and all((data / row["path"]).is_file() for row in found)
     for language in LANGUAGES:
@@ -77,6 +77,22 @@ def test_nothing_held_out_is_trained_on(data):
     unseen = {code_of(row["path"]) for row in rows(data, "held_out_concepts")}
     assert unseen == {code for code in CODES if held_out(code)} and len(unseen) > 2
     assert len(rows(data, "held_out_style")) == len(CODES)
+
+
+def test_words_has_the_pictures_of_train_with_more_words(data):
+    train, words = ({row["path"]: [] for row in rows(data, name)} for name in ("train", "words"))
+    assert list(train) == list(words)
+    for name, texts in (("train", train), ("words", words)):
+        for row in rows(data, name):
+            texts[row["path"]].append(row["caption"])
+    for path in train:
+        assert words[path][: len(train[path])] == train[path]
+        if "1f4" in path:
+            code, more = code_of(path), words[path][len(train[path]) :]
+            assert train[path][0] == f"en {code}" and more[0] == "animal mammal"
+            others = [text.split() for text in more[1:]]
+            assert all(each == code and language in LANGUAGES for language, each in others)
+            assert len({language for language, _ in others} - {"en"}) == 3
 
 
 def test_a_set_without_codes_is_matched_by_its_names(data):

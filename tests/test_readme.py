@@ -1,5 +1,6 @@
 """The lines of README.md and of docs/, run as they stand."""
 
+import csv
 import os
 import re
 import shutil
@@ -61,7 +62,7 @@ def run_block(mark: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def started(tmp_path_factory):
     """A folder in which the lines of the first block were run."""
     folder = tmp_path_factory.mktemp("readme")
-    yield folder, run_block("start", folder)
+    yield folder, run_block("photos", folder)
     for weights in folder.rglob("*.safetensors"):  # pytest keeps the folders of several runs
         weights.unlink()
 
@@ -75,6 +76,22 @@ def stored(started, tmp_path_factory):
     small.save(folder / "model", trained=False)
     small.save_lit(folder / "lit")
     return folder, run_block("store", folder)
+
+
+def test_the_first_lines_find_drawings_by_words(tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = run_block("start", tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = [line.split("/")[-1] for line in done.stdout.splitlines()]
+    with open(ROOT / "examples/drawings.csv", newline="") as file:
+        kinds = {Path(row["path"]).name: row["label"] for row in csv.DictReader(file)}
+    faces = [name for name in names if kinds[name].startswith("face ")]
+    assert len(names) == 10 and len(faces) >= 7, names  # 36 of the 288 are faces
+    page = (tmp_path / "found.html").read_text()
+    assert page.count("data:image/jpeg;base64,") + page.count("data:image/png;base64,") >= 10
+    done = run_block("drawings", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 288
 
 
 def test_a_first_run_embeds_real_photographs_with_an_encoder_of_full_size(started):

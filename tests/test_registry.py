@@ -7,7 +7,8 @@ import pytest
 
 from aim_mlx.config import HEAD_DIM, LiTConfig
 from aim_mlx.errors import UsageError
-from aim_mlx.registry import DEFAULT_MODEL, MODELS, find_model
+from aim_mlx.registry import DEFAULT_MODEL, MODELS, STAND_INS, find_model
+from aim_mlx.weights.checkpoint import open_checkpoint
 from aim_mlx.weights.sizes import expected_shapes
 
 PUBLISHED = {name: spec for name, spec in MODELS.items() if spec.repo}
@@ -34,7 +35,7 @@ def test_the_four_models_of_aimv1_are_there_under_their_own_names():
 
 
 @pytest.mark.parametrize(
-    "spec", [s for s in MODELS.values() if s.family != "AIMv1"], ids=lambda spec: spec.name
+    "spec", [s for s in MODELS.values() if s.family in ("AIMv2", "LiT")], ids=lambda spec: spec.name
 )
 def test_sizes_are_those_that_the_name_says(spec):
     size, pixels = spec.name.split("-")[1], spec.name.split("-")[3]
@@ -51,6 +52,16 @@ def test_the_lit_model_has_both_towers():
     assert isinstance(config, LiTConfig)
     assert config.text.embed_dim == HEAD_DIM * config.text.num_heads
     assert (config.text.context_length, config.text.vocab_size) == (77, 49_408)
+
+
+def test_the_small_models_are_what_their_folders_hold():
+    brought = [spec for spec in MODELS.values() if spec.folder]
+    assert [spec.name for spec in brought] == list(STAND_INS.values())
+    for spec in brought:
+        checkpoint = open_checkpoint(spec.folder)
+        assert (checkpoint.config, checkpoint.preprocess) == (spec.config, spec.preprocess)
+        assert checkpoint.dtype == "float16" and checkpoint.trained and spec.licence == "MIT"
+    assert all(name in PUBLISHED for name in STAND_INS)
 
 
 def test_nobody_can_change_the_models():

@@ -21,6 +21,7 @@ from aim_mlx.cli.options import (
     Revision,
     Table,
     Templates,
+    model_named,
 )
 from aim_mlx.registry import DEFAULT_LIT
 
@@ -117,7 +118,7 @@ def classify(
             dtype = dtype or saved.model.get("dtype")  # in another, the weights are others
         loading = {"revision": revision, "dtype": dtype, "packed": packed or None}
         loading |= {"offline": offline, "progress": tqdm}
-        load = cache(partial(load_lit, model or DEFAULT_LIT, **loading))
+        load = cache(partial(load_lit, model_named(model, DEFAULT_LIT), **loading))
     else:
         if any([model, revision, dtype, packed, batch_size, follow, hidden, allow_truncated]):
             raise UsageError(

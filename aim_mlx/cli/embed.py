@@ -21,9 +21,9 @@ from aim_mlx.cli.options import (
     Packed,
     Pooling,
     Revision,
+    model_named,
     numbers,
 )
-from aim_mlx.registry import DEFAULT_MODEL
 
 
 def embed(
@@ -40,7 +40,7 @@ def embed(
             ".safetensors, .parquet or .jsonl.",
         ),
     ],
-    model: EncoderModel = DEFAULT_MODEL,
+    model: EncoderModel = None,
     adapter: Adapter = None,
     revision: Revision = None,
     pooling: Pooling = None,
@@ -122,11 +122,12 @@ def embed(
     if dry_run:
         progress.planned(*plan_files(job), output)
         return 0
+    name = model_named(model)
     with ExitStack() as until_the_end, progress:
 
         def loaded() -> Encoder:
             encoder = load(
-                model,
+                name,
                 dtype=dtype,
                 revision=revision,
                 adapter=adapter,

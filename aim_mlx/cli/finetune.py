@@ -15,11 +15,11 @@ from aim_mlx.cli.options import (
     Revision,
     TrainingDtype,
     memory_bytes,
+    model_named,
     options_of,
     takes_data,
 )
 from aim_mlx.finetune.config import FinetuneConfig
-from aim_mlx.registry import DEFAULT_MODEL
 
 
 @options_of(FinetuneConfig)
@@ -29,7 +29,7 @@ def finetune(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The classifier's folder to write.")
     ],
-    model: EncoderModel = DEFAULT_MODEL,
+    model: EncoderModel = None,
     revision: Revision = None,
     from_probe: Annotated[
         Path | None,
@@ -59,12 +59,13 @@ def finetune(
 
     memory = memory_bytes(memory_gb)
     group = joined()
+    name = model_named(model)
     report = FinetuneReporter(as_json)
     with report, gently() as stop, logged(report, log, output) as log_report:
         done = run(
             data,
             output,
-            lambda: load(model, dtype="float32", revision=revision, offline=offline, progress=tqdm),
+            lambda: load(name, dtype="float32", revision=revision, offline=offline, progress=tqdm),
             FinetuneConfig(**options),
             log_report,
             probe=from_probe,

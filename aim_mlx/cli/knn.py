@@ -12,16 +12,16 @@ from aim_mlx.cli.options import (
     Offline,
     Pooling,
     Revision,
+    model_named,
     numbers,
     takes_data,
 )
-from aim_mlx.registry import DEFAULT_MODEL
 
 
 @takes_data
 def knn(
     data: Any,
-    model: EncoderModel = DEFAULT_MODEL,
+    model: EncoderModel = None,
     adapter: Adapter = None,
     revision: Revision = None,
     ks: Annotated[
@@ -52,11 +52,12 @@ def knn(
     from aim_mlx.probe.knn import nearest_neighbours
     from aim_mlx.training.report import pass_on
 
+    name = model_named(model)
     report = ProbeReporter(as_json)
     with report, gently() as stop:
         found = nearest_neighbours(
             data,
-            lambda: load(model, revision=revision, adapter=adapter, offline=offline, progress=tqdm),
+            lambda: load(name, revision=revision, adapter=adapter, offline=offline, progress=tqdm),
             EmbedOptions(pooling, numbers("--layers", layers, int) if layers else ()),
             report,
             ks=tuple(dict.fromkeys(numbers("--k", ks, int))),

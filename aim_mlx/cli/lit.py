@@ -6,9 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from aim_mlx.cli.help import App
-from aim_mlx.cli.options import Log, Offline, Revision, options_of
+from aim_mlx.cli.options import EncoderModel, Log, Offline, Revision, model_named, options_of
 from aim_mlx.lit_training.config import TrainConfig
-from aim_mlx.registry import DEFAULT_MODEL
 
 app = App(help="Models that compare images with words.", rich_markup_mode=None)
 
@@ -23,9 +22,7 @@ def train(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The model's folder to write.")],
-    model: Annotated[
-        str, typer.Option(help="The frozen image tower: a model name, Hub repo, folder or file.")
-    ] = DEFAULT_MODEL,
+    model: EncoderModel = None,
     revision: Revision = None,
     path_column: Annotated[str, typer.Option(help="The column of the images.")] = "path",
     caption_column: Annotated[str, typer.Option(help="The column of the texts.")] = "caption",
@@ -60,12 +57,13 @@ def train(
 
     if not 0 <= max_cache_gb < 1e6:
         raise UsageError(f"--max-cache-gb must be from 0, got {max_cache_gb}")
+    name = model_named(model)
     report = LiTReporter(as_json)
     with report, gently() as stop, logged(report, log, output) as log_report:
         done = train_lit(
             pairs,
             output,
-            lambda: load(model, dtype="float32", revision=revision, offline=offline, progress=tqdm),
+            lambda: load(name, dtype="float32", revision=revision, offline=offline, progress=tqdm),
             TrainConfig(**options),
             log_report,
             columns=(path_column, caption_column),

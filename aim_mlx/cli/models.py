@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # What each list begins with: what the models are, and how IN-1k, top-1 on ImageNet, was measured.
 _TITLES = {
+    "Nano": "Nano: trained by this package and part of it, for drawings and for trying things out.",
     "AIMv2": "AIMv2: encoders. IN-1k with an attentive probe on the frozen trunk.",
     "LiT": "LiT: encoders with a text tower, for labels and queries in words. IN-1k zero-shot.",
     "AIMv1": "AIMv1: the first encoders, published as .pth files. IN-1k with a probe on the mean "
@@ -40,7 +41,8 @@ def models(
     for title, specs in families().items():
         rows = []
         for spec in specs:
-            here = "yes" if spec.repo and cached(spec.repo, spec.revision) else "no"
+            on_disk = spec.folder or (spec.repo and cached(spec.repo, spec.revision))
+            here = "yes" if on_disk else "no"
             rows.append(described(spec.name) | {"on disk": here})
         if as_json:
             print(*map(json.dumps, rows), sep="\n")
@@ -76,7 +78,9 @@ def described(name: str) -> dict[str, Any]:
         row["best blocks"] = f"{spec.best_top1} ({spec.best_layers[0]}-{spec.best_layers[-1]})"
     for precision in _PRECISIONS:
         row[precision] = f"{size_at(spec.config, precision) / 1e9:.2f} GB"
-    return row | {"licence": spec.licence if spec.repo or spec.pickle else "no weights"}
+    return row | {
+        "licence": spec.licence if spec.repo or spec.pickle or spec.folder else "no weights"
+    }
 
 
 def size_at(config: "VisionConfig | LiTConfig", precision: str) -> float:

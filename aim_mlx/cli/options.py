@@ -1,6 +1,7 @@
 """Options that several commands have: one name, one meaning, one help text."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import Field, fields
 from functools import wraps
@@ -10,18 +11,26 @@ from typing import Annotated, Any
 import typer
 
 from aim_mlx.errors import UsageError
-from aim_mlx.registry import DEFAULT_LIT
+from aim_mlx.registry import DEFAULT_LIT, DEFAULT_MODEL, MODELS, STAND_INS
 
 # The model
 
 EncoderModel = Annotated[
-    str, typer.Option(help="The encoder: a model name, Hub repo, folder or file.")
+    str | None,
+    typer.Option(
+        help="The encoder: a model name, Hub repo, folder or file.  "
+        f"[default: {DEFAULT_MODEL} if downloaded, else {STAND_INS[DEFAULT_MODEL]}]"
+    ),
 ]
 Adapter = Annotated[
     Path | None, typer.Option(help="What fine-tuning changed of it: the folder of finetune.")
 ]
 LitModel = Annotated[
-    str | None, typer.Option(help=f"A LiT model's name, repo or folder.  [default: {DEFAULT_LIT}]")
+    str | None,
+    typer.Option(
+        help="A LiT model's name, repo or folder.  "
+        f"[default: {DEFAULT_LIT} if downloaded, else {STAND_INS[DEFAULT_LIT]}]"
+    ),
 ]
 Revision = Annotated[str | None, typer.Option(help="A commit, branch or tag of a Hub repo.")]
 Dtype = Annotated[
@@ -104,6 +113,24 @@ def memory_bytes(gigabytes: float) -> int:
     if not 0 <= gigabytes <= 1e6:
         raise UsageError(f"--memory-gb must be from 0 to 1000000, got {gigabytes}")
     return round(gigabytes * 1e9)
+
+
+def model_named(given: str | None, default: str = DEFAULT_MODEL) -> str:
+    """The model of --model; without, the default where it is on this disk, else its stand-in."""
+    if given is not None:
+        return given
+    from aim_mlx.weights.hub import cached
+
+    spec = MODELS[default]
+    if spec.repo is not None and cached(spec.repo, spec.revision):
+        return default
+    small = STAND_INS[default]
+    print(
+        f"note: no --model, and {default} is not downloaded: using {small}, which is for drawings "
+        f"and for trying things out; for photos: --model {default}",
+        file=sys.stderr,
+    )
+    return small
 
 
 # Of labelled images that are divided: made into one argument

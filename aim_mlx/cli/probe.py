@@ -24,12 +24,12 @@ from aim_mlx.cli.options import (
     Revision,
     SplitColumn,
     Table,
+    model_named,
     numbers,
     options_of,
     takes_data,
 )
 from aim_mlx.probe.config import ProbeConfig
-from aim_mlx.registry import DEFAULT_MODEL
 
 app = App(help="Classifiers on the features of a frozen encoder.", rich_markup_mode=None)
 
@@ -45,7 +45,7 @@ OtherModel = Annotated[
 def train(
     data: Any,
     output: Annotated[Path, typer.Option("-o", "--output", help="The probe's folder to write.")],
-    model: EncoderModel = DEFAULT_MODEL,
+    model: EncoderModel = None,
     adapter: Adapter = None,
     revision: Revision = None,
     protocol: Annotated[
@@ -98,12 +98,13 @@ def train(
     augmentation = Augmentation(config.seed, views, protocol == "paper") if augment else None
     blocks = numbers("--layers", layers, int) if layers else ()
     plan = Plan(config, blocks, augmentation, cache, round(max_cache_gb * 1e9))
+    name = model_named(model)
     report = ProbeReporter(as_json)
     with report, gently() as stop, logged(report, log, output) as log_report:
         done = train_probe(
             data,
             output,
-            lambda: load(model, revision=revision, adapter=adapter, offline=offline, progress=tqdm),
+            lambda: load(name, revision=revision, adapter=adapter, offline=offline, progress=tqdm),
             plan,
             log_report,
             stop=stop,

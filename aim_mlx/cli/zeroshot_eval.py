@@ -18,6 +18,7 @@ from aim_mlx.cli.options import (
     PathColumn,
     Revision,
     Templates,
+    model_named,
 )
 from aim_mlx.registry import DEFAULT_LIT
 
@@ -74,7 +75,7 @@ def zeroshot_eval(
     report.listed(Listing(tuple(item.path for item in items), 0, images.skips, images.notes))
     for skip in images.skips:
         report.skipped(skip)
-    name = model or DEFAULT_LIT
+    name = model_named(model, DEFAULT_LIT)
     lit = load_lit(
         name,
         revision=revision,

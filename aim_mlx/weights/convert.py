@@ -150,7 +150,7 @@ def convert_checkpoint(
     _check(before, Path(folder), dtype, quantization)
     check_folder(Path(folder), overwrite)
     history = {
-        "source": str(before.path.resolve()),
+        "source": str(before.path),
         "dtype": dtype or before.dtype,
         "quantization": None if quantization is None else asdict(quantization),
         "files": [

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from aim_mlx.errors import CheckpointError
+from aim_mlx.errors import CheckpointError, UsageError
 from aim_mlx.files import publish
 from aim_mlx.registry import find_model
 from aim_mlx.weights.files import INDEX_FILE, TOKENIZER_FILES, WEIGHT_FILES, read_index
@@ -60,6 +60,10 @@ def fetch_model(
             model, revision, offline=offline, progress=progress, visual_tokens=visual_tokens
         )
     spec = find_model(model)
+    if spec.folder is not None:
+        if revision is not None:
+            raise UsageError(f"{model} comes with this package: leave out the revision")
+        return spec.folder
     if spec.pickle is not None:
         raise CheckpointError(
             f"{model} is published as a pickle, which can run code: download {spec.pickle} and, in "

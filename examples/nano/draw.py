@@ -43,13 +43,10 @@ def plain(svg: str) -> Image.Image:
     return picture
 
 
-def varied(svg: str, rng: np.random.Generator) -> tuple[Image.Image, str]:
-    """A drawing of some size at some place on some ground, turned a little; and the ground's name.
-
-    The name is empty where the ground has no one colour.
-    """
-    picture, ground = _ground(rng)
-    size = rng.uniform(0.5, 1.0)
+def varied(svg: str, rng: np.random.Generator) -> Image.Image:
+    """A drawing of some size at some place on some ground, turned a little."""
+    picture = _ground(rng)
+    size = rng.uniform(0.6, 1.0)
     # What a set draws in one colour, which it leaves open, must be seen on the ground.
     ink = COLOURS["black" if np.asarray(picture).mean() > 110 else "white"]
     icon = _rendered(svg.replace("currentColor", f"rgb{ink}"), round(size * SIDE))
@@ -59,7 +56,7 @@ def varied(svg: str, rng: np.random.Generator) -> tuple[Image.Image, str]:
         icon = icon.rotate(rng.uniform(-12, 12), Image.Resampling.BICUBIC)
     room = (1 - size) / 2 + 0.05
     _paste(picture, icon, tuple(0.5 + rng.uniform(-room, room, 2)))
-    return picture, ground
+    return picture
 
 
 def shapes(rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
@@ -138,17 +135,16 @@ def _paste(picture: Image.Image, icon: Image.Image, centre: Sequence[float]) -> 
     picture.paste(icon, corner, icon)
 
 
-def _ground(rng: np.random.Generator) -> tuple[Image.Image, str]:
-    """White, one colour, a ramp between two, coarse spots, or stripes."""
+def _ground(rng: np.random.Generator) -> Image.Image:
+    """White, as drawings are most often on, one colour, a ramp of two, coarse spots, or stripes."""
     kind = rng.random()
-    if kind < 0.25:
-        return Image.new("RGB", (SIDE, SIDE), "white"), "white"
-    name = str(rng.choice(list(COLOURS)))
-    colour = _near(rng, COLOURS[name])
-    if kind < 0.6:
-        return Image.new("RGB", (SIDE, SIDE), colour), name
+    if kind < 0.4:
+        return Image.new("RGB", (SIDE, SIDE), "white")
+    colour = _near(rng, COLOURS[str(rng.choice(list(COLOURS)))])
+    if kind < 0.7:
+        return Image.new("RGB", (SIDE, SIDE), colour)
     other = np.array(COLOURS[str(rng.choice(list(COLOURS)))], float)
-    if kind < 0.75:
+    if kind < 0.8:
         at = np.linspace(0, 1, SIDE)[:, None, None] * np.ones((1, SIDE, 1))
         share = at if rng.random() < 0.5 else at.transpose(1, 0, 2)
     elif kind < 0.9:
@@ -159,7 +155,7 @@ def _ground(rng: np.random.Generator) -> tuple[Image.Image, str]:
         along = np.add.outer(np.arange(SIDE), np.arange(SIDE) * int(rng.integers(-1, 2)))
         share = (along // int(rng.integers(4, 20)) % 2)[..., None]
     pixels = (1 - share) * np.array(colour) + share * other
-    return Image.fromarray(pixels.astype(np.uint8)), ""
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def _shape(

@@ -2,10 +2,13 @@
 
 Needs npm, and `pip install resvg-py==0.5.0`; fetches 30 MB. Writes, as tables of `aim-mlx`:
 
-    train.jsonl               pictures with several captions each: emoji in ten styles on varied
-                              backgrounds, flags in two more, drawn shapes, letters
+    train.jsonl               pictures with several English captions each, to pre-train on: emoji in
+                              ten styles on varied backgrounds, flags in two more, drawn shapes,
+                              letters
+    words.jsonl               the same pictures with more words, to learn words from: kinds of
+                              things, single tags, names in other languages
     held_out_style.jsonl      one picture of each concept in a style that is never trained on
-    held_out_concepts.jsonl   a tenth of the concepts, which is in no picture of train.jsonl
+    held_out_concepts.jsonl   a tenth of the concepts, which neither of these two has
     subgroups_*.csv           the same pictures with the subgroup that each belongs to
     languages/LL.jsonl        the pictures of the held-out style with names in other languages
     manifest.json             counts, versions and licences
@@ -15,7 +18,7 @@ import argparse
 import csv
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,38 +44,55 @@ class Drawing:
         return f"{self.style}-{self.concept.code}"
 
 
-def captions(concept: Concept, ground: str, rng: np.random.Generator) -> list[str]:
-    """The name, the name in a sentence, with tags, with its subgroup, and in three languages."""
+@dataclass(frozen=True)
+class Picture:
+    """One that is written: its path in the tables, its captions, and other words for it."""
+
+    path: str
+    captions: list[str]
+    words: list[str]
+
+    def rows(self, texts: list[str]) -> list[dict[str, str]]:
+        return [{"path": self.path, "caption": text} for text in texts]
+
+
+def captions(concept: Concept, rng: np.random.Generator) -> list[str]:
+    """The name, in a sentence, with tags, and with its subgroup."""
     name = concept.names["en"]
     sentence = str(rng.choice(["a drawing of {}", "an icon of {}", "a picture of {}", "{} emoji"]))
-    tags = rng.permutation(np.array(concept.tags, object))[:4]
-    others = rng.choice([each for each in LANGUAGES if each != "en"], 3, replace=False)
     found = [name, sentence.format(name), f"{concept.subgroup}: {name}"]
-    found += [f"{name}: {', '.join(tags)}"] if len(tags) else []
-    found += [f"{name} on a {ground} background"] if ground else []
-    return [*found, *(concept.names[each] for each in others)]
+    tags = [rng.permutation(np.array(concept.tags, object))[:4] for _ in range(2)]
+    return [*found, *(f"{name}: {', '.join(each)}" for each in tags if len(each))]
 
 
-def render(task: tuple[Path, int, Drawing]) -> list[dict[str, str]]:
-    """Writes the pictures of one drawing; their rows of path and caption."""
+def words(concept: Concept, rng: np.random.Generator) -> list[str]:
+    """The subgroup alone, a tag alone, and the name in three languages."""
+    tags = [str(rng.choice(concept.tags))] if concept.tags else []
+    others = rng.choice([each for each in LANGUAGES if each != "en"], 3, replace=False)
+    return [concept.subgroup, *tags, *(concept.names[each] for each in others)]
+
+
+def render(task: tuple[Path, int, Drawing]) -> list[Picture]:
+    """Writes the pictures of one drawing."""
     folder, seed, each = task
     if not each.pictures:
-        return [_save(draw.plain(each.svg), folder, each.name, [each.concept.names["en"]])[0]]
-    rows = []
+        return [_save(draw.plain(each.svg), folder, each.name, [each.concept.names["en"]])]
+    made = []
     for number in range(each.pictures):
         name = f"{each.name}-{number}"
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        picture, ground = draw.varied(each.svg, rng)
-        rows += _save(picture, folder, name, captions(each.concept, ground, rng))
-    return rows
+        picture = draw.varied(each.svg, rng)
+        texts = captions(each.concept, rng), words(each.concept, rng)
+        made.append(_save(picture, folder, name, *texts))
+    return made
 
 
-def render_drawn(task: tuple[Path, int, str, int]) -> list[dict[str, str]]:
-    """Writes one picture of shapes or of a letter; its rows."""
+def render_drawn(task: tuple[Path, int, str, int]) -> list[Picture]:
+    """Writes one picture of shapes or of a letter."""
     folder, seed, kind, number = task
     rng = np.random.default_rng([seed, zlib.crc32(f"{kind}-{number}".encode())])
     picture, names = draw.shapes(rng) if kind == "shapes" else draw.letter(rng)
-    return _save(picture, folder, f"{kind}-{number}", names)
+    return [_save(picture, folder, f"{kind}-{number}", names)]
 
 
 def gather(folder: Path, pictures: int, drawn: dict[str, int], seed: int) -> dict[str, Any]:
@@ -96,22 +116,19 @@ def gather(folder: Path, pictures: int, drawn: dict[str, int], seed: int) -> dic
         for each in ours
         if not each.concept.is_held_out
     ]
+    drawn_tasks = [(images, seed, kind, i) for kind, count in drawn.items() for i in range(count)]
     with ProcessPoolExecutor() as pool:
-        tables = {
-            name: [
-                row
-                for rows in pool.map(render, [(images, seed, each) for each in part], chunksize=32)
-                for row in rows
-            ]
-            for name, part in (
-                ("train", seen),
-                ("held_out_style", style),
-                ("held_out_concepts", unseen),
-            )
-        }
-        tasks = [(images, seed, kind, i) for kind, count in drawn.items() for i in range(count)]
-        for rows in pool.map(render_drawn, tasks, chunksize=64):
-            tables["train"] += rows
+
+        def written(part: list[Drawing]) -> list[Picture]:
+            return sum(pool.map(render, [(images, seed, each) for each in part], chunksize=32), [])
+
+        train = written(seen) + sum(pool.map(render_drawn, drawn_tasks, chunksize=64), [])
+        held_out = {"held_out_style": written(style), "held_out_concepts": written(unseen)}
+    tables = {
+        name: [row for picture in pictures for row in picture.rows(picture.captions)]
+        for name, pictures in {"train": train, **held_out}.items()
+    }
+    tables["words"] = [row for each in train for row in each.rows(each.captions + each.words)]
     for name, rows in tables.items():
         _write_jsonl(folder / f"{name}.jsonl", rows)
     for name, part in (("style", style), ("concepts", unseen)):
@@ -142,9 +159,11 @@ def gather(folder: Path, pictures: int, drawn: dict[str, int], seed: int) -> dic
     }
 
 
-def _save(picture: Image.Image, folder: Path, name: str, names: list[str]) -> list[dict[str, str]]:
+def _save(
+    picture: Image.Image, folder: Path, name: str, captions: list[str], words: Sequence[str] = ()
+) -> Picture:
     picture.save(folder / f"{name}.png")
-    return [{"path": f"images/{name}.png", "caption": caption} for caption in names]
+    return Picture(f"images/{name}.png", captions, list(words))
 
 
 def _write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:

@@ -28,7 +28,7 @@ PROBE: dict[str, Any] = {"learning_rates": (1e-3, 3e-3, 1e-2)}  # beside what th
 TRAINING_DIGITS = 897  # the first; the other 900 test
 TEMPLATES = {
     "subgroup": ("{}",),
-    # Sentences of the captions in training, and the way they begin with a subgroup.
+    # As in training: alone, at the start of a caption, and in the sentences that name things.
     "subgroup, 6 templates": (
         "{}",
         "{}:",
