@@ -97,7 +97,7 @@ def test_the_products_of_the_trunks_are_packed_and_nothing_else():
 
 
 def test_all_published_widths_take_every_group_size():
-    for spec in MODELS.values():
+    for spec in (each for each in MODELS.values() if each.folder is None):
         shapes = expected_shapes(spec.config)
         for group in (32, 64, 128):
             names = quantized_names(shapes, Quantization(8, group))
