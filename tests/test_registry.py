@@ -58,6 +58,7 @@ def test_the_small_models_are_what_their_folders_hold():
     brought = [spec for spec in MODELS.values() if spec.folder]
     assert [spec.name for spec in brought] == list(STAND_INS.values())
     for spec in brought:
+        assert spec.folder
         checkpoint = open_checkpoint(spec.folder)
         assert (checkpoint.config, checkpoint.preprocess) == (spec.config, spec.preprocess)
         assert checkpoint.dtype == "float16" and checkpoint.trained and spec.licence == "MIT"
