@@ -18,7 +18,9 @@ from aim_mlx.weights.rules import from_ours
 pytestmark = pytest.mark.parity
 
 PHOTO = Path(__file__).parent.parent / "data" / "preprocess" / "portrait.png"
-CLOSE = 1e-5  # of the size of the numbers: float32, by another processor or release of PyTorch
+# Of the size of the numbers: float32, by another processor or release of PyTorch. Intel's and AMD's
+# were seen to differ by 1.5e-5, in the sum that is the gradient of log_logit_scale.
+CLOSE = 3e-5
 
 
 def reference(config: Any) -> Any:
