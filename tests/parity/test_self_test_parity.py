@@ -18,8 +18,8 @@ from aim_mlx.weights.rules import from_ours
 pytestmark = pytest.mark.parity
 
 PHOTO = Path(__file__).parent.parent / "data" / "preprocess" / "portrait.png"
-# Of the size of the numbers: float32, by another processor or release of PyTorch. Intel's and AMD's
-# were seen to differ by 1.5e-5, in the sum that is the gradient of log_logit_scale.
+# Of the size of the numbers: float32, by another processor or release of PyTorch. An Intel Xeon
+# was seen to differ by 1.5e-5 from what is stored, in the gradient of log_logit_scale, a sum.
 CLOSE = 3e-5
 
 
