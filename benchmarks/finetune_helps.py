@@ -79,9 +79,9 @@ class Set:
 
 
 SETS = {
-    "digits": Set(digits, 20, 20, {"flip": False, "smallest_crop": 0.8, "jitter": 0.0}),
-    "solar cells": Set(cells, 100, 100, {"smallest_crop": 1.0, "jitter": 0.0}),
-    "faces": Set(faces, 20, 80),
+    "digits": Set(digits, 30, 50, {"flip": False, "smallest_crop": 0.8, "jitter": 0.0}),
+    "solar cells": Set(cells, 100, 150, {"smallest_crop": 1.0, "jitter": 0.0}),
+    "faces": Set(faces, 40, 60),
 }
 METHODS = ("random encoder, probe", "probe", "LoRA", "full", "shuffled, probe", "shuffled, LoRA")
 
@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="an encoder's name or folder")
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="the JSON file to write")
     given = parser.parse_args()

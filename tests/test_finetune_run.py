@@ -84,6 +84,27 @@ def test_a_classifier_is_trained_from_a_probe_and_compared_with_it(finished):
     assert "beside" in page and "loss on val by epoch" in page
 
 
+@pytest.mark.parametrize(
+    ("options", "width", "rate"),
+    [
+        ({}, 1024, 5e-4),
+        ({}, 192, 2.7e-3),
+        ({"full": True}, 3072, 3.3e-5),
+        ({"learning_rate": 0.01}, 192, 0.01),
+    ],
+)
+def test_without_a_rate_narrow_encoders_learn_faster(options, width, rate):
+    assert FinetuneConfig(**options).with_rate(width).learning_rate == rate
+
+
+def test_a_run_tells_the_rate_that_it_chose(scene, tmp_path):
+    data, model, _ = scene  # 64 channels
+    tuned(data, tmp_path / "out", lambda: load(model), config(epochs=1, learning_rate=None))
+    made = AttentiveProbe.load(tmp_path / "out", load(model, adapter=tmp_path / "out"))
+    assert made.training["learning_rate"] == 8e-3
+    assert "0.008, weight decay" in (tmp_path / "out/report.html").read_text()
+
+
 def test_a_probe_that_has_seen_the_test_images_is_named(scene, tmp_path):
     data, model, probe = scene
     options = config(epochs=1, seed=1)  # another split than the probe's

@@ -3,7 +3,7 @@
 The command line's options and their help are made from it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aim_mlx.config import TARGETS, LoRAConfig, VisionConfig
 from aim_mlx.errors import UsageError
@@ -11,7 +11,7 @@ from aim_mlx.probe.config import KINDS
 from aim_mlx.training.options import check_options, option
 from aim_mlx.training.schedule import warm_cosine
 
-_RATES = {"lora": 5e-4, "full": 1e-4}
+_RATES, _WIDTH = {"lora": 5e-4, "full": 1e-4}, 1024  # large's
 _FINAL_RATE = 1e-6
 _MANY = 10**6
 
@@ -37,7 +37,10 @@ class FinetuneConfig:
         among=KINDS,
     )
     learning_rate: float | None = option(
-        None, "The highest, after the warm-up.  [default: 5e-4, with --full 1e-4]", 0, 10
+        None,
+        "The highest, after the warm-up.  [default: 5e-4, with --full 1e-4, times 1024 / width]",
+        0,
+        10,
     )
     layer_decay: float = option(
         0.9, "With --full each block learns this much slower than the next.", 0.01, 1
@@ -73,6 +76,15 @@ class FinetuneConfig:
         check_options(self)
         if not self.targets:
             raise UsageError(f"targets must be some of {', '.join(TARGETS)}, got none")
+
+    def with_rate(self, width: int) -> "FinetuneConfig":
+        """With the learning rate for an encoder of so many channels, where none is given.
+
+        Adam's goes with one over the width (arXiv 2203.03466, table 3).
+        """
+        if self.learning_rate is not None:
+            return self
+        return replace(self, learning_rate=float(f"{self.peak_rate * _WIDTH / width:.2g}"))
 
     @property
     def peak_rate(self) -> float:

@@ -98,6 +98,7 @@ def finetune(
     precision = dtype_named(dtype)
     images = divided(data, config.seed, partial(advanced, "reading images"), folder)
     start = _start(load(), config, probe, images)
+    config = config.with_rate(start.encoder.model.config.embed_dim)
     parts = fitting_parts(start.encoder.model.config, config, precision.size)
     more = {"parts": parts, "dtype": dtype, "first head": _digest(start.head)}
     about = what_decides(config, more, start.encoder, images)
