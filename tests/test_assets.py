@@ -1,6 +1,5 @@
 """The small models that the package brings, on drawings in a style that they never saw."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -56,8 +55,7 @@ def test_they_are_small_and_name_no_place_on_a_disk():
         folder = MODELS[name].folder
         assert folder and sum(path.stat().st_size for path in folder.iterdir()) < most
         told = (folder / "config.json").read_text()
-        paths = re.findall(r'"(?:source|path|model)": "(.*)"', told)
-        assert paths and not any(Path(path).is_absolute() for path in paths)
+        assert '"source": "' in told and '"/' not in told
 
 
 def test_without_a_name_commands_take_the_small_model_and_say_so(tmp_path, capsys):
