@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import aim_mlx
@@ -39,12 +40,17 @@ MODULES = {
 }
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path, always: bool = False) -> Iterator[str]:
     """The modules of the package that a file imports, as they are named in MODULES.
 
     With `always`, those alone that are imported as soon as the file is.
     """
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     for node in tree.body if always else ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aim_mlx"):
             package = (node.module or "").replace(".", "/").removeprefix("aim_mlx").lstrip("/")
@@ -90,8 +96,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_the_name_of_a_public_class_is_used_once():
-    trees = [ast.parse(path.read_text()) for path in MODULES.values()]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
+    nodes = [node for path in MODULES.values() for node in ast.walk(parsed(path))]
     names = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
     twice = [name for name, count in names.items() if count > 1 and not name.startswith("_")]
     assert len(names) > 100 and not twice
@@ -116,7 +121,7 @@ def files() -> str:
             if room in MODULES and MODULES[room].name != "__init__.py" and number:
                 lines += ["**Single files**", ""]
             for module, path in sorted(MODULES.items()):
-                text = ast.get_docstring(ast.parse(path.read_text())) or ""
+                text = ast.get_docstring(parsed(path)) or ""
                 first = text.splitlines()[0].rstrip(".:")
                 if module == room and path.name == "__init__.py":
                     lines += [f"**{room}/** {first}", ""]
@@ -129,7 +134,7 @@ def files() -> str:
 
 
 def test_the_page_lists_every_file():
-    assert all(ast.get_docstring(ast.parse(path.read_text())) for path in MODULES.values())
+    assert all(ast.get_docstring(parsed(path)) for path in MODULES.values())
     found = re.search(r"<!-- files -->\n(.*)<!-- end -->", PAGE.read_text(), re.S)
     assert found and found[1] == files(), "write it again: python tests/test_house.py"
 
