@@ -1,5 +1,6 @@
 """The data of the small model, gathered from packages made here."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -77,6 +78,14 @@ def test_nothing_held_out_is_trained_on(data):
     unseen = {code_of(row["path"]) for row in rows(data, "held_out_concepts")}
     assert unseen == {code for code in CODES if held_out(code)} and len(unseen) > 2
     assert len(rows(data, "held_out_style")) == len(CODES)
+
+
+def test_names_has_the_emoji_of_train_with_their_names(data):
+    with open(data / "names.csv", newline="") as file:
+        named = {row["path"]: row["label"] for row in csv.DictReader(file)}
+    emoji = {row["path"] for row in rows(data, "train") if "1f4" in row["path"]}
+    assert set(named) == emoji and len(emoji) > 100
+    assert all(name == f"en {code_of(path)}" for path, name in named.items())
 
 
 def test_words_has_the_pictures_of_train_with_more_words(data):

@@ -5,10 +5,11 @@ Needs npm, and `pip install resvg-py==0.5.0`; fetches 30 MB. Writes, as tables o
     train.jsonl               pictures with several English captions each, to pre-train on: emoji in
                               ten styles on varied backgrounds, flags in two more, drawn shapes,
                               letters
+    names.csv                 the emoji among these pictures with their names, to fine-tune on
     words.jsonl               the same pictures with more words, to learn words from: kinds of
                               things, single tags, names in other languages
     held_out_style.jsonl      one picture of each concept in a style that is never trained on
-    held_out_concepts.jsonl   a tenth of the concepts, which neither of these two has
+    held_out_concepts.jsonl   a tenth of the concepts, which none of these has
     subgroups_*.csv           the same pictures with the subgroup that each belongs to
     languages/LL.jsonl        the pictures of the held-out style with names in other languages
     manifest.json             counts, versions and licences
@@ -18,7 +19,7 @@ import argparse
 import csv
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,8 @@ def gather(folder: Path, pictures: int, drawn: dict[str, int], seed: int) -> dic
         def written(part: list[Drawing]) -> list[Picture]:
             return sum(pool.map(render, [(images, seed, each) for each in part], chunksize=32), [])
 
-        train = written(seen) + sum(pool.map(render_drawn, drawn_tasks, chunksize=64), [])
+        emoji = written(seen)
+        train = emoji + sum(pool.map(render_drawn, drawn_tasks, chunksize=64), [])
         held_out = {"held_out_style": written(style), "held_out_concepts": written(unseen)}
     tables = {
         name: [row for picture in pictures for row in picture.rows(picture.captions)]
@@ -131,8 +133,10 @@ def gather(folder: Path, pictures: int, drawn: dict[str, int], seed: int) -> dic
     tables["words"] = [row for each in train for row in each.rows(each.captions + each.words)]
     for name, rows in tables.items():
         _write_jsonl(folder / f"{name}.jsonl", rows)
+    _write_labels(folder / "names.csv", ((each.path, each.captions[0]) for each in emoji))
     for name, part in (("style", style), ("concepts", unseen)):
-        _write_labels(folder / f"subgroups_{name}.csv", part)
+        rows = ((f"images/{each.name}.png", each.concept.subgroup) for each in part)
+        _write_labels(folder / f"subgroups_{name}.csv", rows)
     (folder / "languages").mkdir(exist_ok=True)
     for language in LANGUAGES:
         rows = [
@@ -174,11 +178,11 @@ def _lines(rows: list[dict[str, str]]) -> Iterator[str]:
     return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _write_labels(path: Path, part: list[Drawing]) -> None:
+def _write_labels(path: Path, rows: Iterable[tuple[str, str]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["path", "label"])
-        table.writerows((f"images/{each.name}.png", each.concept.subgroup) for each in part)
+        table.writerows(rows)
 
 
 if __name__ == "__main__":
