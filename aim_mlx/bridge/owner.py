@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from aim_mlx.errors import Interrupted
 
 T = TypeVar("T")
+_LAST_INTERVAL = 0.5  # seconds that a thread keeps Python's lock though others want it; else 0.005
 
 
 @dataclass(eq=False)
@@ -80,8 +82,13 @@ class _Owner:
             self._work.get()()
 
     def end(self) -> None:
-        """Ends all calls: a thread that is at work when the interpreter goes may crash it."""
-        if self.calls:
+        """Ends all calls, and leaves the thread in a wait in which it needs Python's lock no more.
+
+        A thread that asks for the lock as the interpreter goes is ended, which aborts the process
+        as above. So after the last answer it may keep the lock until it waits.
+        """
+        if self._started:
+            sys.setswitchinterval(_LAST_INTERVAL)
             for call in list(self.calls):
                 call.cancelled = True
             self.do(Call(), lambda: None)
