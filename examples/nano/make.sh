@@ -10,16 +10,15 @@ cd "$1"
 # Letters and arrows are not to be mirrored; other colours of the same drawing are the same thing.
 aim-mlx pretrain data/train.jsonl -o encoder --config nano --epochs 9 --batch-size 64 \
   --no-flip --jitter 0.3 --smallest-crop 0.6
-# The image tower of words is fine-tuned on the names of emoji first. Two pictures that are alike and
-# have two names are left out, for which the command ends with 3.
-aim-mlx finetune data/names.csv -o names --model ./encoder --full --layer-decay 1 --learning-rate 1e-3 \
-  --warmup 0.02 --clip-norm 1 --epochs 12 --batch-size 64 --val 0.05 --test 0.02 --patience 0 \
-  --no-flip --jitter 0.3 --smallest-crop 0.6 || [ $? = 3 ]
-[ -d tower ] || aim-mlx fuse ./encoder names tower
-aim-mlx lit train data/words.jsonl -o words --model ./tower --epochs 2
-
 name=aimv2-nano-patch14-112
 aim-mlx convert encoder "$name" --dtype float16 --overwrite
+# The image tower of words is this encoder, fine-tuned on the names of emoji first. Two pictures that are alike and
+# have two names are left out, for which the command ends with 3.
+aim-mlx finetune data/names.csv -o names --model "./$name" --full --layer-decay 1 --learning-rate 1e-3 \
+  --warmup 0.02 --clip-norm 1 --epochs 12 --batch-size 64 --val 0.05 --test 0.02 --patience 0 \
+  --no-flip --jitter 0.3 --smallest-crop 0.6 || [ $? = 3 ]
+[ -d tower ] || aim-mlx fuse "./$name" names tower
+aim-mlx lit train data/words.jsonl -o words --model ./tower --epochs 2
 aim-mlx convert words "$name-lit" --dtype float16 --overwrite
 python "$scripts/evaluate.py" data "./$name" "./$name-lit" --random --json scores.json >scores.md
 cat scores.md
