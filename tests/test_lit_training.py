@@ -20,13 +20,14 @@ from aim_mlx.lit_training import run, trainer
 from aim_mlx.lit_training.config import TEXT_SIZES, TextSize, TrainConfig, learning_rate
 from aim_mlx.lit_training.evaluation import recalls
 from aim_mlx.lit_training.features import Split
+from aim_mlx.lit_training.matches import Matches
 from aim_mlx.lit_training.model import decays, lit_config, new_model
 from aim_mlx.lit_training.run import train_lit
-from aim_mlx.lit_training.trainer import LitTrainer, contrastive_loss, no_counterexamples
+from aim_mlx.lit_training.trainer import LitTrainer, contrastive_loss
 from aim_mlx.tokens import cache as token_cache
 from aim_mlx.training import loop
 from aim_mlx.training.report import Silent
-from aim_mlx.words.tokenizer import Tokenizer
+from aim_mlx.words.tokenizer import TokenIds, Tokenizer
 from tests.probes import ArrayTokens
 from tests.small import encoder, photo
 
@@ -47,18 +48,24 @@ def loss_by_hand(images, texts, log_scale, left_out) -> float:
     logits = math.exp(log_scale) * images @ texts.T
     total = 0.0
     for i in range(len(logits)):
-        row = [logits[i, j] for j in range(len(logits)) if not left_out[i, j]]
-        column = [logits[j, i] for j in range(len(logits)) if not left_out[j, i]]
+        row = [logits[i, j] for j in range(len(logits)) if not left_out[0][i, j]]
+        column = [logits[j, i] for j in range(len(logits)) if not left_out[1][j, i]]
         total += np.log(np.exp(row).sum()) + np.log(np.exp(column).sum()) - 2 * logits[i, i]
     return total / (2 * len(logits))
+
+
+def matches_of(*pairs: tuple[int, int]) -> Matches:
+    """Those of pairs of an image's and a text's number."""
+    images, texts = np.array(pairs).T
+    ids = np.stack([texts, np.full(len(texts), 9), np.full(len(texts), 9)], axis=1)
+    return Matches(images, TokenIds(ids, np.full(len(texts), 2), ()))
 
 
 @pytest.fixture
 def case():
     rng = np.random.default_rng(0)
-    ids = np.array([[0, 9]] * 2 + [[1, 9]] * 2 + [[2, 9], [3, 9]])
-    left_out = no_counterexamples(np.array([0, 1, 1, 2, 3, 4]), ids)
-    return rng.normal(size=(6, 5)), rng.normal(size=(6, 5)), 2.3, left_out
+    matches = matches_of((0, 0), (1, 0), (1, 1), (2, 1), (3, 2), (4, 3))
+    return rng.normal(size=(6, 5)), rng.normal(size=(6, 5)), 2.3, matches.left_out(np.arange(6))
 
 
 def in_float32(images, texts, log_scale):
@@ -67,7 +74,7 @@ def in_float32(images, texts, log_scale):
 
 def test_the_loss_equals_its_definition_in_double_precision(case):
     *inputs, left_out = case
-    assert left_out.sum() == 6
+    assert [each.sum() for each in left_out] == [14, 10]
     ours = contrastive_loss(*in_float32(*inputs), left_out)
     assert float(ours) == pytest.approx(loss_by_hand(*case), abs=1e-5)
 
@@ -91,9 +98,19 @@ def test_the_gradient_of_the_loss_equals_finite_differences(case, which):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_pairs_of_one_image_or_one_caption_are_not_told_apart():
-    same = no_counterexamples(np.array([0, 0, 1, 2]), np.array([[1, 9], [2, 9], [3, 9], [2, 9]]))
-    assert [tuple(map(int, each)) for each in np.argwhere(same)] == [(0, 1), (1, 0), (1, 3), (3, 1)]
+def test_what_belongs_together_by_any_pair_is_not_told_apart():
+    # Image 1 has text 7, that of the first row, by a pair outside the batch; 2 has nothing of it.
+    matches = matches_of((0, 7), (1, 8), (2, 9), (1, 7))
+    for left_out in matches.left_out(np.array([0, 1, 2])):
+        assert np.argwhere(left_out).tolist() == [[1, 0]]
+
+
+def test_a_text_counts_once_for_an_image_and_an_image_once_for_a_text():
+    # Rows: two images with text 0, one of them again with text 1, and one with text 2.
+    texts, images = matches_of((0, 0), (1, 0), (1, 1), (2, 2)).left_out(np.arange(4))
+    assert np.argwhere(texts & ~images).tolist() == [[3, 1]]  # text 0 stands before
+    assert np.argwhere(images & ~texts).tolist() == [[2, 3]]  # image 1 stands before
+    assert not texts.diagonal().any() and not images.diagonal().any()
 
 
 def test_recall_counts_any_right_answer_and_takes_ties_as_lost():

@@ -1,6 +1,7 @@
 """A LiT model in training: every step a function of the state before it and of its number.
 
-The loss is CLIP's contrastive one (arXiv 2103.00020, figure 3).
+The loss is CLIP's contrastive one (arXiv 2103.00020, figure 3), but for captions that several
+images have: see `Matches`.
 """
 
 import math
@@ -16,6 +17,7 @@ from aim_mlx.failures import explained
 from aim_mlx.lit_training.config import TrainConfig, learning_rate
 from aim_mlx.lit_training.evaluation import evaluate
 from aim_mlx.lit_training.features import Split
+from aim_mlx.lit_training.matches import Matches
 from aim_mlx.lit_training.model import decays
 from aim_mlx.models.lit import LiTModel
 from aim_mlx.models.pooling import normalized
@@ -26,30 +28,23 @@ LARGEST_LOG_SCALE = math.log(100.0)
 
 
 def contrastive_loss(
-    images: mx.array, texts: mx.array, log_scale: mx.array, left_out: np.ndarray
+    images: mx.array,
+    texts: mx.array,
+    log_scale: mx.array,
+    left_out: tuple[np.ndarray, np.ndarray],
 ) -> mx.array:
     """Images and texts (B, P), row i of one belonging to row i of the other -> their loss ().
 
     The mean cross-entropy of finding each image's text among the batch's, and each text's image,
-    by cosines times exp(log_scale). `left_out` (B, B) bool marks those not to tell apart.
+    by cosines times exp(log_scale). `left_out`, as of `Matches`, says what is not among them.
     """
     logits = mx.exp(log_scale.astype(mx.float32)) * (normalized(images) @ normalized(texts).T)
-    logits = mx.where(mx.array(left_out), -math.inf, logits)
     right = mx.diag(logits)
-    by_image = mx.logsumexp(logits, axis=1) - right
-    by_text = mx.logsumexp(logits, axis=0) - right
+    by_image, by_text = (
+        mx.logsumexp(mx.where(mx.array(each), -math.inf, logits), axis=axis) - right
+        for each, axis in zip(left_out, (1, 0), strict=True)
+    )
     return (by_image.mean() + by_text.mean()) / 2
-
-
-def no_counterexamples(images: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Which pairs do not count against each other: bool (B, B), False on the diagonal.
-
-    Those that share the image, by its number (B,), or the text, by its token ids (B, L).
-    """
-    texts = np.unique(ids, axis=0, return_inverse=True)[1].reshape(-1)
-    same = (images[:, None] == images) | (texts[:, None] == texts)
-    np.fill_diagonal(same, False)
-    return same
 
 
 _SHARE = 16  # pairs that a core has at least, where a batch is divided among them
@@ -77,6 +72,7 @@ class LitTrainer:
     def __post_init__(self):
         self._optimizer = adamw(self.model, self.config.weight_decay, decays, _BETAS)
         self._loss_and_gradient = nn.value_and_grad(self.model, self._loss)
+        self._matches = Matches(self.train.pairs.images, self.train.texts)
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
     @property
@@ -117,7 +113,7 @@ class LitTrainer:
         """
         rows = self._rows()
         tokens, ids = self.train.batch(rows)
-        left_out = no_counterexamples(self.train.pairs.images[rows], ids)
+        left_out = self._matches.left_out(rows)
         with explained(len(rows)), cpu_streams(len(rows) // _SHARE) as streams:
             loss, gradient = self._loss_and_gradient(mx.array(tokens), ids, left_out, streams)
             gradient, norm = optim.clip_grad_norm(gradient, self.config.clip_norm)
@@ -151,7 +147,11 @@ class LitTrainer:
         self.step, self.history = step, history
 
     def _loss(
-        self, tokens: mx.array, ids: np.ndarray, left_out: np.ndarray, streams: list[mx.Stream]
+        self,
+        tokens: mx.array,
+        ids: np.ndarray,
+        left_out: tuple[np.ndarray, np.ndarray],
+        streams: list[mx.Stream],
     ) -> mx.array:
         """The loss of a batch, of which every stream encodes a part."""
         images, texts = [], []
