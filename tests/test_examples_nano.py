@@ -86,6 +86,13 @@ def test_names_has_the_emoji_of_train_with_their_names(data):
     emoji = {row["path"] for row in rows(data, "train") if "1f4" in row["path"]}
     assert set(named) == emoji and len(emoji) > 100
     assert all(name == f"en {code_of(path)}" for path, name in named.items())
+    with open(data / "names_and_kinds.csv", newline="") as file:
+        mixed = {row["path"]: row["label"] for row in csv.DictReader(file)}
+    kinds = {path for path in emoji if path.endswith("-1.png")}  # the last of two pictures
+    assert mixed == {
+        path: "kind: animal mammal" if path in kinds else named[path] for path in named
+    }
+    assert len(kinds) == len(emoji) / 2
 
 
 def test_words_has_the_pictures_of_train_with_more_words(data):
@@ -99,9 +106,11 @@ def test_words_has_the_pictures_of_train_with_more_words(data):
         if "1f4" in path:
             code, more = code_of(path), words[path][len(train[path]) :]
             assert train[path][0] == f"en {code}" and more[0] == "animal mammal"
-            others = [text.split() for text in more[1:]]
+            others = [text.split() for text in more[1:4]]
             assert all(each == code and language in LANGUAGES for language, each in others)
             assert len({language for language, _ in others} - {"en"}) == 3
+            for text, what in zip(more[4:], ("an animal mammal", f"an en {code}"), strict=True):
+                assert text in (what, f"a drawing of {what}")
 
 
 def test_a_set_without_codes_is_matched_by_its_names(data):

@@ -6,6 +6,7 @@ Needs npm, and `pip install resvg-py==0.5.0`; fetches 30 MB. Writes, as tables o
                               ten styles on varied backgrounds, flags in two more, drawn shapes,
                               letters
     names.csv                 the emoji among these pictures with their names, to fine-tune on
+    names_and_kinds.csv       the same, but one picture of each drawing has its kind for a name
     words.jsonl               the same pictures with more words, to learn words from: kinds of
                               things, single tags, names in other languages
     held_out_style.jsonl      one picture of each concept in a style that is never trained on
@@ -67,10 +68,14 @@ def captions(concept: Concept, rng: np.random.Generator) -> list[str]:
 
 
 def words(concept: Concept, rng: np.random.Generator) -> list[str]:
-    """The subgroup alone, a tag alone, and the name in three languages."""
+    """Kind (subgroup), tag, names in three languages; the kind in a phrase, and a name or tag."""
     tags = [str(rng.choice(concept.tags))] if concept.tags else []
     others = rng.choice([each for each in LANGUAGES if each != "en"], 3, replace=False)
-    return [concept.subgroup, *tags, *(concept.names[each] for each in others)]
+    found = [concept.subgroup, *tags, *(concept.names[each] for each in others)]
+    for what in (concept.subgroup, str(rng.choice([concept.names["en"], *tags]))):
+        article = "an" if what[0].lower() in "aeiou" else "a"
+        found.append(str(rng.choice(["{} {}", "a drawing of {} {}"])).format(article, what))
+    return found
 
 
 def render(task: tuple[Path, int, Drawing]) -> list[Picture]:
@@ -133,7 +138,14 @@ def gather(folder: Path, pictures: int, drawn: dict[str, int], seed: int) -> dic
     tables["words"] = [row for each in train for row in each.rows(each.captions + each.words)]
     for name, rows in tables.items():
         _write_jsonl(folder / f"{name}.jsonl", rows)
-    _write_labels(folder / "names.csv", ((each.path, each.captions[0]) for each in emoji))
+    named = [(each.path, each.captions[0]) for each in emoji]
+    kinds = [(each.path, f"kind: {each.words[0]}") for each in emoji]
+    mixed = [
+        kind if kind[0].endswith(f"-{pictures - 1}.png") else name
+        for name, kind in zip(named, kinds, strict=True)
+    ]
+    _write_labels(folder / "names.csv", named)
+    _write_labels(folder / "names_and_kinds.csv", mixed)
     for name, part in (("style", style), ("concepts", unseen)):
         rows = ((f"images/{each.name}.png", each.concept.subgroup) for each in part)
         _write_labels(folder / f"subgroups_{name}.csv", rows)
