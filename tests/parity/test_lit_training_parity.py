@@ -128,7 +128,7 @@ def test_gradients_and_losses_over_steps_equal_pytorchs(reference, tmp_path):
     lit = as_lit(reference, tmp_path / "lit")
     pixels = lit.preprocess([photo(seed) for seed in range(len(TEXTS))])
     trainer = our_trainer(lit, pixels, texts)
-    left_out = np.zeros((len(TEXTS), len(TEXTS)), bool)
+    left_out = (np.zeros((len(TEXTS), len(TEXTS)), bool),) * 2
     streams = [mx.default_stream(mx.default_device())]
     tokens = mx.array(np.stack(trainer.train.tokens.batch(range(len(TEXTS)))))
     _, gradient = trainer._loss_and_gradient(tokens, texts.ids, left_out, streams)
