@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "examples/nano/gather.py"
@@ -111,6 +112,15 @@ def test_words_has_the_pictures_of_train_with_more_words(data):
             assert len({language for language, _ in others} - {"en"}) == 3
             for text, what in zip(more[4:], ("an animal mammal", f"an en {code}"), strict=True):
                 assert text in (what, f"a drawing of {what}")
+
+
+def test_phrases_have_the_article_of_what_they_name():
+    names = {language: f"{language} owl" for language in LANGUAGES} | {"en": "owl"}
+    rng = np.random.default_rng(0)
+    said = [gather.words(Concept(CODES[0], names, ("night",), "bird"), rng)[-2:] for _ in range(40)]
+    assert {kind for kind, _ in said} == {"a bird", "a drawing of a bird"}
+    owl, night = ("an owl", "a drawing of an owl"), ("a night", "a drawing of a night")
+    assert {other for _, other in said} == {*owl, *night}
 
 
 def test_a_set_without_codes_is_matched_by_its_names(data):

@@ -24,8 +24,8 @@ class Matches:
         """What is no wrong answer, among the pairs of these rows (B,): bool (B, B), twice.
 
         First as texts for the image of a row, then as images for the text of a column: what belongs
-        to it by another pair, and what stands in the batch before. Every text then counts once: if
-        one of many images counted as often as it has them, it would be thought the less likely.
+        to it by another pair, and what a pair before it in the batch has already. So a text counts
+        once: if it counted for each of its images, common texts would be thought unlikely.
         """
         asked = self._of_image[rows, None] + self._texts[rows]
         place = np.searchsorted(self._known, asked).clip(max=len(self._known) - 1)

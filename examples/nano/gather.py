@@ -8,7 +8,7 @@ Needs npm, and `pip install resvg-py==0.5.0`; fetches 30 MB. Writes, as tables o
     names.csv                 the emoji among these pictures with their names, to fine-tune on
     names_and_kinds.csv       the same, but one picture of each drawing has its kind for a name
     words.jsonl               the same pictures with more words, to learn words from: kinds of
-                              things, single tags, names in other languages
+                              things, single tags, names in other languages, phrases
     held_out_style.jsonl      one picture of each concept in a style that is never trained on
     held_out_concepts.jsonl   a tenth of the concepts, which none of these has
     subgroups_*.csv           the same pictures with the subgroup that each belongs to
