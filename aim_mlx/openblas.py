@@ -21,6 +21,7 @@ _FALLBACKS = ("Prescott", "Core2", "Penryn", "Nehalem", "generic")
 _KERNELS = (("avx512vl", "SkylakeX"), ("avx2", "Haswell"))
 _CORETYPE = "OPENBLAS_CORETYPE"
 _BUFFER = 129 << 20  # bytes of addresses that a product takes, and a little
+_ROOM = 1200 << 20  # what the libraries, the threads and a small model take besides
 
 
 @dataclass(frozen=True)
@@ -83,20 +84,22 @@ def _take_buffers(library: ctypes.CDLL, count: int) -> None:
     """Has OpenBLAS take its buffers now where the address space is limited, as by `ulimit -v`.
 
     It takes them when it first needs them and, where there is no room, tries again for ever. Until
-    they are used they cost addresses and no memory.
+    they are used they cost addresses and no memory. Room for the rest is asked for too, as Python
+    waits for ever for a thread that it started where there is none for the thread's first call.
     """
     import resource  # not there on every system, but on Linux
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return
+    needed = count * _BUFFER + _ROOM
     try:
-        mmap.mmap(-1, count * _BUFFER).close()
+        mmap.mmap(-1, needed).close()
     except OSError as error:
         raise BackendError(
-            f"this process may have {limit >> 20:,} MB of addresses (ulimit -v), too few for the "
-            f"{count * _BUFFER >> 20:,} MB of OpenBLAS's buffers: raise the limit, or set "
-            "OPENBLAS_NUM_THREADS=1"
+            f"this process may have {limit >> 20:,} MB of addresses (ulimit -v) and needs "
+            f"{needed >> 20:,} MB more than it has taken, {count * _BUFFER >> 20:,} MB of them for "
+            "OpenBLAS's buffers: raise the limit, or set OPENBLAS_NUM_THREADS=1"
         ) from error
     library.blas_memory_alloc.restype = ctypes.c_void_p
     library.blas_memory_free.argtypes = [ctypes.c_void_p]

@@ -108,7 +108,7 @@ def read_bytes(path: Path, largest: int) -> bytes:
                 "not a checkpoint's JSON"
             )
         with open(path, "rb") as file:
-            return file.read(largest)
+            return file.read(status.st_size)
     except OSError as error:
         raise CheckpointError(f"{at(path)} cannot be read: {error.strerror or error}") from error
 
