@@ -58,7 +58,7 @@ _NANO = VisionConfig(192, 528, 6, 3, image_size=112)
 _SHIPPED = {
     "aimv2-nano-patch14-112": _NANO,
     "aimv2-nano-patch14-112-lit": LiTConfig(
-        _NANO, TextConfig(128, 352, 4, 2, 8_192, eos_token_id=8_191), 128
+        _NANO, TextConfig(128, 352, 1, 2, 6_144, eos_token_id=6_143), 128
     ),
 }
 _ASSETS = Path(__file__).parent / "assets"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import aim_mlx
 from aim_mlx.cli import main as cli
 from aim_mlx.data.labelled import Data
 from aim_mlx.data.pairs import read_pairs
+from aim_mlx.lit_training.config import TEXT_SIZES
 from aim_mlx.registry import DEFAULT_LIT, DEFAULT_MODEL, MODELS, STAND_INS
 from tests import small
 
@@ -21,7 +23,7 @@ import measures  # noqa: E402
 
 NANO, LIT = STAND_INS.values()
 # Of the 288 drawings in examples/, as measured when the weights were made.
-RECORDED = {"recall@1": 0.354, "recall@10": 0.708, "subgroup": 0.257}
+RECORDED = {"recall@1": 0.340, "recall@10": 0.726, "subgroup": 0.253}
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +59,18 @@ def test_both_tell_drawings_apart_and_began_as_one_encoder():
 
 
 def test_they_are_small_and_name_no_place_on_a_disk():
-    for name, most in ((NANO, 6e6), (LIT, 10e6)):
+    for name, most in ((NANO, 6e6), (LIT, 9e6)):
         folder = MODELS[name].folder
         assert folder and sum(path.stat().st_size for path in folder.iterdir()) < most
+        assert (folder / "model.safetensors").stat().st_size < 8e6
         told = (folder / "config.json").read_text()
         assert '"source": "' in told and '"/' not in told
+
+
+def test_the_text_tower_has_the_sizes_that_a_training_can_ask_for():
+    text = MODELS[LIT].config.text  # pyright: ignore[reportAttributeAccessIssue]
+    sizes = (text.embed_dim, text.mlp_hidden_dim, text.num_blocks, text.num_heads, text.vocab_size)
+    assert (*sizes, 128) == astuple(TEXT_SIZES["nano"])
 
 
 def test_without_a_name_commands_take_the_small_model_and_say_so(tmp_path, capsys):

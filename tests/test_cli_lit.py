@@ -97,7 +97,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_the_same_command_ends_in_the_same_model
     ("more", "code", "words"),
     [
         (["--caption-column", "text"], 2, "no column 'text': it has 'path', 'caption'"),
-        (["--text-config", "huge"], 2, "text config must be one of tiny, base"),
+        (["--text-config", "huge"], 2, "text config must be one of nano, tiny, base"),
         (["--learning-rate", "nan"], 2, "learning rate must be from 0"),
         (["--max-cache-gb", "-1"], 2, "--max-cache-gb"),
         (["--held-out", "0.01"], 2, "too few"),

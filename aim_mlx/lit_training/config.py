@@ -21,6 +21,7 @@ class TextSize:
 
 
 TEXT_SIZES = {
+    "nano": TextSize(128, 352, 1, 2, 6_144, 128),  # for names and phrases, not for sentences
     "tiny": TextSize(128, 352, 4, 2, 8_192, 128),
     "base": TextSize(768, 2048, 12, 6, 49_408, 768),  # of the published LiT model
 }
@@ -34,7 +35,7 @@ class TrainConfig:
     """
 
     text_config: str = option(
-        "tiny", "Size of the text tower: tiny, or base as published.", among=tuple(TEXT_SIZES)
+        "tiny", "Size of the text tower: nano, tiny, or base as published.", among=tuple(TEXT_SIZES)
     )
     epochs: int = option(20, "Passes over the pairs.", 1, 10**6)
     batch_size: int = option(

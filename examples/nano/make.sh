@@ -22,7 +22,7 @@ tune() { # MODEL TABLE EPOCHS NEW-MODEL SPLIT...
 }
 tune "./$name" names 12 named --val 0.05 --test 0.02
 tune ./named names_and_kinds 7 tower --val 0.03 --test 0
-aim-mlx lit train data/words.jsonl -o words --model ./tower --epochs 2
+aim-mlx lit train data/words.jsonl -o words --model ./tower --text-config nano --epochs 4
 aim-mlx convert words "$name-lit" --dtype float16 --overwrite
 python "$scripts/evaluate.py" data "./$name" "./$name-lit" --random --json scores.json >scores.md
 cat scores.md
