@@ -10,6 +10,7 @@ import pytest
 
 import aim_mlx
 from aim_mlx.cli import main as cli
+from aim_mlx.config import LiTConfig
 from aim_mlx.data.labelled import Data
 from aim_mlx.data.pairs import read_pairs
 from aim_mlx.lit_training.config import TEXT_SIZES
@@ -68,9 +69,11 @@ def test_they_are_small_and_name_no_place_on_a_disk():
 
 
 def test_the_text_tower_has_the_sizes_that_a_training_can_ask_for():
-    text = MODELS[LIT].config.text  # pyright: ignore[reportAttributeAccessIssue]
+    config = MODELS[LIT].config
+    assert isinstance(config, LiTConfig)
+    text = config.text
     sizes = (text.embed_dim, text.mlp_hidden_dim, text.num_blocks, text.num_heads, text.vocab_size)
-    assert (*sizes, 128) == astuple(TEXT_SIZES["nano"])
+    assert (*sizes, config.projection_dim) == astuple(TEXT_SIZES["nano"])
 
 
 def test_without_a_name_commands_take_the_small_model_and_say_so(tmp_path, capsys):

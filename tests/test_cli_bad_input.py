@@ -140,7 +140,7 @@ def test_control_characters_in_a_warning_are_escaped(capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS knows no such limit")
-@pytest.mark.parametrize("megabytes", [600, 1330, 1900, 2100])
+@pytest.mark.parametrize("megabytes", [600, 1330, 1900, 2600])
 def test_a_limit_on_the_address_space_gives_one_line_and_no_hang(one, model, megabytes):
     """Without room OpenBLAS asks for its buffers for ever, and Python waits so for new threads."""
     limit = megabytes * 1000 * 1024
@@ -150,10 +150,10 @@ def test_a_limit_on_the_address_space_gives_one_line_and_no_hang(one, model, meg
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     _, stderr = process.communicate(timeout=60)
-    if megabytes < 2100:
+    if megabytes < 2600:
         assert process.returncode == 1 and len(stderr.splitlines()) == 1, stderr
         assert "raise the limit" in stderr, stderr
-    else:  # not one byte more than is asked for at the start
+    else:  # enough, however much OpenBLAS's own thread has taken before the room is asked for
         assert process.returncode == 0, stderr
 
 

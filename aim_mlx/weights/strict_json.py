@@ -108,7 +108,8 @@ def read_bytes(path: Path, largest: int) -> bytes:
                 "not a checkpoint's JSON"
             )
         with open(path, "rb") as file:
-            return file.read(status.st_size)
+            # Its size now, as another may have replaced it; `largest` would take that much memory.
+            return file.read(min(os.fstat(file.fileno()).st_size, largest))
     except OSError as error:
         raise CheckpointError(f"{at(path)} cannot be read: {error.strerror or error}") from error
 
