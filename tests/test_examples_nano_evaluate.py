@@ -24,7 +24,7 @@ import measures  # noqa: E402
 from emoji import LANGUAGES  # noqa: E402
 
 NAMES = [f"thing {i}" for i in range(6)]
-SUBGROUPS = ("one-half", "another-half")
+SUBGROUPS = ("one half", "another half")
 
 
 def write_table(path: Path, rows: list[tuple[str, str]]) -> None:
@@ -126,14 +126,34 @@ def test_concepts_that_share_a_picture_both_find_it():
     assert recalls_of(pairs, found)[0] == pytest.approx(2 / 3)
 
 
-def test_subgroups_are_named_in_words_and_count_once_a_concept(tmp_path):
+@pytest.fixture
+def two_pictures() -> Labelled:
+    return Labelled((Item("a", SUBGROUPS[:1]), Item("b", SUBGROUPS[1:])), SUBGROUPS, False)
+
+
+def test_subgroups_are_told_by_their_words_and_count_once_a_concept(tmp_path, two_pictures):
     lit = aim_mlx.load_lit(small.save_lit(tmp_path / "lit"))
-    labelled = Labelled((Item("a", ("one-half",)), Item("b", ("another-half",))), SUBGROUPS, False)
-    for templates, figure in zip(measures.TEMPLATES.values(), measures.TEMPLATES, strict=True):
-        head = aim_mlx.ZeroShotHead.build(lit, ["one half", "another half"], templates)
+    kinds = dict(zip(("a thing", "another"), SUBGROUPS, strict=True))
+    for figure, templates in measures.TEMPLATES.items():
+        head = aim_mlx.ZeroShotHead.build(lit, SUBGROUPS, templates)
         for shown, value in ((head.vectors, 1.0), (head.vectors[::-1], 0.0)):
-            found = measures.zero_shot(lit, labelled, 1, lambda paths, shown=shown: shown)[figure]
+            vectors = lambda paths, shown=shown: shown  # noqa: E731
+            found = measures.zero_shot(lit, two_pictures, kinds, 1, vectors)[figure]
             assert (found.value, found.trials) == (value, 1)
+
+
+def test_subgroups_are_told_by_the_names_of_what_is_in_them(tmp_path, two_pictures):
+    """A name of no subgroup here counts nowhere, and two names may outweigh a likelier one."""
+    lit = aim_mlx.load_lit(small.save_lit(tmp_path / "lit"))
+    names = ["cat", "a yellow bird", "zebra", "letter"]
+    head = aim_mlx.ZeroShotHead.build(lit, names, ("{}",))
+    kinds = dict(zip(names, (*SUBGROUPS, SUBGROUPS[1], "other"), strict=True))
+    mixed = np.array([2, 1, 1, 0]) @ head.vectors
+    assert head.scores(mixed[None]).argmax() == 0
+    cat, zebra = head.vectors[[0, 2]]
+    for shown, value in (([cat, zebra], 1.0), ([mixed, cat], 0.0), ([cat, mixed], 1.0)):
+        found = measures.zero_shot(lit, two_pictures, kinds, 2, lambda paths, each=shown: each)
+        assert found["subgroup, by its members"].value == value
 
 
 def test_the_interval_of_several_seeds_is_that_of_their_mean_on_one_test():

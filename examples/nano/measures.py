@@ -97,20 +97,27 @@ def words(lit: LiT, pairs: Pairs, vectors: Vectors) -> dict[str, Share]:
     return recall(pairs, vectors(pairs.paths), texts)
 
 
-def zero_shot(lit: LiT, data: Labelled, concepts: int, vectors: Vectors) -> dict[str, Share]:
+def zero_shot(
+    lit: LiT, data: Labelled, kinds: dict[str, str], concepts: int, vectors: Vectors
+) -> dict[str, Share]:
     """The share of pictures whose subgroup is named right, by one template and by several.
 
-    The interval is for as many trials as there are concepts: pictures of one concept in several
-    styles are right or wrong together.
+    And by the names of what is in each: `kinds` has the subgroup of names of things, whose
+    probabilities are added up. The interval is for as many trials as there are concepts: pictures
+    of one concept in several styles are right or wrong together.
     """
     images = vectors([item.path for item in data.items])
     truth = np.array([data.classes.index(item.labels[0]) for item in data.items])
-    labels = [name.replace("-", " ") for name in data.classes]
-    found = {}
-    for name, templates in TEMPLATES.items():
-        scores = ZeroShotHead.build(lit, labels, templates).scores(images)
-        found[name] = Share.of(concepts, measured(scores, truth))
-    return found
+    scores = {
+        figure: ZeroShotHead.build(lit, data.classes, templates).scores(images)
+        for figure, templates in TEMPLATES.items()
+    }
+    names = [name for name, kind in kinds.items() if kind in data.classes]
+    members = np.array([kinds[name] for name in names])[:, None] == np.array(data.classes)
+    scores["subgroup, by its members"] = (
+        ZeroShotHead.build(lit, names, ("{}",)).scores(images) @ members
+    )
+    return {figure: Share.of(concepts, measured(each, truth)) for figure, each in scores.items()}
 
 
 def digits(side: int) -> tuple[list[Image.Image], np.ndarray]:
