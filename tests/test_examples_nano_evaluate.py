@@ -133,13 +133,12 @@ def two_pictures() -> Labelled:
 
 def test_subgroups_are_told_by_their_words_and_count_once_a_concept(tmp_path, two_pictures):
     lit = aim_mlx.load_lit(small.save_lit(tmp_path / "lit"))
-    kinds = dict(zip(("a thing", "another"), SUBGROUPS, strict=True))
+    kinds: dict[str, str] = dict(zip(("a thing", "another"), SUBGROUPS, strict=True))
     for figure, templates in measures.TEMPLATES.items():
         head = aim_mlx.ZeroShotHead.build(lit, SUBGROUPS, templates)
         for shown, value in ((head.vectors, 1.0), (head.vectors[::-1], 0.0)):
-            vectors = lambda paths, shown=shown: shown  # noqa: E731
-            found = measures.zero_shot(lit, two_pictures, kinds, 1, vectors)[figure]
-            assert (found.value, found.trials) == (value, 1)
+            found = measures.zero_shot(lit, two_pictures, kinds, 1, lambda _, shown=shown: shown)
+            assert (found[figure].value, found[figure].trials) == (value, 1)
 
 
 def test_subgroups_are_told_by_the_names_of_what_is_in_them(tmp_path, two_pictures):
@@ -152,7 +151,8 @@ def test_subgroups_are_told_by_the_names_of_what_is_in_them(tmp_path, two_pictur
     assert head.scores(mixed[None]).argmax() == 0
     cat, zebra = head.vectors[[0, 2]]
     for shown, value in (([cat, zebra], 1.0), ([mixed, cat], 0.0), ([cat, mixed], 1.0)):
-        found = measures.zero_shot(lit, two_pictures, kinds, 2, lambda paths, each=shown: each)
+        images = np.stack(shown)
+        found = measures.zero_shot(lit, two_pictures, kinds, 2, lambda _, images=images: images)
         assert found["subgroup, by its members"].value == value
 
 

@@ -52,15 +52,6 @@ class Tables:
     subgroups: dict[str, Labelled]
     train: dict[str, str]  # path -> name of the concept
 
-    def kinds(self) -> dict[str, str]:
-        """The subgroup of each name of the held-out style, which has all concepts."""
-        subgroup = {item.path: item.labels[0] for item in self.subgroups["held-out style"].items}
-        pairs = self.pairs["held-out style"]
-        return {
-            name: subgroup[pairs.paths[image]]
-            for name, image in zip(pairs.captions, pairs.images, strict=True)
-        }
-
 
 def read_tables(folder: Path) -> Tables:
     """All tables, so that one that is missing is named before anything is computed."""
@@ -125,13 +116,13 @@ def evaluate(encoder: aim_mlx.Encoder, tables: Tables) -> dict[str, Figures]:
     found: dict[str, Figures] = {}
     if isinstance(encoder, aim_mlx.LiT):
         vectors = measures.embedder(encoder, "attention")
+        # All concepts are in this table.
+        kinds = measures.kinds(tables.pairs["held-out style"], tables.subgroups["held-out style"])
         for section, pairs in tables.pairs.items():
             found[section] = measures.words(encoder, pairs, vectors)
         for section, labelled in tables.subgroups.items():
             concepts = len(set(tables.pairs[section].captions))
-            found[section] |= measures.zero_shot(
-                encoder, labelled, tables.kinds(), concepts, vectors
-            )
+            found[section] |= measures.zero_shot(encoder, labelled, kinds, concepts, vectors)
     style = tables.pairs["held-out style"]
     found["image tower"] = {
         **measures.on_digits(encoder),

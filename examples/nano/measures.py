@@ -1,6 +1,6 @@
 """What is measured of a model on the pictures of gather.py, and on handwritten digits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,8 +97,15 @@ def words(lit: LiT, pairs: Pairs, vectors: Vectors) -> dict[str, Share]:
     return recall(pairs, vectors(pairs.paths), texts)
 
 
+def kinds(pairs: Pairs, data: Labelled) -> dict[str, str]:
+    """The class of each name; both are of the same pictures."""
+    known = {item.path: item.labels[0] for item in data.items}
+    found = zip(pairs.captions, pairs.images, strict=True)
+    return {name: known[pairs.paths[image]] for name, image in found}
+
+
 def zero_shot(
-    lit: LiT, data: Labelled, kinds: dict[str, str], concepts: int, vectors: Vectors
+    lit: LiT, data: Labelled, kinds: Mapping[str, str], concepts: int, vectors: Vectors
 ) -> dict[str, Share]:
     """The share of pictures whose subgroup is named right, by one template and by several.
 
