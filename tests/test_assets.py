@@ -44,7 +44,7 @@ def test_words_find_drawings_as_often_as_recorded():
     drawings = Data(TABLE).labelled()
     assert not skips and len(pairs.paths) == len(drawings.items) == 288
     found = measures.words(lit, pairs, vectors)
-    kinds = measures.kinds(pairs, drawings)
+    kinds = measures.kinds_of(pairs, drawings)
     found |= measures.zero_shot(lit, drawings, kinds, len(pairs.paths), vectors)
     for figure, recorded in RECORDED.items():
         low, high = found[figure].interval

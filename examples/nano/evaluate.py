@@ -5,7 +5,8 @@ Needs `pip install scikit-learn`, for its digits. Prints tables, whose intervals
 
     held-out style, held-out concepts, languages: models with words only. Recall at k: each name
         once asks for one of its pictures among all of the table. Identical pictures (OpenMoji draws
-        the flags of France and St. Martin alike) are one. Zero-shot: the subgroup, among all.
+        the flags of France and St. Martin alike) are one. Zero-shot: the subgroup, among all, by
+        its own words and by the names of its members.
     image tower: on the mean of its tokens or, in the attentive probe, on all of them. Digits are
         split by their order; and the nearest of some training pictures to each of the held-out
         style.
@@ -117,7 +118,9 @@ def evaluate(encoder: aim_mlx.Encoder, tables: Tables) -> dict[str, Figures]:
     if isinstance(encoder, aim_mlx.LiT):
         vectors = measures.embedder(encoder, "attention")
         # All concepts are in this table.
-        kinds = measures.kinds(tables.pairs["held-out style"], tables.subgroups["held-out style"])
+        kinds = measures.kinds_of(
+            tables.pairs["held-out style"], tables.subgroups["held-out style"]
+        )
         for section, pairs in tables.pairs.items():
             found[section] = measures.words(encoder, pairs, vectors)
         for section, labelled in tables.subgroups.items():

@@ -97,7 +97,7 @@ def words(lit: LiT, pairs: Pairs, vectors: Vectors) -> dict[str, Share]:
     return recall(pairs, vectors(pairs.paths), texts)
 
 
-def kinds(pairs: Pairs, data: Labelled) -> dict[str, str]:
+def kinds_of(pairs: Pairs, data: Labelled) -> dict[str, str]:
     """The class of each name; both are of the same pictures."""
     known = {item.path: item.labels[0] for item in data.items}
     found = zip(pairs.captions, pairs.images, strict=True)
@@ -119,10 +119,9 @@ def zero_shot(
         figure: ZeroShotHead.build(lit, data.classes, templates).scores(images)
         for figure, templates in TEMPLATES.items()
     }
-    names = [name for name, kind in kinds.items() if kind in data.classes]
-    members = np.array([kinds[name] for name in names])[:, None] == np.array(data.classes)
+    members = np.array([*kinds.values()])[:, None] == np.array(data.classes)
     scores["subgroup, by its members"] = (
-        ZeroShotHead.build(lit, names, ("{}",)).scores(images) @ members
+        ZeroShotHead.build(lit, [*kinds], ("{}",)).scores(images) @ members
     )
     return {figure: Share.of(concepts, measured(each, truth)) for figure, each in scores.items()}
 
